@@ -1,0 +1,1 @@
+"""unified-vae: one trainer for image VAEs."""

@@ -1,0 +1,37 @@
+"""q(z|x): the diagonal Gaussian that the encoder gives for each image. Always float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOGVAR_RANGE = (-30.0, 20.0)  # beyond this exp() leaves the useful range of float32
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """A batch of independent normal distributions.
+
+    Attributes:
+        mean: [batch, latents], float32.
+        logvar: [batch, latents], float32, natural logarithm of the variance.
+    """
+
+    mean: Tensor
+    logvar: Tensor
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> DiagonalGaussian:
+        """Split an encoder's output [batch, 2 * latents] into mean and clamped log variance, in float32."""
+        mean, logvar = moments.float().chunk(2, dim=1)
+        return cls(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """z = mean + std * noise (Kingma & Welling 2014); `noise` is standard normal, of mean's shape."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+    def kl_per_unit(self) -> Tensor:
+        """KL(q(z_j|x) || N(0, 1)) in nats, shape [batch, latents]."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)

@@ -1,0 +1,1 @@
+"""Pixels in: sources, decoding, the packed cache, the split, batches."""

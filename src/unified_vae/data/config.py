@@ -1,0 +1,34 @@
+"""Settings of the data: where the images come from, how many, the split, the augmentation."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from unified_vae.core.config import Config
+
+
+class AugmentConfig(Config):
+    """Random changes of the training images, drawn anew each epoch as a function of (seed, epoch, image)."""
+
+    horizontal_flip: bool = False
+    """Mirror half of the images. Leave off for text, digits and anything with a handed side."""
+
+
+class DataConfig(Config):
+    """What is trained on."""
+
+    source: str = Field(default="builtin", min_length=1)
+    """A folder, a .zip or .tar, a .npy or .npz array, `torchvision:NAME`, `hf:owner/name`, or `builtin`."""
+    max_images: int | None = Field(default=None, ge=1)
+    """Use at most this many training images (the same ones each time); null uses all."""
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Part kept for validation where the source has no train/ and val/ folders of its own."""
+    background: str = Field(default="white", pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$")
+    """Colour behind transparent pixels: white, black, grey or #rrggbb."""
+    max_bad_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Stop when more than this part of the files cannot be used."""
+    cache_dir: str | None = None
+    """Where decoded images are kept; null takes $UNIFIED_VAE_CACHE or the user's cache folder."""
+    workers: int = Field(default=0, ge=0)
+    """Loader processes. 0 is fastest for the packed cache on most machines."""
+    augment: AugmentConfig = AugmentConfig()

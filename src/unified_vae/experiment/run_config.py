@@ -1,0 +1,24 @@
+"""A run, completely: validated and frozen. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from unified_vae.core.config import Config
+from unified_vae.data.config import DataConfig
+from unified_vae.losses.config import LossConfig
+from unified_vae.models.config import ModelConfig
+from unified_vae.training.config import TrainingConfig
+
+
+class RunConfig(Config):
+    """Everything that decides what a run computes. `--set path=value` reaches every field below."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Decides the first weights, the order of images, augmentation and noise."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """auto, cpu, cuda, cuda:N or mps."""
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()

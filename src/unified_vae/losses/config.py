@@ -1,0 +1,107 @@
+"""Settings of the objective: one typed field a term. `loss.kl.weight` is beta (docs/objective.md)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from unified_vae.core.config import Config
+from unified_vae.core.schedule import Constant, WeightSchedule
+
+MissingWeights = Literal["replace", "strict"]
+
+
+class TermConfig(Config):
+    """What every term has."""
+
+    weight: float = Field(default=0.0, ge=0)
+    """Weight in the distortion energy; 0 leaves the term out altogether (it is not computed)."""
+    schedule: WeightSchedule = Constant()
+    """How the weight changes over the run."""
+
+
+class MSEConfig(TermConfig):
+    """Mean squared error per pixel value: accuracy."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Weight in the distortion energy; the only term that is on unless told otherwise."""
+
+
+class L1Config(TermConfig):
+    """Mean absolute error per pixel value: edges."""
+
+
+class HaarPSIConfig(TermConfig):
+    """1 - HaarPSI (Reisenhofer et al. 2018, arXiv 1607.06140): a perceptual term that needs no pretrained weights."""
+
+
+class MSSSIMConfig(TermConfig):
+    """1 - MS-SSIM (Wang et al. 2003): structure at several scales, no pretrained weights."""
+
+
+class PerceptualConfig(TermConfig):
+    """Distance of VGG-16 features at several layers (Johnson et al. 2016, arXiv 1603.08155)."""
+
+    layers: list[Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]] = Field(
+        default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"], min_length=1
+    )
+    """The layers whose features are compared."""
+    weights_path: str | None = None
+    """The file vgg16-397923af.pth, where it is not in torchvision's cache and cannot be downloaded."""
+    missing: MissingWeights = "replace"
+    """Without the pretrained weights: `replace` this term by haarpsi and say so, or be `strict` and stop."""
+
+
+class LPIPSConfig(TermConfig):
+    """Learned perceptual image patch similarity (Zhang et al. 2018, arXiv 1801.03924)."""
+
+    net: Literal["vgg", "alex"] = "vgg"
+    """Backbone. `vgg` is the usual one for training, `alex` for reporting."""
+    weights_path: str | None = None
+    """The backbone's file, where it is not in torchvision's cache and cannot be downloaded."""
+    missing: MissingWeights = "replace"
+    """Without the pretrained weights: `replace` this term by haarpsi and say so, or be `strict` and stop."""
+
+
+class KLConfig(Config):
+    """The rate: KL(q(z|x) || N(0, I)) in nats per image, summed over latents."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Beta. 1 is the ELBO; above 1 the latents are closer to N(0, I) and samples better."""
+    schedule: WeightSchedule = Constant()
+    """How beta changes over the run."""
+
+
+class CalibrationConfig(Config):
+    """How the scale of the distortion follows the data."""
+
+    decay: float = Field(default=0.99, ge=0, lt=1)
+    """Weight of the past in the running mean of each term, per optimizer step."""
+
+
+class LossConfig(Config):
+    """The whole objective: a mix of distortions, calibrated, plus beta times the rate."""
+
+    mse: MSEConfig = MSEConfig()
+    l1: L1Config = L1Config()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    lpips: LPIPSConfig = LPIPSConfig()
+    haarpsi: HaarPSIConfig = HaarPSIConfig()
+    ms_ssim: MSSSIMConfig = MSSSIMConfig()
+    kl: KLConfig = KLConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+
+    @model_validator(mode="after")
+    def _some_distortion(self) -> LossConfig:
+        if not self.distortion_terms():
+            raise ValueError("every distortion weight is 0, so nothing would be reconstructed: give mse a weight above 0")
+        return self
+
+    def distortion_terms(self) -> dict[str, TermConfig]:
+        """The enabled distortion terms by their dotted name under `loss`, in the order of the fields."""
+        return {
+            name: value
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), TermConfig) and value.weight > 0
+        }

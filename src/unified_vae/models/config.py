@@ -1,0 +1,29 @@
+"""Settings of the model families."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from unified_vae.core.config import Config
+
+
+class ConvConfig(Config):
+    """A plain convolutional VAE with a latent vector: stride-2 convolutions down, transposed ones up."""
+
+    family: Literal["conv"] = "conv"
+    """Which architecture."""
+    image_size: int = Field(default=64, ge=8, le=1024)
+    """Height and width of the images, in pixels. Any size; multiples of 16 waste no computation."""
+    latents: int = Field(default=256, ge=1)
+    """Number of latent units."""
+    base_channels: int = Field(default=64, ge=4)
+    """Channels of the first stage; they double at each halving, up to `max_multiplier` times this."""
+    max_multiplier: int = Field(default=8, ge=1)
+    """Bound on the doubling of channels."""
+    channels: Literal["auto", 1, 3] = "auto"
+    """Image channels: 1 (grey), 3 (RGB), or `auto` to follow the data."""
+
+
+ModelConfig = ConvConfig

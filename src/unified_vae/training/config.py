@@ -1,0 +1,78 @@
+"""Settings of the training: how long, how fast, what is kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from unified_vae.core.config import Config
+from unified_vae.optim.config import AdamWConfig, CosineLR, LRScheduleConfig, OptimizerConfig
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class EarlyStoppingConfig(Config):
+    """Stop when validation PSNR of the EMA weights no longer rises. Armed when all warm-ups have ended."""
+
+    patience: int | None = Field(default=10, ge=1)
+    """Validations without gain before the run stops; null never stops early."""
+    min_delta: float = Field(default=0.01, ge=0)
+    """Gain in dB that counts."""
+
+
+class CheckpointConfig(Config):
+    """What is saved. The newest, the best and every n-th are kept; the rest of the ring is pruned."""
+
+    keep_last: int = Field(default=2, ge=2)
+    """Newest checkpoints kept, so that one good one is left if the newest is damaged."""
+    keep_every_epochs: int | None = Field(default=None, ge=1)
+    """Keep the checkpoint of every n-th epoch for good; null keeps none but the newest and the best."""
+    every_minutes: float = Field(default=10.0, gt=0)
+    """Save at least this often, also in the middle of an epoch."""
+
+
+class SamplesConfig(Config):
+    """Sheets of pictures: reconstructions beside originals, samples from fixed noise, an interpolation."""
+
+    every_epochs: int = Field(default=5, ge=1)
+    """Epochs between sheets. The first and the last epoch always draw them."""
+    count: int = Field(default=16, ge=1, le=256)
+    """Images on a sheet."""
+
+
+class TrainingConfig(Config):
+    """One unit of progress, the optimizer step; epochs are only a way to say how many."""
+
+    epochs: int = Field(default=50, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images per optimizer step, over all devices and micro-batches."""
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches that each device's share of a batch is split into: less memory, same result."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """End after this many optimizer steps, whatever the epochs say; null for no such bound."""
+    precision: Precision = "auto"
+    """Arithmetic of the network; `auto` is bf16 where the device has it, else fp32. The losses are always fp32."""
+    optimizer: OptimizerConfig = AdamWConfig()
+    lr_schedule: LRScheduleConfig = CosineLR()
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Bound on the gradient's norm; null for none."""
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the averaged weights, which are the ones evaluated and exported; 0 switches averaging off."""
+    validate_every_epochs: int = Field(default=1, ge=1)
+    """Epochs between validations."""
+    log_every_steps: int = Field(default=20, ge=1)
+    """Optimizer steps between two entries of training losses."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    samples: SamplesConfig = SamplesConfig()
+
+    @model_validator(mode="after")
+    def _micro_batches_hold_images(self) -> TrainingConfig:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"training.accumulate ({self.accumulate}) is larger than training.batch_size ({self.batch_size}): "
+                "a micro-batch would hold no image"
+            )
+        return self

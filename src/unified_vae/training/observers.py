@@ -1,0 +1,228 @@
+"""What watches a run: plain events, and the protocol of those who receive them.
+
+Observers never steer: they return nothing, and the numbers of a run are the same with or without them.
+Importing this does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TermRow:
+    """One weighted term of the objective, as shown at start and on resume.
+
+    Attributes:
+        name: dotted path, e.g. `loss.kl`.
+        weight: the configured weight; for `loss.kl` this is beta.
+        schedule: in words.
+        factor: the schedule's factor at this moment; weight * factor is what counts now.
+        note: e.g. what the term replaces, or its calibrated mean.
+    """
+
+    name: str
+    weight: float
+    schedule: str
+    factor: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that differs between the checkpoint and this start."""
+
+    path: str
+    before: object
+    now: object
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run is about to take its first step (or its first after a resume).
+
+    Attributes:
+        facts: (label, text) pairs of what was resolved: device, precision, data counts, parameters, sigma, ...
+        terms: the objective, beta among them.
+        differences: on resume, what changed since the checkpoint.
+    """
+
+    run_dir: Path
+    start_step: int
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    resumed: bool
+    facts: Sequence[tuple[str, str]]
+    terms: Sequence[TermRow]
+    differences: Sequence[Difference] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. The device fields are None on the CPU."""
+
+    process: int
+    device_allocated: int | None = None
+    device_reserved: int | None = None
+    device_peak: int | None = None
+    device_total: int | None = None
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step was taken. No number here waits for the device."""
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class LossesLogged:
+    """Means of the training numbers since the last such entry: losses, rate, bits per dimension, lr, beta, ...
+
+    Attributes:
+        values: deterministic numbers, dotted names (`loss.total`, `loss.mse`, `rate.nats`, `lr`, ...).
+        images_per_second: over the same steps.
+    """
+
+    step: int
+    values: Mapping[str, float]
+    images_per_second: float
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The validation set was passed through the averaged weights.
+
+    Attributes:
+        values: deterministic numbers (`psnr`, `rate.nats`, `active_units`, `loss.total`, ...).
+        kl_per_unit: mean KL of each latent unit, nats.
+        best: whether this is the best so far; `armed` is whether the choice has begun (warm-ups over).
+    """
+
+    step: int
+    epoch: int
+    values: Mapping[str, float]
+    kl_per_unit: Sequence[float]
+    best: bool
+    armed: bool
+    epochs_without_gain: int
+    patience: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint is complete on disk."""
+
+    step: int
+    path: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SheetDrawn:
+    """A picture was written."""
+
+    step: int
+    tag: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run is over.
+
+    Attributes:
+        outcome: `finished`, `stopped early`, `already finished`, or `interrupted`.
+        signal: name of the signal that interrupted it, else "".
+        values: the figures of the best weights (`psnr`, ...); empty where nothing was validated.
+        best_step: step of those weights.
+        model_dir: the exported model, None where there is none yet.
+        exit_code: what the process should return.
+        advice: lines to print: what to do next.
+    """
+
+    outcome: str
+    run_dir: Path
+    step: int
+    values: Mapping[str, float]
+    best_step: int | None
+    seconds: float
+    model_dir: Path | None = None
+    signal: str = ""
+    exit_code: int = 0
+    advice: Sequence[str] = field(default_factory=tuple)
+
+
+class Observer:
+    """Receives events; every method does nothing unless overridden."""
+
+    def phase(self, text: str, done: int, total: int | None) -> None:
+        """Long preparation is under way (reading images, packing, calibrating): `done` of `total`."""
+
+    def notice(self, text: str) -> None:
+        """A line the user should read."""
+
+    def run_started(self, event: RunStarted) -> None: ...
+
+    def step_done(self, event: StepDone) -> None: ...
+
+    def losses_logged(self, event: LossesLogged) -> None: ...
+
+    def validated(self, event: Validated) -> None: ...
+
+    def checkpoint_saved(self, event: CheckpointSaved) -> None: ...
+
+    def sheet_drawn(self, event: SheetDrawn) -> None: ...
+
+    def run_finished(self, event: RunFinished) -> None: ...
+
+
+class Observers(Observer):
+    """Hands each event to several observers, in order."""
+
+    def __init__(self, members: Sequence[Observer]) -> None:
+        self.members = list(members)
+
+    def phase(self, text: str, done: int, total: int | None) -> None:
+        for member in self.members:
+            member.phase(text, done, total)
+
+    def notice(self, text: str) -> None:
+        for member in self.members:
+            member.notice(text)
+
+    def run_started(self, event: RunStarted) -> None:
+        for member in self.members:
+            member.run_started(event)
+
+    def step_done(self, event: StepDone) -> None:
+        for member in self.members:
+            member.step_done(event)
+
+    def losses_logged(self, event: LossesLogged) -> None:
+        for member in self.members:
+            member.losses_logged(event)
+
+    def validated(self, event: Validated) -> None:
+        for member in self.members:
+            member.validated(event)
+
+    def checkpoint_saved(self, event: CheckpointSaved) -> None:
+        for member in self.members:
+            member.checkpoint_saved(event)
+
+    def sheet_drawn(self, event: SheetDrawn) -> None:
+        for member in self.members:
+            member.sheet_drawn(event)
+
+    def run_finished(self, event: RunFinished) -> None:
+        for member in self.members:
+            member.run_finished(event)
