@@ -1,0 +1,34 @@
+"""From a model's config to the model."""
+
+from __future__ import annotations
+
+import torch
+
+from unified_vae.models.config import ModelConfig
+from unified_vae.models.conv import ConvDecoder, ConvEncoder
+from unified_vae.models.vae import VAE
+
+
+def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
+    """The untrained model.
+
+    Args:
+        config: with `channels` resolved to a number.
+        seed: decides the first weights; None leaves them to torch's global generator.
+
+    Raises:
+        ValueError: `channels` is still `auto`.
+    """
+    if config.channels == "auto":
+        raise ValueError("model.channels is still 'auto': it is resolved from the data before a model is built")
+    if seed is None:
+        return _build(config, config.channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(seed % 2**63)
+        return _build(config, config.channels)
+
+
+def _build(config: ModelConfig, channels: int) -> VAE:
+    encoder = ConvEncoder(config, channels)
+    decoder = ConvDecoder(config, channels)
+    return VAE(encoder, decoder, config.latents, channels, config.image_size)

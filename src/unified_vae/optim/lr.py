@@ -1,0 +1,57 @@
+"""Learning-rate schedules: pure functions of progress; the plateau's reductions are the only state.
+
+Importing this does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from unified_vae.optim.config import ConstantLR, CosineLR, LRScheduleConfig, PlateauLR
+
+
+@dataclass
+class PlateauState:
+    """What the plateau schedule remembers; saved with the run.
+
+    Attributes:
+        reductions: how often the rate was reduced.
+        best: best PSNR so far, dB.
+        waited: validations since then without a gain.
+    """
+
+    reductions: int = 0
+    best: float = -math.inf
+    waited: int = 0
+
+    def validated(self, schedule: LRScheduleConfig, psnr: float) -> None:
+        """Count a validation; reduce the rate after `patience` of them without a gain."""
+        if not isinstance(schedule, PlateauLR):
+            return
+        if psnr > self.best:
+            self.best, self.waited = psnr, 0
+            return
+        self.waited += 1
+        if self.waited >= schedule.patience:
+            self.reductions, self.waited = self.reductions + 1, 0
+
+
+def lr_factor(schedule: LRScheduleConfig, progress: float, reductions: int = 0) -> float:
+    """The rate at `progress` in [0, 1], as a part of the peak.
+
+    Args:
+        schedule: a member of the typed union.
+        progress: part of the run that is done.
+        reductions: how often a plateau reduced the rate; 0 for the other schedules.
+    """
+    if progress < schedule.warmup:
+        return progress / schedule.warmup
+    match schedule:
+        case ConstantLR():
+            return 1.0
+        case CosineLR(warmup=warmup, final=final):
+            done = min((progress - warmup) / (1.0 - warmup), 1.0)
+            return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * done))
+        case PlateauLR(factor=factor, final=final):
+            return max(factor**reductions, final)

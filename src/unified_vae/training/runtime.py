@@ -1,0 +1,187 @@
+"""Devices, precision and torch.distributed, and nothing of them anywhere else.
+
+`torchrun` starts one process a device; a plain start is a world of one, for which every collective here
+returns its input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.training.config import Precision
+from unified_vae.training.observers import Memory
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a validation or a save on one rank may take minutes
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how this process computes.
+
+    Attributes:
+        device: this process's device.
+        dtype: the network's arithmetic under autocast; float32 means no autocast.
+        rank: number of this process among `world_size`.
+        sums_dtype: for sums over many images; float64 where the device has it.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    @property
+    def sums_dtype(self) -> torch.dtype:
+        """float64, but float32 on MPS, which lacks it."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused optimizers, which can skip an update on the device, are used."""
+        return self.device.type in ("cpu", "cuda")
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The network's arithmetic."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model whose gradients are averaged over all devices."""
+        if self.world_size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids)
+
+    def accumulating(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch: gradients are exchanged only with the last of a step."""
+        if isinstance(wrapped, DistributedDataParallel) and not last:
+            return wrapped.no_sync()
+        return nullcontext()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all processes."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+            values /= self.world_size
+        return values
+
+    def sum_in_place(self, tensors: Iterable[Tensor]) -> None:
+        """Each tensor becomes its sum over all processes."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def agree(self, flags: list[int]) -> list[int]:
+        """Each flag becomes its largest value over all processes, so that all act at the same step."""
+        if self.world_size == 1:
+            return flags
+        shared = torch.tensor(flags, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return [int(flag) for flag in shared.tolist()]
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, on every process."""
+        if self.world_size == 1:
+            return value
+        box: list[T] = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def memory(self) -> Memory:
+        """Bytes in use now, and the device's peak."""
+        process = psutil.Process().memory_info().rss
+        if self.device.type != "cuda":
+            return Memory(process)
+        return Memory(
+            process,
+            torch.cuda.memory_allocated(self.device),
+            torch.cuda.memory_reserved(self.device),
+            torch.cuda.max_memory_allocated(self.device),
+            torch.cuda.get_device_properties(self.device).total_memory,
+        )
+
+    def describe(self) -> str:
+        """Device, precision and number of processes, for the user."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        device = f"{self.device} ({name})" if name else f"{self.device} ({torch.get_num_threads()} threads)"
+        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        world = f", {self.world_size} processes" if self.world_size > 1 else ""
+        return f"{device}, {precision}{world}"
+
+
+@contextmanager
+def open_runtime(device: str, precision: Precision) -> Iterator[Runtime]:
+    """The runtime of this process; joins the others under `torchrun`, and leaves them at the end.
+
+    Raises:
+        ConfigError: the device or the precision is not to be had here.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = _choose_device(device, local_rank)
+    dtype = _choose_dtype(precision, chosen)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.backends.cudnn.benchmark = True
+    if world_size > 1:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield Runtime(chosen, dtype, rank, world_size, local_rank)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def _choose_device(wish: str, local_rank: int) -> torch.device:
+    if wish == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(wish)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        if (device.index or 0) >= count:
+            raise EnvironmentProblem(
+                f"--device {wish}: torch sees {count} CUDA device(s) here. Use --device cpu, or mend the driver."
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise EnvironmentProblem("--device mps: torch sees no Apple GPU here. Use --device cpu.")
+    return device
+
+
+def _choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float32
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("training.precision fp16 needs a GPU. Use bf16, fp32 or auto on the CPU.")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
