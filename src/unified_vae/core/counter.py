@@ -29,7 +29,7 @@ def key(*parts: int | str) -> int:
     Args:
         parts: e.g. `key(seed, "latent noise", step)`; the words keep purposes apart.
     """
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = repr([part if isinstance(part, str) else int(part) for part in parts])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

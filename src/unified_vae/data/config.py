@@ -29,6 +29,8 @@ class DataConfig(Config):
     """Stop when more than this part of the files cannot be used."""
     cache_dir: str | None = None
     """Where decoded images are kept; null takes $UNIFIED_VAE_CACHE or the user's cache folder."""
+    accept_change: bool = False
+    """Continue a run although its images changed since the checkpoint."""
     workers: int = Field(default=0, ge=0)
     """Loader processes. 0 is fastest for the packed cache on most machines."""
     augment: AugmentConfig = AugmentConfig()

@@ -1,0 +1,179 @@
+"""From a request to the parts of a run: data, resolved config, model, objective, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unified_vae.core.counter import key
+from unified_vae.core.errors import ConfigError
+from unified_vae.data.augment import augment
+from unified_vae.data.batches import steps_per_epoch, train_batches
+from unified_vae.data.open import DataSets, open_data
+from unified_vae.experiment.request import ComposedRun
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.losses.build import Substitution, build_objective, resolve_terms
+from unified_vae.losses.config import LossConfig
+from unified_vae.losses.objective import Objective
+from unified_vae.models.build import build_model
+from unified_vae.models.vae import VAE
+from unified_vae.optim.build import build_optimizer
+from unified_vae.training.ema import EMA
+from unified_vae.training.loop import Plan, settled_step
+from unified_vae.training.observers import Observer
+from unified_vae.training.random import latent_noise
+from unified_vae.training.runtime import Runtime
+from unified_vae.training.self_test import refuse_dead_terms
+from unified_vae.training.step import Stepper
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A config whose every `auto` was answered, and the answers' reasons (dotted path -> words)."""
+
+    config: RunConfig
+    substitutions: tuple[Substitution, ...]
+    reasons: dict[str, str]
+
+
+def open_images(run: ComposedRun, runtime: Runtime, observer: Observer) -> DataSets:
+    """The images; the main process packs them first, the others then find them packed."""
+    config, channels = run.config, run.config.model.channels
+    wanted = None if channels == "auto" else channels
+
+    def read() -> DataSets:
+        return open_data(config.data, config.model.image_size, wanted, observer.phase)
+
+    data = read() if runtime.is_main else None
+    runtime.barrier()
+    return data or read()
+
+
+def resolve(
+    run: ComposedRun, data: DataSets, world_size: int, known_loss: tuple[LossConfig, tuple[Substitution, ...]] | None
+) -> Resolved:
+    """Answer what the config left open.
+
+    Args:
+        known_loss: on resume with an unchanged loss, what was resolved when the run began: a term that was
+            replaced stays so, even if its weights can be had by now.
+
+    Raises:
+        ConfigError: the batch cannot be shared out over the devices.
+        EnvironmentProblem: a `strict` term's pretrained weights cannot be had.
+    """
+    reasons = {"model.channels": "the data"}
+    config = run.config
+    loss, substitutions = known_loss or _resolved_terms(config.loss)
+    for entry in substitutions:
+        reasons[f"loss.{entry.term}"] = f"replaced by {entry.replacement}"
+        reasons[f"loss.{entry.replacement}"] = f"in place of {entry.term}"
+    batch = _batch_size(config.training.batch_size, len(data.train), world_size)
+    if batch != config.training.batch_size:
+        reasons["training.batch_size"] = f"the set has {len(data.train)} training images"
+    training = config.training.model_copy(
+        update={"batch_size": batch, "accumulate": min(config.training.accumulate, batch // world_size)}
+    )
+    model = config.model.model_copy(update={"channels": data.channels})
+    resolved = config.model_copy(update={"loss": loss, "training": training, "model": model})
+    return Resolved(resolved, substitutions, reasons)
+
+
+def _resolved_terms(loss: LossConfig) -> tuple[LossConfig, tuple[Substitution, ...]]:
+    resolved, substitutions = resolve_terms(loss)
+    return resolved, tuple(substitutions)
+
+
+def _batch_size(wanted: int, images: int, world_size: int) -> int:
+    """The batch of a step: what was asked for, or the whole set where that is smaller."""
+    if wanted % world_size:
+        below = max(wanted // world_size, 1) * world_size
+        raise ConfigError(
+            f"training.batch_size {wanted} cannot be shared by {world_size} processes: give {below} or {below + world_size}."
+        )
+    return wanted if wanted <= images else max(images // world_size, 1) * world_size
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, on its device."""
+
+    plan: Plan
+    model: VAE
+    ema: EMA
+    objective: Objective
+    stepper: Stepper
+
+
+def build_parts(config: RunConfig, data: DataSets, runtime: Runtime) -> Parts:
+    """Build everything that has weights or state, untrained."""
+    training = config.training
+    per_epoch = steps_per_epoch(len(data.train), training.batch_size)
+    total = min(training.epochs * per_epoch, training.max_steps or training.epochs * per_epoch)
+    plan = Plan(
+        config.seed, total, per_epoch, training.batch_size, settled_step(config.loss, training, total), training, config.data
+    )
+    model = build_model(config.model, seed=key(config.seed, "weights")).to(runtime.device)
+    objective = build_objective(config.loss, data.channels, config.model.image_size).to(runtime.device)
+    ema = EMA(model, training.ema_decay)
+    optimizer = build_optimizer(training.optimizer, model, fused=runtime.fused)
+    stepper = Stepper(
+        runtime,
+        model,
+        ema,
+        objective,
+        optimizer,
+        seed=config.seed,
+        accumulate=training.accumulate,
+        clip_norm=training.clip_norm,
+    )
+    return Parts(plan, model, ema, objective, stepper)
+
+
+def first_batch(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Tensor, Tensor]:
+    """This rank's images and noise of step 0, as the loop will see them: images in [0, 1] on the device."""
+    plan = parts.plan
+    batch = next(
+        iter(
+            train_batches(
+                data.train,
+                seed=plan.seed,
+                start_step=0,
+                end_step=1,
+                batch_size=plan.batch_size,
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+                workers=0,
+                pin_memory=False,
+            )
+        )
+    )
+    raw = augment(
+        batch.images.to(runtime.device), batch.indices, config=plan.data.augment, seed=plan.seed, epoch=batch.epoch
+    )
+    noise = latent_noise(
+        plan.seed, 0, plan.batch_size, parts.model.latents, runtime.rank, runtime.world_size, runtime.device
+    )
+    return raw.float() / 255, noise
+
+
+def self_test(parts: Parts, images: Tensor, noise: Tensor) -> None:
+    """Refuse to train with a term that moves nothing. A few images suffice."""
+    count = min(len(images), 8)
+    refuse_dead_terms(parts.model, parts.objective, images[:count], noise[:count])
+
+
+@torch.no_grad()
+def calibrate(parts: Parts, images: Tensor, noise: Tensor, runtime: Runtime) -> None:
+    """Give the distortion's scale its first value: the terms of the untrained (or given) model on one batch."""
+    pieces = parts.plan.training.accumulate
+    totals = torch.zeros(len(parts.stepper.term_names), device=runtime.device)
+    for some_images, some_noise in zip(images.tensor_split(pieces), noise.tensor_split(pieces), strict=True):
+        with runtime.autocast():
+            output = parts.model(some_images, some_noise)
+        values = parts.objective.measure(output, some_images)
+        totals += len(some_images) / len(images) * torch.stack([values[name] for name in parts.stepper.term_names])
+    means = runtime.mean(totals)
+    parts.objective.observe(dict(zip(parts.stepper.term_names, means, strict=True)))

@@ -1,0 +1,55 @@
+"""Whether a checkpoint may be continued with today's settings: what may change, what may not, and why. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unified_vae.core.errors import ConfigError, DataError
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.experiment.run_folder import RunRecord, changed
+from unified_vae.training.observers import Difference
+
+FIXED: Mapping[str, str] = {
+    "model.": "the weights in the checkpoint have the old shape",
+    "seed": "order, augmentation and noise would change in the middle of the run",
+    "training.batch_size": "steps are counted in batches, so the place in the run would be lost",
+    "training.optimizer.kind": "the optimizer's state is of the other kind",
+}
+
+
+def differences(record: RunRecord, now: RunConfig) -> list[Difference]:
+    """Settings that were asked for then and now, where they differ."""
+    return [Difference(path, old, new) for path, (old, new) in changed(record.requested, now).items()]
+
+
+def refuse_impossible(found: list[Difference], run_dir: object) -> None:
+    """Raise ConfigError where a setting differs that a run cannot change on its way."""
+    lines = [
+        f"{difference.path} is {difference.before} in the checkpoint and {difference.now} now ({reason})"
+        for difference in found
+        for start, reason in FIXED.items()
+        if difference.path == start or (start.endswith(".") and difference.path.startswith(start))
+    ]
+    if lines:
+        raise ConfigError(
+            f"the run in {run_dir} cannot be continued with these settings: {'; '.join(lines)}. "
+            "Give the old values, another --run-dir, or --no-resume for a fresh start (the old run is moved aside)."
+        )
+
+
+def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool) -> Difference | None:
+    """The difference in data, where there is one and it is accepted.
+
+    Raises:
+        DataError: the images are not those of the checkpoint, and that was not accepted.
+    """
+    before, now = record.data, data
+    if before["fingerprint"] == now["fingerprint"]:
+        return None
+    if not accept:
+        raise DataError(
+            f"the images changed since the checkpoint: it was trained on {before['description']}; now there is "
+            f"{now['description']}. Restore them, go on with --set data.accept_change=true, or start afresh with --no-resume."
+        )
+    return Difference("data (accepted)", before["description"], now["description"])

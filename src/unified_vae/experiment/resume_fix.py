@@ -1,0 +1,92 @@
+"""The cure for blur and posterior collapse: what `resume_fix` does before its first step, and no other mode.
+
+It takes the averaged weights of an existing run, says what ails them, gives units that carry nothing
+fresh weights, and leaves everything else that held the model down behind: the optimizer's moments, the
+distortion's scale, the place in the schedules. The presets then warm beta up again from 0, with more
+weight on sharpness and a lower learning rate. The run that is cured is only read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from unified_vae.core.counter import key
+from unified_vae.core.errors import CheckpointError
+from unified_vae.data.batches import validation_batches
+from unified_vae.data.open import DataSets
+from unified_vae.experiment.assemble import Parts
+from unified_vae.experiment.diagnosis import Diagnosis
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.models.build import build_model
+from unified_vae.models.vae import VAE
+from unified_vae.training import checkpoint
+from unified_vae.training.observers import Observer
+from unified_vae.training.runtime import Runtime
+from unified_vae.training.saver import load_weights
+from unified_vae.training.validation import ValidationResult, validate
+
+
+def take_over(patient: Path, parts: Parts, observer: Observer) -> None:
+    """Put the averaged weights of the run in `patient` into both models.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or none that fits.
+    """
+    saved = checkpoint.newest_good(RunFolder(patient).checkpoints, observer.notice)
+    if saved is None:
+        raise CheckpointError(
+            f"{patient} holds no checkpoint, so there is nothing to fix. Name a run that has trained with --run-dir."
+        )
+    load_weights(parts.model, saved.groups["ema"], "model")
+    load_weights(parts.ema.model, saved.groups["ema"], "model")
+    observer.notice(f"resume_fix: weights of {patient} at step {saved.step:,}; that run itself is left as it is")
+
+
+def examine(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Diagnosis, ValidationResult]:
+    """Validate the averaged weights. The objective needs a scale by now: calibrate first."""
+    batches = validation_batches(
+        data.validation, batch_size=parts.plan.batch_size, rank=runtime.rank, world_size=runtime.world_size
+    )
+    result = validate(parts.ema.model, parts.objective, batches, runtime, 1.0)  # type: ignore[arg-type]
+    return Diagnosis.of(result.values, parts.model.latents), result
+
+
+def revive(parts: Parts, config: RunConfig, active: list[bool]) -> int:
+    """Give every unit that is not active fresh weights, in the model and its average; returns how many."""
+    dead = ~torch.tensor(active)
+    fresh = build_model(config.model, seed=key(config.seed, "revived units"))
+    for model in (parts.model, parts.ema.model):
+        replace_units(model, fresh, dead)  # type: ignore[arg-type]
+    return int(dead.sum())
+
+
+@torch.no_grad()
+def replace_units(model: VAE, fresh: VAE, which: torch.Tensor) -> None:
+    """Copy the latent units `which` ([latents], bool) of `fresh` into `model`.
+
+    A unit is its two rows (mean, log variance) in the encoder's last layer and its column in the decoder's first.
+    """
+    encoder, donor = model.encoder.head, fresh.encoder.head
+    rows = torch.cat([which, which])
+    encoder.weight[rows] = donor.weight[rows].to(encoder.weight.device)
+    encoder.bias[rows] = donor.bias[rows].to(encoder.bias.device)
+    decoder, donor = model.decoder.head, fresh.decoder.head
+    decoder.weight[:, which] = donor.weight[:, which].to(decoder.weight.device)
+
+
+def advice(diagnosis: Diagnosis, revived: int) -> str:
+    """What was found and what is done about it, in a sentence."""
+    remedy = "the scale is calibrated anew, beta starts again from 0, the optimizer forgets its moments"
+    units = f"{revived} units that carry nothing get fresh weights, " if revived else ""
+    return f"diagnosis: {diagnosis.verdict}. {diagnosis.figures()}. Cure: {units}{remedy}"
+
+
+def comparison(before: Diagnosis, after: Diagnosis) -> list[str]:
+    """Before and after, for the end of the run."""
+    return [
+        f"before: {before.verdict}; {before.figures()}",
+        f"after:  {after.verdict}; {after.figures()} ({after.psnr - before.psnr:+.2f} dB)",
+    ]

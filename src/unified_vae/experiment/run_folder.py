@@ -1,0 +1,200 @@
+"""The folder of a run: where everything lies, and what it says about itself. No torch here."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from unified_vae.core.errors import CheckpointError, EnvironmentProblem
+from unified_vae.experiment.request import ComposedRun
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.training.durable import write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside `runs/NAME/`."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config with the origin of each value."""
+        return self.root / "config.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`step-...` folders."""
+        return self.root / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Sheets of pictures."""
+        return self.root / "samples"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, deterministic."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        """Speed and memory, one JSON object a line."""
+        return self.root / "timing.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        """Files that could not be used, each with its reason."""
+        return self.root / "quarantine.txt"
+
+    @property
+    def before(self) -> Path:
+        """What `resume_fix` found before it began."""
+        return self.root / "before.json"
+
+    @property
+    def model(self) -> Path:
+        """The exported model."""
+        return self.root / "model"
+
+    def has_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.exists() or self.checkpoints.is_dir()
+
+    def prepare(self) -> None:
+        """Make the folder, and prove that it can be written before any work is done.
+
+        Raises:
+            EnvironmentProblem: it cannot.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".tmp-probe-{os.getpid()}"
+            probe.write_text("", encoding="utf-8")
+            probe.unlink()
+        except OSError as problem:
+            raise EnvironmentProblem(
+                f"the run folder {self.root} cannot be written ({problem.strerror}). "
+                "Give another with --run-dir, or mend its permissions."
+            ) from problem
+
+    def move_aside(self) -> Path:
+        """Give an earlier run's folder another name, so that a fresh one can begin; returns the new path."""
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        names = (f"{self.root.name}-before-{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+        target = next(path for name in names if not (path := self.root.with_name(name)).exists())
+        try:
+            return self.root.rename(target)
+        except OSError as problem:
+            raise EnvironmentProblem(
+                f"the earlier run in {self.root} cannot be moved aside to {target.name} ({problem.strerror}). "
+                "Close what uses it, or give another --run-dir."
+            ) from problem
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What `config.json` of a run folder holds.
+
+    Attributes:
+        requested: the config as it was asked for, with `auto` where that was said.
+        resolved: the config as it is computed: channels from the data, missing terms replaced.
+        origins: dotted path -> where the value came from.
+        names: mode and presets.
+        substitutions: terms whose pretrained weights could not be had, as (term, replacement, reason).
+        data: description and fingerprint of the images.
+        environment: versions and machine.
+    """
+
+    requested: RunConfig
+    resolved: RunConfig
+    origins: Mapping[str, str]
+    names: Mapping[str, str]
+    substitutions: tuple[tuple[str, str, str], ...]
+    data: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+    def write(self, path: Path) -> None:
+        """Replace the file in one step."""
+        content = {
+            "config": self.resolved.model_dump(mode="json"),
+            "requested": self.requested.model_dump(mode="json"),
+            "origins": dict(self.origins),
+            "names": dict(self.names),
+            "substitutions": [list(entry) for entry in self.substitutions],
+            "data": dict(self.data),
+            "environment": dict(self.environment),
+        }
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """The inverse of `write`.
+
+        Raises:
+            CheckpointError: the file is absent, damaged, or of a version that this one cannot read.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                RunConfig.model_validate_json(json.dumps(content["requested"])),
+                RunConfig.model_validate_json(json.dumps(content["config"])),
+                content["origins"],
+                content["names"],
+                tuple((term, by, reason) for term, by, reason in content["substitutions"]),
+                content["data"],
+                content["environment"],
+            )
+        except OSError as problem:
+            raise CheckpointError(f"{path} cannot be read ({problem.strerror}): {_WAY_OUT}") from problem
+        except (ValueError, KeyError, TypeError, ValidationError) as problem:
+            reason = str(problem).splitlines()[0]
+            raise CheckpointError(f"{path} is damaged or of another version ({reason}): {_WAY_OUT}") from problem
+
+
+_WAY_OUT = "restore it from a backup, or start afresh with --no-resume (the old run is moved aside, not deleted)."
+
+
+def leaves(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted path."""
+    return dict(_leaves("", config.model_dump(mode="json")))
+
+
+def _leaves(prefix: str, value: object) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else key, inner)
+    else:
+        yield prefix, value
+
+
+def changed(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (before, now) of every setting that differs; absent settings are None."""
+    old, new = leaves(before), leaves(now)
+    paths = [*old, *(path for path in new if path not in old)]
+    return {path: (old.get(path), new.get(path)) for path in paths if old.get(path) != new.get(path)}
+
+
+def resolved_origins(run: ComposedRun, resolved: RunConfig, why: Mapping[str, str]) -> dict[str, str]:
+    """Origins for a resolved config: what resolution changed is named as such.
+
+    Args:
+        why: dotted path, or the start of one -> reason.
+    """
+    origins = dict(run.origins)
+    for path in changed(run.config, resolved):
+        reasons = [reason for start, reason in why.items() if path == start or path.startswith(f"{start}.")]
+        origins[path] = reasons[0] if reasons else "resolved at start"
+    return origins

@@ -1,0 +1,103 @@
+"""Sheets of pictures: originals beside reconstructions, samples from fixed noise, a walk between two images."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from unified_vae.models.vae import VAE
+from unified_vae.training.durable import STAGE_PREFIX
+from unified_vae.training.random import fixed_noise
+
+MARGIN = 2  # pixels between pictures
+SMALLEST = 64  # smaller pictures are enlarged by a whole factor, so that a sheet can be looked at
+CAPTION = 18  # pixels of the line of text
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """Images [n, channels, h, w] in [0, 1] -> uint8 [n, h, w, 3]."""
+    rgb = images.detach().float().cpu().clamp(0, 1).expand(-1, 3, -1, -1)
+    pixels: np.ndarray = (rgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return pixels
+
+
+def sheet(pictures: np.ndarray, columns: int, caption: str, group: int = 1) -> Image.Image:
+    """A grid of pictures with a line of text above it.
+
+    Args:
+        pictures: uint8 [n, h, w, 3].
+        columns: pictures in a row.
+        caption: one line.
+        group: pictures that belong together stand closer than `group`s do.
+    """
+    count, height, width = pictures.shape[:3]
+    zoom = max(1, math.ceil(SMALLEST / height))
+    pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    height, width = height * zoom, width * zoom
+    rows = math.ceil(count / columns)
+    gaps = MARGIN * (columns + 1) + 3 * MARGIN * (columns // group - 1 if group > 1 else 0)
+    canvas = Image.new("RGB", (columns * width + gaps, CAPTION + rows * (height + MARGIN) + MARGIN), "white")
+    ImageDraw.Draw(canvas).text((MARGIN + 1, 2), caption, fill="black", font=ImageFont.load_default(12))
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        extra = 3 * MARGIN * (column // group) if group > 1 else 0
+        x = MARGIN + column * (width + MARGIN) + extra
+        y = CAPTION + MARGIN + row * (height + MARGIN)
+        canvas.paste(Image.fromarray(picture), (x, y))
+    return canvas
+
+
+class SheetPainter:
+    """Draws the three sheets of a run, always of the same images and the same noise."""
+
+    def __init__(self, folder: Path, images: Tensor, count: int, seed: int) -> None:
+        """`images`: uint8 [n, channels, h, w], on the CPU; the first `count` are drawn."""
+        self.folder = folder
+        self.images = images[:count]
+        self.count = count
+        self.seed = seed
+
+    @torch.no_grad()
+    def paint(self, model: VAE, step: int, name: str) -> dict[str, Path]:
+        """Draw all sheets with `model`; returns tag -> file. `name` starts the file names, e.g. `epoch-0005`."""
+        device = next(model.parameters()).device
+        images = self.images.to(device).float() / 255
+        sheets = {
+            "reconstructions": self._reconstructions(model, images, step),
+            "samples": self._samples(model, step, device),
+            "interpolation": self._interpolation(model, images, step),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return {tag: self._write(picture, f"{name}-{tag}.png") for tag, picture in sheets.items()}
+
+    def _write(self, picture: Image.Image, name: str) -> Path:
+        stage = self.folder / f"{STAGE_PREFIX}{name}"
+        picture.save(stage, format="PNG")
+        return stage.replace(self.folder / name)
+
+    def _reconstructions(self, model: VAE, images: Tensor, step: int) -> Image.Image:
+        pairs = torch.stack([images, model(images).reconstruction], dim=1).flatten(0, 1)
+        columns = 2 * min(4, len(images))
+        return sheet(to_pixels(pairs), columns, f"original | reconstruction, step {step:,}", group=2)
+
+    def _samples(self, model: VAE, step: int, device: torch.device) -> Image.Image:
+        latents = fixed_noise(self.seed, "sample sheet", self.count, model.latents, device)
+        columns = min(8, self.count)
+        return sheet(to_pixels(model.decode(latents)), columns, f"samples from N(0, I), step {step:,}")
+
+    def _interpolation(self, model: VAE, images: Tensor, step: int) -> Image.Image:
+        """A row for each pair of neighbouring images: original, eight decoded steps between, original."""
+        pairs = min(4, max(1, len(images) // 2))
+        means = model.encode(images).mean
+        rows = []
+        for pair in range(pairs):
+            first, second = (2 * pair) % len(images), (2 * pair + 1) % len(images)
+            t = torch.linspace(0, 1, 8, device=means.device)[:, None]
+            walk = model.decode((1 - t) * means[first] + t * means[second])
+            rows.append(torch.cat([images[first : first + 1], walk, images[second : second + 1]]))
+        return sheet(to_pixels(torch.cat(rows)), 10, f"original, walk between the latents, original; step {step:,}")

@@ -1,0 +1,46 @@
+"""A model's folder: exact round trip, and one clear sentence for each kind of damage."""
+
+import pytest
+import torch
+
+from unified_vae.core.errors import CheckpointError
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ConvConfig
+from unified_vae.models.pretrained import load_pretrained, save_pretrained
+
+CONFIG = ConvConfig(image_size=16, latents=4, base_channels=4, channels=1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_pretrained(tmp_path / "model", CONFIG, build_model(CONFIG, seed=3).state_dict(), {"run": {"step": 7}})
+    return tmp_path / "model"
+
+
+def test_what_was_saved_comes_back_bit_for_bit(folder):
+    images = torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        expected = build_model(CONFIG, seed=3).eval()(images)
+        found = load_pretrained(folder)(images)
+    assert torch.equal(found.reconstruction, expected.reconstruction)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "noise"])
+def test_damage_is_named(folder, name, damage):
+    path = folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "noise": b"\xff\x00" * 200}[damage])
+    with pytest.raises(CheckpointError, match="model"):
+        load_pretrained(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    other = CONFIG.model_copy(update={"latents": 5})
+    save_pretrained(folder.parent / "other", other, build_model(other).state_dict(), {})
+    (folder.parent / "other" / "config.json").replace(folder / "config.json")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_pretrained(folder)
