@@ -93,9 +93,15 @@ def _fill(stage: Path, checkpoint: Checkpoint) -> None:
         sync_file(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     manifest = stage / MANIFEST
-    manifest.write_text(json.dumps({"format": FORMAT, "step": checkpoint.step, "files": files}, indent=1), encoding="utf-8")
+    content = {"format": FORMAT, "step": checkpoint.step, "files": files}
+    manifest.write_text(json.dumps({**content, "seal": _seal(content)}, indent=1), encoding="utf-8")
     sync_file(manifest)
     sync_folder(stage)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Checksum of the manifest itself, so that damage to it is not taken for damage to what it names."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -136,12 +142,15 @@ def verify(folder: Path) -> None:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        sealed = manifest.pop("seal") == _seal(manifest)
         found, named = manifest["format"], all(Path(name).name == name for name in manifest["files"])
         complete = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
     except FileNotFoundError as problem:
         raise CheckpointError(f"{path} is missing") from problem
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise CheckpointError(f"{path} cannot be read: {problem}") from problem
+    if not sealed:
+        raise CheckpointError(f"{path} does not match its own checksum: it was damaged or changed after it was saved")
     if found != FORMAT:
         raise CheckpointError(f"{path} is of format {found}; this version reads format {FORMAT}")
     if not (named and complete and STATE in manifest["files"]):
