@@ -1,0 +1,64 @@
+"""What happens around every command: parse, then act, and turn mistakes into one line and an exit code.
+
+Exit codes: 0 finished, 2 wrong options, config or data, 3 environment, 4 diverged, 130 interrupted.
+A run that stops inside the loop brings its own.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from unified_vae.core.errors import UserError
+
+Job = Callable[[str], int]
+"""What a command line asks for; takes the command that starts it again and gives the exit code."""
+
+# The parser's base class of wrong words, which typer does not export by name.
+_WrongWords: Any = typer.BadParameter.__base__
+
+
+def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> int:
+    """Parse `words` with a command that returns a job, and do the job.
+
+    Args:
+        app: its single command only parses; what it asks for is done here, outside the parser's own handlers.
+        script: name of the door's file, for help and messages.
+        words: the command line without the script; sys.argv's unless given.
+
+    Returns:
+        The exit code. An exception that is no mistake of the user's is a bug of ours and passes through.
+    """
+    arguments = list(sys.argv[1:] if words is None else words)
+    _never_fail_on_a_letter()
+    try:
+        job = app(args=arguments, prog_name=script, standalone_mode=False)
+        return job if isinstance(job, int) else job(restart_command(script, arguments))
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except _WrongWords as error:
+        return _fail(error.format_message(), 2)
+
+
+def restart_command(script: str, words: Sequence[str]) -> str:
+    """The command that starts the same run again: the words given, without those that would set it aside."""
+    return " ".join(["uv run", script, shlex.join(word for word in words if word != "--no-resume")]).rstrip()
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return exit_code
+
+
+def _never_fail_on_a_letter() -> None:
+    """A file name that the terminal's encoding lacks is shown escaped instead of ending the run."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")

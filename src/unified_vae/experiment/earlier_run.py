@@ -1,0 +1,66 @@
+"""What an earlier run hands on: to a run that fixes it, or to one that repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from unified_vae.core.errors import ConfigError
+from unified_vae.experiment.book_file import read_record
+from unified_vae.experiment.layers import Settings
+
+RECORD = "config.json"
+
+HANDED_ON = (
+    "seed",
+    "device",
+    "data",
+    "model",
+    "training.batch_size",
+    "training.accumulate",
+    "training.precision",
+    "loss.perceptual.weights_path",
+    "loss.lpips.weights_path",
+)
+"""What a fixing run takes over: data, split, model, what fitted in memory, where files are."""
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A run's folder, read.
+
+    Attributes:
+        settings: every setting of that run, with the line of its record as origin.
+        names: the presets that it was composed of.
+    """
+
+    run_dir: Path
+    settings: Settings
+    names: Mapping[str, str]
+
+    def handed_on(self) -> Settings:
+        """The part of its settings that a run which fixes it starts from."""
+        return self.settings.only(HANDED_ON)
+
+
+def read_earlier_run(run_dir: Path) -> EarlierRun:
+    """Read the record of the run in `run_dir`.
+
+    Raises:
+        ConfigError: there is no run, or its record is damaged.
+    """
+    record = run_dir / RECORD
+    if not record.is_file():
+        raise ConfigError(
+            f"there is no run to fix in {run_dir}: name its folder with --run-dir, "
+            "or train one first with --mode fast_high_quality"
+        )
+    file = read_record(record)
+    return EarlierRun(run_dir, file.settings, file.names or {})
+
+
+def beside(run_dir: Path, suffix: str) -> Path:
+    """The folder beside `run_dir` with `suffix` at the end of its name."""
+    folder = run_dir if run_dir.name else run_dir.resolve()
+    return folder.with_name(folder.name + suffix)

@@ -1,0 +1,81 @@
+"""From a mode or four preset names to a run and the folder it goes to: what both doors share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from unified_vae.experiment.earlier_run import beside, read_earlier_run
+from unified_vae.experiment.layers import Settings
+from unified_vae.experiment.preset_book import Mode, PresetBook
+from unified_vae.experiment.request import ComposedRun
+
+RUNS = Path("runs")
+
+USUAL_PRESETS = {"loss": "mse_l1", "training": "standard_training", "model": "small", "dataset": "full"}
+"""What train_unified.py takes where an option is left out."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A composed run and its folder.
+
+    Attributes:
+        fix_from: the folder of the run to be cured; None unless the mode fixes one.
+    """
+
+    run: ComposedRun
+    run_dir: Path
+    fix_from: Path | None = None
+
+
+def plan_mode(book: PresetBook, name: str, command_line: Settings, run_dir: Path | None) -> Plan:
+    """The run of a mode; its folder is `runs/<mode>` unless named.
+
+    For a mode that fixes an earlier run, `run_dir` names that run, and the fixed one goes beside it.
+
+    Raises:
+        ConfigError: an unknown mode, no run to fix, or a value that does not fit.
+    """
+    mode = book.mode(name)
+    if mode.fixes is not None:
+        return _plan_fix(book, mode, command_line, run_dir or Path(mode.fixes))
+    run = book.compose(mode.presets, command_line, mode=mode)
+    return Plan(run, run_dir or _usual_folder(book, mode.name))
+
+
+def plan_presets(
+    book: PresetBook, chosen: Mapping[str, str | None], command_line: Settings, run_dir: Path | None
+) -> Plan:
+    """The run of four presets; its folder is `runs/<loss>-<training>-<model>-<dataset>` unless named.
+
+    Args:
+        chosen: kind of preset -> name; None takes the usual one, or what a run's own config.json says.
+    """
+    given = {kind: name for kind, name in chosen.items() if name is not None}
+    if book.record is not None:
+        run = book.compose(given, command_line, names={**book.record_names, **given})
+        return Plan(run, run_dir or _usual_folder(book, ""))
+    presets = USUAL_PRESETS | given
+    run = book.compose(presets, command_line)
+    return Plan(run, run_dir or RUNS / "-".join(presets[kind] for kind in USUAL_PRESETS))
+
+
+def plan_record(book: PresetBook, command_line: Settings, run_dir: Path | None) -> Plan:
+    """The run of another run's config.json once more; its folder is `<that run>-again` unless named."""
+    return plan_presets(book, {}, command_line, run_dir)
+
+
+def _plan_fix(book: PresetBook, mode: Mode, command_line: Settings, sick: Path) -> Plan:
+    earlier = read_earlier_run(sick)
+    handed = {kind: earlier.names[kind] for kind in ("model", "dataset") if kind in earlier.names}
+    run = book.compose(
+        mode.presets, command_line, mode=mode, carried=earlier.handed_on(), names={**handed, **mode.presets}
+    )
+    return Plan(run, beside(sick, "-fixed"), fix_from=sick)
+
+
+def _usual_folder(book: PresetBook, name: str) -> Path:
+    """`runs/<name>`; for the repetition of a recorded run, a folder beside that run, never the run's own."""
+    return RUNS / name if book.record is None else beside(book.record.parent, "-again")
