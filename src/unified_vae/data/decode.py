@@ -1,0 +1,199 @@
+"""From a raw image to uint8 pixels of the run's size: upright, flattened, covered and centre-cropped.
+
+Pillow only: it reports damage as an exception, where torchvision's PNG decoder can end the process.
+Colour profiles are not applied: every file is taken as sRGB.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from unified_vae.data.records import BadImage, RawImage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
+"""Formats with a signature and a decoder of their own; EPS and others that start programs stay out."""
+
+MAX_PIXELS = 128_000_000
+"""More pixels than this are refused from the header alone (a phone's 108 megapixels still pass)."""
+
+GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each value of the EXIF tag Orientation."""
+
+_NAMED_COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+_EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PHOTOMETRIC = 0x0112, 258, 262
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before its pixels are decoded."""
+
+    width: int
+    height: int
+    grey: bool
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """The form every image of a run is brought to: [size, size, channels], over a background colour."""
+
+    size: int
+    channels: int
+    background: tuple[int, int, int] = (255, 255, 255)
+
+
+def colour(text: str) -> tuple[int, int, int]:
+    """(red, green, blue) of white, black, grey or #rrggbb."""
+    if text in _NAMED_COLOURS:
+        return _NAMED_COLOURS[text]
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue
+
+
+def read_header(raw: RawImage) -> Header:
+    """Size and colour of an image from its header; raises BadImage where it is no image or far too large."""
+    with _as_bad_image():
+        image = _open(raw)
+        return Header(image.width, image.height, image.mode in GREY_MODES)
+
+
+def decode(raw: RawImage, form: PixelFormat) -> npt.NDArray[np.uint8]:
+    """Pixels of shape [size, size, channels]. Raises BadImage with the reason in words."""
+    with _as_bad_image():
+        image = _open(raw)
+        image.load()
+        image = _flatten(_upright(_to_8_bit(image)), form)
+        pixels = np.asarray(_cover(image, form.size))
+        return pixels.reshape(form.size, form.size, form.channels)
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Hold back Pillow's warnings (size, odd EXIF): what matters of them is said by BadImage."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def _as_bad_image() -> Iterator[None]:
+    """Pillow's plugins raise nearly anything on damaged files; each becomes a reason."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("not an image that can be read") from None
+    except Image.DecompressionBombError:
+        raise BadImage(f"more than {MAX_PIXELS // 10**6} megapixels") from None
+    except MemoryError:
+        raise BadImage("not enough memory to decode it") from None
+    except Exception as error:
+        raise BadImage(f"damaged or not supported: {str(error) or type(error).__name__}") from None
+
+
+def _open(raw: RawImage) -> Image.Image:
+    """The image with only its header read; its size is checked here, before any pixel is decoded."""
+    if isinstance(raw, np.ndarray):
+        image = Image.fromarray(raw[..., 0] if raw.ndim == 3 and raw.shape[-1] == 1 else raw)
+    elif isinstance(raw, bytes):
+        if not raw:
+            raise BadImage("empty file")
+        image = Image.open(io.BytesIO(raw), formats=FORMATS)
+    else:
+        image = raw
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage(f"{image.width} x {image.height} is more than {MAX_PIXELS // 10**6} megapixels")
+    if min(image.size) < 1:
+        raise BadImage("no pixels")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Undo the camera's orientation. Unreadable EXIF counts as upright: the pixels are still good."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:
+        return image
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Deep grey (16-bit, 32-bit, float) scaled to 8 bits; Pillow's own conversion clips it to white."""
+    if image.mode not in GREY_MODES - {"1", "L", "LA", "La"}:
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        white = 1.0
+        if not (low >= 0.0 and high <= 1.0):  # false for NaN as well
+            raise BadImage(f"float values from {low:g} to {high:g}; they must lie in 0..1")
+    else:
+        white = float(2 ** _bits(image) - 1)
+        if low < 0 or high > white:
+            raise BadImage(f"grey values from {low:g} to {high:g}; they must lie in 0..{white:g}")
+    grey = np.rint(values * (255.0 / white)).astype(np.uint8)
+    if _tiff_tag(image, _TIFF_PHOTOMETRIC) == 0:  # WhiteIsZero, which Pillow leaves as it is in deep modes
+        grey = 255 - grey
+    result = Image.fromarray(grey)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # a 16-bit PNG may name one grey value as transparent
+        result = Image.merge(
+            "LA", (result, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        )
+    result.getexif()[_EXIF_ORIENTATION] = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return result
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits of a deep grey image: 12 for some TIFFs, else 16 (Pillow scales deep PPM to 16)."""
+    bits = _tiff_tag(image, _TIFF_BITS)
+    return 12 if bits in (12, (12,)) else 16
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> object:
+    tags = getattr(image, "tag_v2", None)
+    return None if tags is None else tags.get(tag)
+
+
+def _flatten(image: Image.Image, form: PixelFormat) -> Image.Image:
+    """Mode L or RGB: transparent parts show the background; colour to grey by ITU-R 601, grey repeated."""
+    mode = "L" if form.channels == 1 else "RGB"
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size, form.background)
+        image.paste(layer, mask=layer.getchannel("A"))
+    elif image.mode not in ("1", "L", "RGB"):
+        image = image.convert(
+            "RGB"
+        )  # palette, CMYK, YCbCr: to grey in two steps, as Pillow has no direct one
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _cover(image: Image.Image, size: int) -> Image.Image:
+    """The centre square, resized with Lanczos, which widens its kernel (antialias) when it shrinks."""
+    if image.size == (size, size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)

@@ -1,0 +1,138 @@
+"""A folder of images: any layout, any depth, links followed once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+from unified_vae.core.errors import DataError
+from unified_vae.data.layout import arrange, is_hidden, is_picture, refusal
+from unified_vae.data.records import BadImage, Listing, Quarantined, RawImage
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An image file: its path inside the folder ("/" between parts), bytes and time of change."""
+
+    path: str
+    size: int
+    changed_ns: int
+
+
+@dataclass
+class _Walk:
+    """What one walk through the folder saw. Folders and files are known by their inode, so loops end."""
+
+    root: Path
+    found: list[_Found] = field(default_factory=list)
+    refused: list[Quarantined] = field(default_factory=list)
+    ignored: int = 0
+    repeated: int = 0
+    seen: set[tuple[int, int]] = field(default_factory=set)
+
+    def enter(self, folder: Path) -> None:
+        """Visit one folder: its own files first, then folders, then links, each in the order of names."""
+        try:
+            if self._seen_before(folder.stat()):
+                return
+            with os.scandir(folder) as entries:
+                children = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.is_dir(), entry.name))
+        except OSError as error:
+            self.refused.append(Quarantined(self._inside(folder), f"cannot be opened: {error.strerror}"))
+            return
+        for child in children:
+            if not is_hidden(child.name):
+                self._visit(Path(child.path))
+
+    def _visit(self, path: Path) -> None:
+        name = self._inside(path)
+        try:
+            status = path.stat()
+        except OSError as error:
+            why = "a link that leads nowhere" if path.is_symlink() else f"cannot be read: {error.strerror}"
+            self._refuse(name, why)
+            return
+        if stat.S_ISDIR(status.st_mode):
+            self.enter(path)
+        elif not is_picture(name):
+            self.ignored += 1
+        elif not stat.S_ISREG(status.st_mode):
+            self._refuse(name, "not a regular file")
+        elif self._seen_before(status):
+            self.repeated += 1
+        elif reason := refusal(name, status.st_size):
+            self._refuse(name, reason)
+        else:
+            self.found.append(_Found(name, status.st_size, status.st_mtime_ns))
+
+    def _seen_before(self, status: os.stat_result) -> bool:
+        identity = (status.st_dev, status.st_ino)
+        known = identity in self.seen
+        self.seen.add(identity)
+        return known
+
+    def _refuse(self, name: str, reason: str) -> None:
+        if is_picture(name):
+            self.refused.append(Quarantined(name, reason))
+        else:
+            self.ignored += 1
+
+    def _inside(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+class FolderSource:
+    """All images below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.name = root.name or str(root)
+
+    @cached_property
+    def _walk(self) -> _Walk:
+        walk = _Walk(self.root)
+        walk.enter(self.root)
+        if any(refused.name == "." for refused in walk.refused):
+            raise DataError(f"The folder {self.root} cannot be opened; check its permissions.")
+        walk.found.sort(key=lambda found: found.path)
+        return walk
+
+    @cached_property
+    def _arranged(self) -> tuple[list[str], Listing]:
+        walk = self._walk
+        notes = (
+            [f"{walk.repeated:,} links to files already listed were passed over."] if walk.repeated else []
+        )
+        used, listing = arrange([found.path for found in walk.found], walk.refused, walk.ignored, notes)
+        return [walk.found[index].path for index in used], listing
+
+    def identity(self) -> str:
+        """Hash of every image's path, size and time of change; nothing is opened."""
+        digest = hashlib.sha256()
+        for found in self._walk.found:
+            digest.update(
+                f"{found.path}\0{found.size}\0{found.changed_ns}\n".encode("utf-8", "surrogateescape")
+            )
+        for refused in self._walk.refused:
+            digest.update(f"{refused.name}\0{refused.reason}\n".encode("utf-8", "surrogateescape"))
+        return f"folder:{digest.hexdigest()}"
+
+    def listing(self) -> Listing:
+        return self._arranged[1]
+
+    def read(self, positions: Sequence[int]) -> Iterator[Callable[[], RawImage]]:
+        paths, _ = self._arranged
+        for position in positions:
+            yield partial(_read_file, self.root / paths[position])
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror}") from None
