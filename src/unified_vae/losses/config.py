@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from unified_vae.core.config import Config
-from unified_vae.core.schedule import Constant, WeightSchedule
+from unified_vae.core.schedule import Constant, WeightSchedule, factor
 
 MissingWeights = Literal["replace", "strict"]
 
@@ -33,7 +33,7 @@ class L1Config(TermConfig):
 
 
 class HaarPSIConfig(TermConfig):
-    """1 - HaarPSI (Reisenhofer et al. 2018, arXiv 1607.06140): a perceptual term that needs no pretrained weights."""
+    """1 - HaarPSI (Reisenhofer et al. 2018, arXiv 1607.06140): perceptual, without pretrained weights."""
 
 
 class MSSSIMConfig(TermConfig):
@@ -95,7 +95,15 @@ class LossConfig(Config):
     @model_validator(mode="after")
     def _some_distortion(self) -> LossConfig:
         if not self.distortion_terms():
-            raise ValueError("every distortion weight is 0, so nothing would be reconstructed: give mse a weight above 0")
+            raise ValueError(
+                "every distortion weight is 0, so nothing would be reconstructed: give mse a weight above 0"
+            )
+        # A schedule is 0 somewhere only if it is 0 at the start, so the start stands for the whole run.
+        if not any(factor(term.schedule, 0.0) > 0 for term in self.distortion_terms().values()):
+            raise ValueError(
+                "every distortion weight is warmed up from 0, so the first step would have nothing to "
+                "learn from: give one of them, mse say, a constant schedule"
+            )
         return self
 
     def distortion_terms(self) -> dict[str, TermConfig]:

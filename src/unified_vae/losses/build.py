@@ -1,0 +1,128 @@
+"""From settings to the objective: check that everything needed is at hand, then build the enabled terms.
+
+A new term is one file, one field of `LossConfig` and one case in `_build_term`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unified_vae.core.errors import ConfigError
+from unified_vae.core.schedule import factor
+from unified_vae.losses.config import (
+    HaarPSIConfig,
+    L1Config,
+    LossConfig,
+    LPIPSConfig,
+    MSEConfig,
+    MSSSIMConfig,
+    PerceptualConfig,
+    TermConfig,
+)
+from unified_vae.losses.haarpsi import HaarPSI
+from unified_vae.losses.l1 import L1
+from unified_vae.losses.lpips import ARCHITECTURES, LPIPS
+from unified_vae.losses.ms_ssim import MSSSIM
+from unified_vae.losses.mse import MSE
+from unified_vae.losses.objective import Objective
+from unified_vae.losses.perceptual import Perceptual
+from unified_vae.losses.pretrained import Announce, WeightsUnavailable, load_weights, to_stderr
+from unified_vae.losses.term import DistortionTerm
+from unified_vae.losses.vgg import VGG16
+
+PretrainedTerm = PerceptualConfig | LPIPSConfig
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """A term that cannot be had and what takes its weight, with the reason in plain words."""
+
+    term: str
+    replacement: str
+    reason: str
+
+
+def resolve_terms(
+    config: LossConfig, announce: Announce = to_stderr
+) -> tuple[LossConfig, list[Substitution]]:
+    """Check that the enabled terms' pretrained weights are at hand, downloading them where that is possible.
+
+    A term without them gives its weight to haarpsi, which needs none, if its `missing` says `replace`. The
+    returned settings say so: they are what the run records and builds from.
+
+    Args:
+        config: as the user composed it.
+        announce: told in one line before a download starts.
+
+    Raises:
+        EnvironmentProblem: weights are missing and the term is `strict`, or a weights_path is wrong.
+    """
+    substitutions = []
+    for name, term in config.distortion_terms().items():
+        if not isinstance(term, PretrainedTerm):
+            continue
+        try:
+            _pretrained_weights(name, term, announce)
+        except WeightsUnavailable as problem:
+            if term.missing == "strict":
+                raise
+            config = _replaced_by_haarpsi(config, name, term)
+            substitutions.append(Substitution(name, "haarpsi", problem.reason))
+    return config, substitutions
+
+
+def build_objective(config: LossConfig, channels: int, image_size: int) -> Objective:
+    """The objective for images of [channels, image_size, image_size].
+
+    Args:
+        config: as `resolve_terms` returned it. Nothing is replaced here.
+        channels: 1 or 3.
+        image_size: height and width, in pixels.
+
+    Raises:
+        ConfigError: an enabled term needs larger images.
+        EnvironmentProblem: pretrained weights are not at hand.
+    """
+    terms = {name: _build_term(name, term, image_size) for name, term in config.distortion_terms().items()}
+    for name, term in terms.items():
+        if image_size < term.minimum_size:
+            raise ConfigError(
+                f"loss.{name} needs images of at least {term.minimum_size} px and "
+                f"model.image_size is {image_size}: use larger images or set loss.{name}.weight to 0"
+            )
+    return Objective(config, terms, channels * image_size**2)
+
+
+def _build_term(name: str, config: TermConfig, image_size: int) -> DistortionTerm:
+    match config:
+        case MSEConfig():
+            return MSE()
+        case L1Config():
+            return L1()
+        case HaarPSIConfig():
+            return HaarPSI()
+        case MSSSIMConfig():
+            return MSSSIM(image_size)
+        case PerceptualConfig():
+            return Perceptual(config, _pretrained_weights(name, config))
+        case LPIPSConfig():
+            return LPIPS(config.net, _pretrained_weights(name, config))
+    raise AssertionError(f"no term is built for {type(config).__name__}")
+
+
+def _pretrained_weights(name: str, term: PretrainedTerm, announce: Announce = to_stderr) -> dict[str, Tensor]:
+    architecture = VGG16 if isinstance(term, PerceptualConfig) else ARCHITECTURES[term.net]
+    return load_weights(architecture, term.weights_path, f"loss.{name}.weights_path", announce)
+
+
+def _replaced_by_haarpsi(config: LossConfig, name: str, term: TermConfig) -> LossConfig:
+    """`term` off and its weight added to haarpsi, with the schedule of the two that starts higher."""
+    candidates = [config.haarpsi, term] if config.haarpsi.weight > 0 else [term]
+    schedule = max(
+        (candidate.schedule for candidate in candidates), key=lambda schedule: factor(schedule, 0.0)
+    )
+    haarpsi = HaarPSIConfig(weight=config.haarpsi.weight + term.weight, schedule=schedule)
+    off = term.model_copy(update={"weight": 0.0})
+    return config.model_copy(update={name: off, "haarpsi": haarpsi})

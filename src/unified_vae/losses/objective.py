@@ -1,0 +1,217 @@
+"""What training minimises: a calibrated distortion plus beta times the rate, in nats (docs/objective.md).
+
+With MSE alone this is the optimal-sigma VAE (Rybkin, Daniilidis, Levine 2021, arXiv 2006.13202), and beta = 1
+is the ELBO. Mixed distortions are put on the same scale through their degree, so that beta keeps its meaning.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unified_vae.core.schedule import describe, factor, settled_at
+from unified_vae.core.vae_output import VAEOutput
+from unified_vae.losses.config import LossConfig
+from unified_vae.losses.kl import rate
+from unified_vae.losses.term import DistortionTerm
+
+
+@dataclass(frozen=True)
+class ObjectiveValue:
+    """Attributes:
+    loss: scalar, to be minimised: (nll + beta * rate) / D, mean over the batch.
+    terms: name -> scalar, mean over the batch, unweighted, detached.
+    rate: scalar, nats per image, detached.
+    nll: scalar, nats per image, constants included, detached.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    rate: Tensor
+    nll: Tensor
+
+
+@dataclass(frozen=True)
+class TermRow:
+    """One line of the table shown at start and on resume.
+
+    Attributes:
+        name: of the term, as in `loss.NAME`.
+        weight: at the asked progress.
+        schedule: how it changes, in words.
+        mean: running mean of the unweighted term, None before the first observation.
+        share: part of the distortion energy that is this term's, None before the first observation.
+        degree: how the term scales with the size of the error.
+    """
+
+    name: str
+    weight: float
+    schedule: str
+    mean: float | None
+    share: float | None
+    degree: float
+
+
+def log_normaliser(degree: Tensor) -> Tensor:
+    """log Z of a pixel error's density exp(-|r|^p / p) / Z: log sqrt(2 pi) for p = 2, log 2 for p = 1."""
+    return math.log(2) + torch.lgamma(1 + 1 / degree) + torch.log(degree) / degree
+
+
+class Objective(nn.Module):
+    """loss = (NLL + beta * R) / D, with NLL = D/p * (E/s + log(s/W)) + D * log_normaliser(p).
+
+    E = sum_i w_i t_i is the distortion energy, R the KL in nats per image, D the number of pixel values of
+    an image. The scale s = sum_i w_i m_i comes from running means m_i of the terms, and p is the energy's
+    degree at that point, sum_i (w_i m_i / s) p_i (Euler's theorem on homogeneous functions). W = sum_i w_i
+    makes the value, like the gradient, independent of the weights' common factor. s and p take no gradient.
+
+    The running means are the only state. They are float32 (Apple's GPUs know no float64): a mean of decay
+    0.99 is exact to 1e-5 of the term, and a saved one returns bit for bit. Forward never changes them, so the
+    micro-batches of a step share one scale, and validation is free of side effects.
+    """
+
+    observations: Tensor
+
+    def __init__(self, config: LossConfig, terms: dict[str, DistortionTerm], dimensions: int) -> None:
+        """Use `build.build_objective`.
+
+        Args:
+            config: resolved settings.
+            terms: the enabled terms by their name in `config`.
+            dimensions: D, pixel values per image (channels * height * width).
+        """
+        super().__init__()
+        self.config = config
+        self.terms = nn.ModuleDict(terms)
+        self.dimensions = dimensions
+        self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
+        for name in terms:
+            self.register_buffer(f"mean_{name}", torch.zeros(()))
+        self._calibrated = False  # observations > 0, known without asking the device
+        self.register_load_state_dict_post_hook(_notice_calibration)
+
+    def forward(self, output: VAEOutput, images: Tensor, progress: float) -> ObjectiveValue:
+        """The objective of a batch, with the scale as it is.
+
+        Args:
+            output: the model's, for `images`.
+            images: [batch, channels, height, width] in [0, 1].
+            progress: part of the run that is done, 0 to 1, for the schedules.
+        """
+        assert self._calibrated, "observe the first batch's `measure` before asking for a loss"
+        with torch.autocast(images.device.type, enabled=False):
+            terms = self._terms(output, images)
+            weights = self.weights(progress)
+            energy = _total({name: weights[name] * value for name, value in terms.items()})
+            scale, degree = self.scale(progress), self.degree(progress)
+            per_value = (energy / scale + torch.log(scale / sum(weights.values()))) / degree + log_normaliser(
+                degree
+            )
+            kl = rate(output.posterior).mean()
+            loss = per_value + self.beta(progress) * kl / self.dimensions
+        detached = {name: value.detach() for name, value in terms.items()}
+        return ObjectiveValue(loss, detached, kl.detach(), (self.dimensions * per_value).detach())
+
+    def measure(self, output: VAEOutput, images: Tensor) -> dict[str, Tensor]:
+        """Mean over the batch of each enabled term, unweighted: what `observe` takes."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self._terms(output, images)
+
+    @torch.no_grad()
+    def observe(self, terms: dict[str, Tensor]) -> None:
+        """Fold one optimizer step's mean terms into the running means, without a host synchronisation.
+
+        The first observation sets the mean; the next ones weigh more than `calibration.decay` says, so that
+        the start, where the error falls fast, is forgotten soon.
+
+        Args:
+            terms: finite means over all micro-batches and ranks of the step.
+        """
+        count = self.observations.float()
+        decay = torch.clamp((1 + count) / (10 + count), max=self.config.calibration.decay) * (count > 0)
+        for name in self.terms:
+            mean = self.get_buffer(f"mean_{name}")
+            mean.copy_(decay * mean + (1 - decay) * terms[name].to(mean))
+        self.observations += 1
+        self._calibrated = True
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """The weight of each enabled term at `progress`."""
+        enabled = self.config.distortion_terms()
+        return {name: enabled[name].weight * factor(enabled[name].schedule, progress) for name in self.terms}
+
+    def beta(self, progress: float) -> float:
+        """The weight of the rate at `progress`."""
+        return self.config.kl.weight * factor(self.config.kl.schedule, progress)
+
+    def settled_at(self) -> float:
+        """The progress from which no weight changes any more."""
+        schedules = [term.schedule for term in self.config.distortion_terms().values()]
+        return max(settled_at(schedule) for schedule in [*schedules, self.config.kl.schedule])
+
+    def scale(self, progress: float) -> Tensor:
+        """s: the expected distortion energy, scalar."""
+        return _total(self._parts(progress))
+
+    def degree(self, progress: float) -> Tensor:
+        """p: how the energy scales with the size of the error where training stands, scalar."""
+        parts = self._parts(progress)
+        return torch.stack([self._term(name).degree * part for name, part in parts.items()]).sum() / _total(
+            parts
+        )
+
+    def sigma(self) -> float | None:
+        """Root of the running mean squared error; None without MSE or before calibration."""
+        if "mse" not in self.terms or not self._calibrated:
+            return None
+        return math.sqrt(self._mean("mse").item())
+
+    def bits_per_dim(self, nll: Tensor, rate: Tensor) -> Tensor:
+        """Code length of 8-bit pixels in bits per value; a bound on the likelihood for MSE or L1 alone."""
+        return (nll + rate) / (self.dimensions * math.log(2)) + 8
+
+    def rows(self, progress: float) -> list[TermRow]:
+        """A line for each enabled term."""
+        weights, enabled = self.weights(progress), self.config.distortion_terms()
+        parts, scale, known = self._parts(progress), self.scale(progress), self._calibrated
+        return [
+            TermRow(
+                name=name,
+                weight=weights[name],
+                schedule=describe(enabled[name].schedule),
+                mean=self._mean(name).item() if known else None,
+                share=(parts[name] / scale).item() if known else None,
+                degree=self._term(name).degree,
+            )
+            for name in self.terms
+        ]
+
+    def _terms(self, output: VAEOutput, images: Tensor) -> dict[str, Tensor]:
+        reconstruction, target = output.reconstruction.float(), images.float()
+        return {name: term(reconstruction, target).mean() for name, term in self.terms.items()}
+
+    def _term(self, name: str) -> DistortionTerm:
+        term = self.terms[name]
+        assert isinstance(term, DistortionTerm)
+        return term
+
+    def _mean(self, name: str) -> Tensor:
+        """m_i: the running mean, not below the term's floor."""
+        return self.get_buffer(f"mean_{name}").clamp(min=self._term(name).floor)
+
+    def _parts(self, progress: float) -> dict[str, Tensor]:
+        """w_i * m_i of each enabled term."""
+        return {name: weight * self._mean(name) for name, weight in self.weights(progress).items()}
+
+
+def _total(parts: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(parts.values())).sum()
+
+
+def _notice_calibration(objective: Objective, _incompatible: Any) -> None:
+    """A loaded state counts as calibrated if it has seen a batch."""
+    objective._calibrated = bool(objective.observations > 0)

@@ -1,0 +1,222 @@
+"""Where pretrained backbone weights come from: a named file, torchvision's cache, or its download.
+
+A file is trusted only after its sha256 (where its name carries one), its keys, shapes and values were
+checked, and it is read without running code. Torchvision itself is never imported: that takes 7 s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import socket
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import torch
+from torch import Tensor
+
+from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.losses.vgg import Architecture
+
+_PROBE_SECONDS = 6.0  # how long an absent network may hold up the start
+_STALL_SECONDS = 60.0  # silence after which a download is given up
+Announce = Callable[[str], None]
+
+
+class WeightsUnavailable(EnvironmentProblem):
+    """Pretrained weights that are neither at hand nor to be had. `reason` leaves out the cure."""
+
+    def __init__(self, reason: str, architecture: Architecture, setting: str) -> None:
+        self.reason = reason
+        term = setting.removesuffix(".weights_path")
+        super().__init__(
+            f"{term}: {reason}; put the file {architecture.file} there or give its path as {setting}"
+        )
+
+
+def to_stderr(line: str) -> None:
+    """Announce where nobody else listens."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def cache_folder() -> Path:
+    """Torchvision's folder of downloaded weights (environment variable TORCH_HOME moves it)."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def load_weights(
+    architecture: Architecture, weights_path: str | None, setting: str, announce: Announce = to_stderr
+) -> dict[str, Tensor]:
+    """The backbone's convolution weights, checked, in float32 on the CPU.
+
+    Args:
+        architecture: which backbone.
+        weights_path: the user's own file, or None to look in the cache and then to download.
+        setting: dotted name of the option that holds the path, for messages.
+        announce: told in one line before a download starts.
+
+    Raises:
+        WeightsUnavailable: nothing in the cache and no download, or a damaged file in the cache.
+        EnvironmentProblem: the user's own file is missing, unreadable, damaged or of another network.
+    """
+    if weights_path is not None:
+        try:
+            return _read(Path(weights_path).expanduser(), architecture)
+        except _BadFileError as problem:
+            raise EnvironmentProblem(f"{setting}: {problem}; give the file {architecture.file}") from None
+    path = cache_folder() / architecture.file
+    try:
+        if not path.exists():
+            _download(architecture, path, announce)
+        return _read(path, architecture)
+    except _BadFileError as problem:
+        raise WeightsUnavailable(f"{problem}; delete it", architecture, setting) from None
+    except _NoDownloadError as problem:
+        reason = f"the pretrained {architecture.title} weights are not in {path.parent} and {problem}"
+        raise WeightsUnavailable(reason, architecture, setting) from None
+
+
+class _BadFileError(Exception):
+    """A weights file that cannot be used: which and why."""
+
+
+class _NoDownloadError(Exception):
+    """Why the weights cannot be downloaded."""
+
+
+def _read(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+    """Read a file once per state of it on disk: resolving and building ask for the same one."""
+    try:
+        status = path.stat()
+        if not path.is_file():
+            raise _BadFileError(f"{path} is not a file")
+        return _read_checked(path, architecture, status.st_size, status.st_mtime_ns)
+    except OSError as problem:
+        raise _BadFileError(f"{path} cannot be read ({problem.strerror or problem})") from None
+
+
+@lru_cache(maxsize=2)
+def _read_checked(path: Path, architecture: Architecture, _size: int, _mtime_ns: int) -> dict[str, Tensor]:
+    _check_sha256(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except Exception as problem:  # the unpickler's many errors all mean: not a file of tensors
+        raise _BadFileError(f"{path} is damaged or no file of weights ({type(problem).__name__})") from None
+    return _checked(content, path, architecture)
+
+
+def _check_sha256(path: Path) -> None:
+    """The name of a published file ends in the first digits of its sha256: compare."""
+    named = re.search(r"-([0-9a-f]{8,64})\.", path.name)
+    if named is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(named[1]):
+        raise _BadFileError(f"{path} is damaged (its sha256 begins {found[: len(named[1])]}, not {named[1]})")
+
+
+def _checked(content: object, path: Path, architecture: Architecture) -> dict[str, Tensor]:
+    """The convolutions of a state dict, copied to float32."""
+    if not isinstance(content, dict):
+        raise _BadFileError(f"{path} holds no state dict")
+    weights = {}
+    for key, shape in (item for conv in architecture.convs() for item in conv.shapes().items()):
+        tensor = content.get(key)
+        if not isinstance(tensor, Tensor):
+            raise _BadFileError(f"{path} is not of {architecture.title}: {key} is missing")
+        if tuple(tensor.shape) != shape:
+            raise _BadFileError(
+                f"{path} is not of {architecture.title}: {key} is {list(tensor.shape)}, not {list(shape)}"
+            )
+        weights[key] = tensor.detach().to(torch.float32, copy=True)
+        if not weights[key].isfinite().all():
+            raise _BadFileError(f"{path} is damaged: {key} holds values that are not finite")
+    return weights
+
+
+def _download(architecture: Architecture, path: Path, announce: Announce) -> None:
+    """Fetch a file as torchvision would: same address, same cache, sha256 checked."""
+    address = _address(architecture)
+    megabytes = _within(_PROBE_SECONDS, lambda: _megabytes(address))
+    announce(
+        f"Downloading the pretrained {architecture.title} weights ({megabytes}) to {path}, once for all runs."
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _stalls_after(_STALL_SECONDS):
+            torch.hub.download_url_to_file(address, str(path), hash_prefix=path.stem.rpartition("-")[2])
+    except (OSError, HTTPException, RuntimeError) as problem:  # RuntimeError: the sha256 differs
+        raise _NoDownloadError(f"their download failed ({_why(problem)})") from None
+
+
+def _address(architecture: Architecture) -> str:
+    """The address that the installed torchvision gives, read from its source instead of imported."""
+    spec = importlib.util.find_spec("torchvision")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        for source in (Path(folder) / "models").glob("*.py"):
+            found = re.search(
+                r'"(https://[^"\s]+/' + re.escape(architecture.file) + ')"', source.read_text("utf-8")
+            )
+            if found:
+                return found[1]
+    raise _NoDownloadError(
+        f"the installed torchvision, if any, does not say where {architecture.file} is to be downloaded"
+    )
+
+
+def _megabytes(address: str) -> str:
+    """Size of what lies at the address, in words. Asking for it also shows whether there is a network."""
+    with urlopen(Request(address, method="HEAD"), timeout=_PROBE_SECONDS) as answer:
+        length = answer.headers.get("Content-Length")
+    return f"{int(length) / 1e6:.0f} MB" if length else "of unknown size"
+
+
+def _within(seconds: float, ask: Callable[[], str]) -> str:
+    """The answer of `ask` within `seconds`. A thread, because looking up a name has no time limit."""
+    outcome: list[str | Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(ask())
+        except (OSError, HTTPException) as problem:  # URLError and timeouts are OSErrors
+            outcome.append(problem)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    match outcome:
+        case [str(answer)]:
+            return answer
+        case [Exception() as problem]:
+            raise _NoDownloadError(f"cannot be downloaded ({_why(problem)})")
+        case _:
+            raise _NoDownloadError(f"cannot be downloaded (no answer within {seconds:.0f} s)")
+
+
+def _why(problem: Exception) -> str:
+    """The cause in words: an URLError wraps the system's error, which has a number in front."""
+    cause = problem.reason if isinstance(problem, URLError) else problem
+    return (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__
+
+
+@contextmanager
+def _stalls_after(seconds: float) -> Iterator[None]:
+    """A time limit on silence for sockets opened inside: torch's downloader would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,136 @@
+"""The VGG perceptual term and LPIPS: equal to the definition, frozen, outside the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unified_vae.core.errors import ConfigError
+from unified_vae.core.vae_output import VAEOutput
+from unified_vae.losses.build import build_objective
+from unified_vae.losses.config import LossConfig, LPIPSConfig, PerceptualConfig
+from unified_vae.losses.lpips import LPIPS, linear_heads
+from unified_vae.losses.perceptual import Perceptual
+from unified_vae.losses.vgg import ALEXNET, VGG16
+
+Images = Callable[..., Tensor]
+
+
+@pytest.fixture
+def pair(images: Images) -> tuple[Tensor, Tensor]:
+    target = images(2, 3, 32)
+    return F.avg_pool2d(target, 3, 1, 1), target
+
+
+@pytest.mark.slow  # importing torchmetrics and torchvision takes 15 s
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_lpips_equals_torchmetrics_on_the_same_backbone(
+    net: str, images: Images, request: pytest.FixtureRequest
+) -> None:
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    weights = request.getfixturevalue(f"{net}_weights")
+    theirs = _LPIPS(net=net, pnet_rand=True)
+    for number in range(1, 6):
+        for index, layer in getattr(theirs.net, f"slice{number}").named_children():
+            if hasattr(layer, "weight"):
+                layer.weight.data.copy_(weights[f"features.{index}.weight"])
+                layer.bias.data.copy_(weights[f"features.{index}.bias"])
+    ours = LPIPS(net, weights)
+    target = images(2, 3, 64)
+    for size in (3, 7):
+        blurred = F.avg_pool2d(target, size, 1, size // 2)
+        reference = theirs(blurred, target, normalize=True).flatten().detach()
+        torch.testing.assert_close(ours(blurred, target), reference, rtol=1e-4, atol=1e-7)
+
+
+def test_lpips_heads_are_the_published_ones() -> None:
+    """Non-negative (the authors clip them) and of the backbones' widths."""
+    for net, widths in (("vgg", [64, 128, 256, 512, 512]), ("alex", [64, 192, 384, 256, 256])):
+        heads = linear_heads(net)
+        assert [head.shape[1] for head in heads] == widths
+        assert all((head >= 0).all() and head.sum() > 0 for head in heads)
+
+
+def test_perceptual_is_2_minus_2_cosine_averaged_over_layers(
+    pair: tuple[Tensor, Tensor], vgg_weights: dict[str, Tensor]
+) -> None:
+    term = Perceptual(PerceptualConfig(layers=["relu1_2"]), vgg_weights)
+
+    def features(images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        x = (images - mean) / std
+        for index in (0, 2):
+            x = F.conv2d(
+                x, vgg_weights[f"features.{index}.weight"], vgg_weights[f"features.{index}.bias"], padding=1
+            ).relu()
+        return x
+
+    cosine = F.cosine_similarity(*(features(images) for images in pair))
+    torch.testing.assert_close(term(*pair), (2 - 2 * cosine).mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_grey_images_are_seen_as_grey_rgb(images: Images, alex_weights: dict[str, Tensor]) -> None:
+    term, target = LPIPS("alex", alex_weights), images(2, 1, 32)
+    blurred = F.avg_pool2d(target, 3, 1, 1)
+    as_rgb = [x.repeat(1, 3, 1, 1) for x in (blurred, target)]
+    torch.testing.assert_close(term(blurred, target), term(*as_rgb), rtol=1e-5, atol=1e-8)
+
+
+def test_the_backbone_is_frozen_and_not_in_the_checkpoint(
+    pair: tuple[Tensor, Tensor], as_output: Callable[..., VAEOutput], vgg_file: Path, alex_file: Path
+) -> None:
+    config = LossConfig(
+        perceptual=PerceptualConfig(weight=0.1, weights_path=str(vgg_file), layers=["relu1_2", "relu2_2"]),
+        lpips=LPIPSConfig(weight=0.1, net="alex", weights_path=str(alex_file)),
+    )
+    objective = build_objective(config, 3, 32).train()
+    reconstruction, target = pair[0].clone().requires_grad_(), pair[1]
+    output = as_output(reconstruction)
+    objective.observe(objective.measure(output, target))
+    before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    value = objective(output, target, 0.0)
+    value.loss.backward()
+    assert list(objective.parameters()) == []
+    assert set(objective.state_dict()) == {"observations", "mean_mse", "mean_perceptual", "mean_lpips"}
+    assert reconstruction.grad is not None and reconstruction.grad.abs().sum() > 0
+    assert all(torch.equal(before[name], buffer) for name, buffer in objective.named_buffers())
+    for name in (
+        "perceptual",
+        "lpips",
+    ):  # each one reaches the image by itself, the failure of a no_grad loss
+        x = pair[0].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective.measure(as_output(x), target)[name], x)
+        assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("names", "size"), [(["relu1_2"], 1), (["relu2_2"], 2), (["relu4_3"], 8), (["relu5_3"], 16)]
+)
+def test_vgg_needs_one_halving_a_block(names: list[str], size: int) -> None:
+    assert VGG16.minimum_size(names) == size
+
+
+def test_alexnet_works_at_its_minimum_and_smaller_images_are_refused(
+    images: Images, alex_weights: dict[str, Tensor], alex_file: Path
+) -> None:
+    smallest = ALEXNET.minimum_size(ALEXNET.feature_names())
+    term = LPIPS("alex", alex_weights)
+    target = images(1, 3, smallest)
+    assert term(target, target).isfinite().all()
+    with pytest.raises(RuntimeError):
+        term(target[..., 1:, 1:], target[..., 1:, 1:])
+    config = LossConfig(lpips=LPIPSConfig(weight=1.0, net="alex", weights_path=str(alex_file)))
+    with pytest.raises(ConfigError, match=rf"loss\.lpips needs images of at least {smallest} px"):
+        build_objective(config, 3, smallest - 1)
+
+
+@pytest.mark.parametrize(("name", "size"), [("haarpsi", 15), ("ms_ssim", 10)])
+def test_other_terms_refuse_images_that_are_too_small(name: str, size: int) -> None:
+    with pytest.raises(ConfigError, match=f"loss.{name} needs images of at least {size + 1} px"):
+        build_objective(LossConfig.model_validate({name: {"weight": 1.0}}), 3, size)
