@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from unified_vae.cli.text import table
 from unified_vae.experiment.book_file import SECTIONS
 from unified_vae.experiment.json_with_lines import shown
-from unified_vae.experiment.preset_book import PresetBook
+from unified_vae.experiment.preset_book import Mode, PresetBook
 
 
 def mode_lines(book: PresetBook) -> list[str]:
@@ -19,14 +17,13 @@ def mode_lines(book: PresetBook) -> list[str]:
 def listing_lines(book: PresetBook) -> list[str]:
     """All modes with the presets that they combine, and all presets by section."""
     lines = ["modes (train.py --mode NAME)", *mode_lines(book), "", "modes combine"]
-    rows: list[Sequence[str]] = [("mode", *SECTIONS)]
-    rows += [
-        (mode.name, *(mode.presets.get(kind, "the run's") for kind in SECTIONS))
-        for mode in book.modes.values()
-    ]
-    lines += table(rows)
+    lines += table([("mode", ", ".join(SECTIONS)), *((m.name, _combination(m)) for m in book.modes.values())])
     for kind in SECTIONS:
         presets = book.presets(kind).values()
         lines += ["", f"{kind} presets (train_unified.py --{kind}-preset NAME)"]
         lines += table([(preset.name, f"{preset.description}: {preset.use_case}") for preset in presets])
     return [*lines, "", *(f"from {shown(file.path)}" for file in book.files)]
+
+
+def _combination(mode: Mode) -> str:
+    return ", ".join(mode.presets.get(kind, "the run's") for kind in SECTIONS)

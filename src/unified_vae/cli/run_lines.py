@@ -123,12 +123,12 @@ class RunLines(Observer):
 
 
 def loss_cells(values: Mapping[str, float]) -> list[str]:
-    """`loss 1.234`, `mse 0.0081`, ...: the total first, then each term."""
+    """`loss 1.234`, `mse 0.0081`, ...: the total first, then each distortion."""
     cells = [f"loss {number(values['loss.total'])}"] if "loss.total" in values else []
-    terms = {
-        name: value for name, value in values.items() if name.startswith("loss.") and name != "loss.total"
-    }
-    return cells + [f"{name.removeprefix('loss.')} {number(value)}" for name, value in terms.items()]
+    for name, value in values.items():
+        if name.startswith("loss.") and name not in ("loss.total", "loss.nll"):
+            cells.append(f"{name.removeprefix('loss.')} {number(value)}")
+    return cells
 
 
 def pace_cells(event: LossesLogged) -> list[str]:
@@ -141,7 +141,7 @@ def pace_cells(event: LossesLogged) -> list[str]:
 def memory_text(memory: Memory) -> str:
     """The device's memory where it has its own, else the process's."""
     if memory.device_allocated is None:
-        return f"memory {gibibytes(memory.process)} GiB"
+        return f"mem {gibibytes(memory.process)} GiB"
     parts = [f"{gibibytes(memory.device_allocated)} used"]
     parts += [f"{gibibytes(memory.device_reserved)} reserved"] if memory.device_reserved is not None else []
     parts += [f"{gibibytes(memory.device_peak)} peak"] if memory.device_peak is not None else []

@@ -1,0 +1,62 @@
+"""Help, listings and config errors come without torch, in well under a second."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "torchvision", "torchmetrics", "datasets", "tensorboard", "numpy", "PIL"}
+
+_WATCH = """
+import runpy, sys, time
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print("exit", end.code or 0, file=sys.stderr)
+print("seconds", time.process_time(), file=sys.stderr)
+print("loaded", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["train.py", "--help"], 0),
+        (["train_unified.py", "--list-presets"], 0),
+        (["train.py", "--mode", "quick_test", "--dry-run"], 0),
+        (["train.py", "--mode", "quick_test", "--set", "loss.kl.weight=x"], 2),
+    ],
+)
+def test_no_heavy_library_is_loaded(words: list[str], code: int, tmp_path: Path) -> None:
+    script, *options = words
+    command = [sys.executable, "-c", _WATCH, str(ROOT / script), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stderr.strip().split("\n")
+    loaded = set(next(line for line in lines if line.startswith("loaded ")).split())
+    assert f"exit {code}" in lines
+    assert "unified_vae" in loaded
+    assert not HEAVY & loaded
+
+
+def test_a_config_error_takes_less_than_a_second(tmp_path: Path) -> None:
+    """A second of the processor's time, start included: the clock on the wall counts other programs too."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path / "compiled")
+    command = [sys.executable, "-c", _WATCH, str(ROOT / "train.py"), "--mode", "quick"]
+    seconds = []
+    for _ in range(3):  # the first one compiles
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        error, end, spent, _ = done.stderr.strip().split("\n")
+        assert error == "error: there is no mode 'quick'. Did you mean 'quick_test'?"
+        assert end == "exit 2"
+        assert done.stdout == ""
+        seconds.append(float(spent.removeprefix("seconds ")))
+    assert min(seconds) < 1.0

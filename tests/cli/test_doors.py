@@ -1,0 +1,291 @@
+"""The two doors: what each option sets, where runs go, what is printed, and which exit code follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unified_vae.core.errors import DataError, Diverged, EnvironmentProblem
+from unified_vae.experiment.overrides import FLAGS
+from unified_vae.experiment.request import ComposedRun
+
+MODES = ["quick_test", "fast_high_quality", "ultra_high_quality", "balanced_high_quality", "full_retrain"]
+FLAG_VALUES = {
+    "--data": ("photos.zip", "photos.zip"),
+    "--epochs": ("7", 7),
+    "--batch-size": ("24", 24),
+    "--lr": ("0.00025", 0.00025),
+    "--beta": ("3.5", 3.5),
+    "--seed": ("11", 11),
+    "--device": ("cuda:1", "cuda:1"),
+    "--precision": ("bf16", "bf16"),
+}
+
+
+def value_at(run: ComposedRun, path: str) -> object:
+    value: object = run.config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def test_every_named_flag_has_a_value_to_test() -> None:
+    assert set(FLAG_VALUES) == set(FLAGS)
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("which", ["mode", "presets"])
+def test_a_flag_reaches_its_field_and_is_named_as_origin(door, flag: str, which: str) -> None:
+    text, value = FLAG_VALUES[flag]
+    words = ["--mode", "quick_test"] if which == "mode" else []
+    code, _, error = getattr(door, which)(*words, flag, text)
+    assert (code, error) == (0, "")
+    run = door.request().run
+    assert value_at(run, FLAGS[flag]) == value
+    assert run.origins[FLAGS[flag]] == flag
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_goes_to_its_own_folder(door, mode: str) -> None:
+    code, _, _ = door.mode("--mode", mode)
+    request = door.request()
+    assert code == 0
+    assert request.run_dir == Path("runs") / mode
+    assert request.resume
+    assert request.fix_from is None
+    assert request.run.names["mode"] == mode
+
+
+def test_the_side_door_composes_the_same_run_as_the_mode(door) -> None:
+    door.mode("--mode", "fast_high_quality")
+    words = ["--loss-preset", "high_quality", "--training-preset", "fast_high_quality_training"]
+    door.presets(*words, "--model-preset", "fast_high_quality", "--dataset-preset", "full")
+    by_mode, by_presets = door.requests
+    assert by_mode.run.config == by_presets.run.config
+    assert by_presets.run_dir == Path("runs/high_quality-fast_high_quality_training-fast_high_quality-full")
+
+
+def test_the_usual_presets_of_the_side_door_are_in_its_help(door) -> None:
+    door.presets()
+    _, help_text, _ = door.presets("--help")
+    names = door.request().run.names
+    assert set(names) == {"loss", "training", "model", "dataset"}
+    assert all(f"({name})" in help_text for name in names.values())
+
+
+def test_no_resume_and_run_dir_are_handed_on(door, tmp_path: Path) -> None:
+    door.mode("--mode", "quick_test", "--no-resume", "--run-dir", str(tmp_path / "here"))
+    request = door.request()
+    assert not request.resume
+    assert request.run_dir == tmp_path / "here"
+
+
+def test_the_restart_command_continues_the_same_run(door) -> None:
+    door.mode("--mode", "quick_test", "--no-resume", "--data", "my photos.zip")
+    assert door.request().command == "uv run train.py --mode quick_test --data 'my photos.zip'"
+
+
+def test_set_wins_over_flags_and_flags_over_the_mode(door) -> None:
+    door.mode("--mode", "quick_test", "--beta", "3", "--set", "loss.kl.weight=4", "--epochs", "2")
+    run = door.request().run
+    assert run.config.loss.kl.weight == 4
+    assert run.config.training.epochs == 2
+    assert run.origins["loss.kl.weight"] == "--set"
+
+
+def test_a_flag_survives_a_change_of_kind(door) -> None:
+    door.mode("--mode", "full_retrain", "--lr", "0.1", "--set", "training.optimizer.kind=sgd")
+    optimizer = door.request().run.config.training.optimizer
+    assert optimizer.kind == "sgd"
+    assert optimizer.lr == 0.1
+
+
+def test_dry_run_shows_the_run_and_starts_nothing(door) -> None:
+    code, out, _ = door.mode("--mode", "quick_test", "--dry-run", "--beta", "3.25")
+    assert code == 0
+    assert not door.requests
+    assert "kl.weight (beta)" in out
+    assert "3.25" in out
+    assert "runs/quick_test" in out
+
+
+def test_list_presets_names_everything(door) -> None:
+    from unified_vae.experiment.book_file import SECTIONS
+    from unified_vae.experiment.preset_book import PresetBook
+
+    book = PresetBook.load()
+    for which in (door.mode, door.presets):
+        code, out, _ = which("--list-presets")
+        assert code == 0
+        for name in [*book.modes, *(name for kind in SECTIONS for name in book.presets(kind))]:
+            assert f"  {name} " in out
+        for mode in book.modes.values():
+            assert mode.use_case.split(";")[0] in " ".join(out.split())
+
+
+def test_without_a_mode_the_table_is_shown(door) -> None:
+    code, out, error = door.mode()
+    assert (code, out) == (2, "")
+    assert all(mode in error for mode in [*MODES, "resume_fix"])
+    assert "uv run train.py --mode" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--mode", "fast_high_qualty"], "'fast_high_quality'"),
+        (["--mode", "quick_test", "--epoch", "3"], "--epochs"),
+        (["--mode", "quick_test", "--epochs", "many"], "--epochs"),
+        (["--mode", "quick_test", "--epochs", "0"], "--epochs: training.epochs: must be >= 1, got 0"),
+        (["--mode", "quick_test", "--beta", "nan"], "--beta: loss.kl.weight: expected a finite number"),
+        (["--mode", "quick_test", "--lr", "-1"], "--lr: training.optimizer.lr: must be > 0"),
+        (["--mode", "quick_test", "--precision", "fp8"], "'auto', 'fp32', 'bf16' or 'fp16', got the text"),
+        (["--mode", "quick_test", "--device", "gpu"], "auto, cpu, cuda, cuda:N or mps"),
+        (["--mode", "quick_test", "--set", "beta"], "path=value"),
+        (["--mode", "quick_test", "--set", "loss.kl.wieght=2"], "'loss.kl.weight'"),
+        (["--mode", "quick_test", "--set", "optimizer.lr=2"], "'training.optimizer.lr'"),
+        (["--mode", "quick_test", "--set", "loss.kl.weight=two"], "expected a number, got the text \"two\""),
+        (["--mode", "quick_test", "--set", "loss.kl.weight=NaN"], "expected a number, got the text \"NaN\""),
+        (["--mode", "quick_test", "--set", "training.epochs=2.5"], "expected a whole number, got 2.5"),
+        (["--mode", "quick_test", "--set", "training.epochs=true"], "expected a whole number, got true"),
+        (["--mode", "quick_test", "--set", "training.optimizer.kind=sdg"], "'sgd'"),
+        (["--mode", "quick_test", "--set", "training.optimizer.momentum=0.5"], "another kind than 'adamw'"),
+        (["--mode", "quick_test", "--set", "loss.kl={\"weight\": "], "expected a value"),
+        (["--mode", "quick_test", "--set", "loss.mse.weight=0", "--set", "loss.l1.weight=0"], "above 0"),
+        (["--mode", "quick_test", "--set", "training.accumulate=99"], "larger than training.batch_size"),
+        (["--mode", "quick_test", "--config", "none.json"], "none.json is not there"),
+        (["--mode", "resume_fix"], "no run to fix in runs/fast_high_quality"),
+        (["extra"], "extra"),
+        (["--mode"], "--mode"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_code_2(door, words: list[str], part: str) -> None:
+    code, out, error = door.mode(*words)
+    assert (code, out) == (2, "")
+    assert not door.requests
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert part in error
+
+
+@pytest.mark.parametrize("kind", ["loss", "training", "model", "dataset"])
+def test_an_unknown_preset_names_the_nearest(door, kind: str) -> None:
+    code, _, error = door.presets(f"--{kind}-preset", "smal" if kind != "training" else "quick_tset")
+    assert code == 2
+    assert f"no {kind} preset" in error
+    assert "Did you mean" in error or "Known:" in error
+
+
+@pytest.mark.parametrize(
+    "error", [DataError("no images"), EnvironmentProblem("no disk"), Diverged("not finite")]
+)
+def test_an_error_of_the_run_gives_its_sentence_and_code(door, error: DataError) -> None:
+    door.error = error
+    code, _, text = door.mode("--mode", "quick_test")
+    assert code == error.exit_code
+    assert text == f"error: {error}\n"
+
+
+def test_the_exit_code_of_the_run_is_that_of_the_door(door) -> None:
+    door.exit_code = 143
+    assert door.mode("--mode", "quick_test")[0] == 143
+
+
+def test_an_interrupt_outside_the_loop_is_130(door) -> None:
+    door.error = KeyboardInterrupt()
+    assert door.mode("--mode", "quick_test")[0] == 130
+
+
+def test_our_own_mistakes_are_not_hidden(door) -> None:
+    door.error = ZeroDivisionError("ours")
+    with pytest.raises(ZeroDivisionError):
+        door.mode("--mode", "quick_test")
+
+
+def test_a_follower_keeps_silent_but_for_errors(door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    code, out, error = door.mode("--mode", "quick_test")
+    assert (code, out, error) == (0, "", "")
+    assert door.watchers == []
+    code, _, error = door.mode("--mode", "quick")
+    assert code == 2
+    assert error
+
+
+# --- resume_fix and records of runs ------------------------------------------------------------------
+
+
+def write_record(door, run_dir: Path, *words: str) -> ComposedRun:
+    """Leave the folder of a run of `quick_test` with these words, as `fit` would."""
+    door.mode("--mode", "quick_test", *words)
+    run = door.requests.pop().run
+    run_dir.mkdir(parents=True)
+    content = {"config": run.config.model_dump(mode="json"), "origins": run.origins, "names": run.names}
+    (run_dir / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return run
+
+
+def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(door) -> None:
+    sick = Path("runs/mine")
+    words = [
+        "--data",
+        "photos.zip",
+        "--set",
+        "model.latents=33",
+        "--batch-size",
+        "5",
+        "--lr",
+        "0.5",
+        "--seed",
+        "4",
+    ]
+    earlier = write_record(door, sick, *words).config
+    code, _, error = door.mode("--mode", "resume_fix", "--run-dir", str(sick))
+    assert (code, error) == (0, "")
+    request = door.request()
+    config = request.run.config
+    assert request.fix_from == sick
+    assert request.run_dir == Path("runs/mine-fixed")
+    assert config.model == earlier.model
+    assert config.data == earlier.data
+    assert config.seed == earlier.seed
+    assert config.training.batch_size == earlier.training.batch_size
+    assert config.training.optimizer.lr < 0.5
+    assert config.loss.kl.schedule.kind == "linear"
+    assert config.loss.kl.schedule.start == 0
+    assert config.loss.kl.schedule.warmup == 0.3
+    assert request.run.origins["model.latents"].startswith("run runs/mine/config.json:")
+    assert request.run.names["mode"] == "resume_fix"
+
+
+def test_resume_fix_starts_from_the_usual_run_and_obeys_flags(door) -> None:
+    write_record(door, Path("runs/fast_high_quality"))
+    door.mode("--mode", "resume_fix", "--beta", "5", "--data", "other.zip", "--batch-size", "3")
+    config = door.request().run.config
+    assert door.request().run_dir == Path("runs/fast_high_quality-fixed")
+    assert (config.loss.kl.weight, config.data.source, config.training.batch_size) == (5, "other.zip", 3)
+
+
+def test_a_damaged_record_is_named_by_line(door) -> None:
+    write_record(door, Path("runs/mine"))
+    record = Path("runs/mine/config.json")
+    record.write_text(record.read_text().replace('"latents": 256', '"latents": -1'))
+    code, _, error = door.mode("--mode", "resume_fix", "--run-dir", "runs/mine")
+    line = next(n for n, text in enumerate(record.read_text().split("\n"), 1) if '"latents"' in text)
+    assert code == 2
+    assert f"runs/mine/config.json:{line}:" in error
+    assert "model.latents: must be >= 1, got -1" in error
+
+
+@pytest.mark.parametrize("words", [["mode"], ["mode", "--mode", "full_retrain"], ["presets"]])
+def test_a_record_as_config_repeats_the_run_beside_it(door, words: list[str]) -> None:
+    earlier = write_record(
+        door, Path("runs/mine"), "--beta", "7", "--set", "training.optimizer.kind=sgd"
+    ).config
+    which, *more = words
+    code, _, error = getattr(door, which)(*more, "--config", "runs/mine/config.json")
+    assert (code, error) == (0, "")
+    assert door.request().run.config == earlier
+    assert door.request().run_dir == Path("runs/mine-again")
