@@ -183,10 +183,14 @@ class TarSource:
 
 
 def _check_end(tape: tarfile.TarFile, path: Path) -> None:
-    """tarfile takes a damaged header for the end of the tape; after a true end only zeros follow."""
-    while rest := tape.fileobj.read(2**20):  # type: ignore[union-attr]
-        if rest.strip(b"\0"):
-            raise DataError(f"{path} is damaged in the middle; fetch or pack it again.")
+    """tarfile takes a cut or damaged header for the end of the tape; a true end is zeros and nothing else."""
+    stream = tape.fileobj
+    assert stream is not None, "the tape is open here"
+    cut = stream.tell() < tape.offset + tarfile.BLOCKSIZE
+    while not cut and (rest := stream.read(2**20)):
+        cut = bool(rest.strip(b"\0"))
+    if cut:
+        raise DataError(f"{path} is cut off or damaged in the middle; fetch or pack it again.")
 
 
 def _identity(data: bytes) -> bytes:

@@ -36,12 +36,12 @@ class _Walk:
     seen: set[tuple[int, int]] = field(default_factory=set)
 
     def enter(self, folder: Path) -> None:
-        """Visit one folder: its own files first, then folders, then links, each in the order of names."""
+        """Visit one folder and all below it."""
         try:
             if self._seen_before(folder.stat()):
                 return
             with os.scandir(folder) as entries:
-                children = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.is_dir(), entry.name))
+                children = sorted(entries, key=_visiting_order)
         except OSError as error:
             self.refused.append(Quarantined(self._inside(folder), f"cannot be opened: {error.strerror}"))
             return
@@ -84,6 +84,11 @@ class _Walk:
 
     def _inside(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def _visiting_order(entry: os.DirEntry[str]) -> tuple[bool, bool, str]:
+    """Files, then folders, then links: so a file is known by its own name and not by a link's."""
+    return entry.is_symlink(), entry.is_dir(follow_symlinks=False), entry.name
 
 
 class FolderSource:

@@ -1,7 +1,7 @@
 """Work in threads, results in order, with a bounded number of images in flight.
 
-Threads, not processes: Pillow decodes without the GIL, and on small images the pickling of a process
-costs more than the decoding (measured in docs/data.md).
+Threads, not processes: Pillow decodes without the GIL, and a process must pickle every image. Measured on
+two cores: 256 px JPEGs 855 images/s with two threads, 470 with two processes; 32 px 3,300 against 2,200.
 """
 
 from __future__ import annotations

@@ -1,0 +1,25 @@
+"""Fixtures of every room's tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_BESIDE_THE_REPOSITORY = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """Path of a real test archive by its name, e.g. real_data("faces128"); skips where it is absent."""
+
+    def find(name: str) -> Path:
+        folder = Path(os.environ.get("UNIFIED_VAE_TEST_DATA", _BESIDE_THE_REPOSITORY))
+        path = folder / f"{name}.zip"
+        if not path.is_file():
+            pytest.skip(f"no {name}.zip in {folder}; set UNIFIED_VAE_TEST_DATA to the folder of test images")
+        return path
+
+    return find

@@ -1,0 +1,126 @@
+"""The order of images: a pure function of (seed, step), whatever the workers, the ranks or the restarts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unified_vae.data.batches import (
+    TrainBatch,
+    batch_indices,
+    share,
+    steps_per_epoch,
+    train_batches,
+    validation_batches,
+)
+from unified_vae.data.packed import Labels, PackedSplit
+
+COUNT = 11
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> PackedSplit:
+    """Eleven images, each filled with its own number."""
+    pixels = np.arange(COUNT, dtype=np.uint8).repeat(4 * 4 * 3).reshape(COUNT, 4, 4, 3)
+    pixels[..., 1] += 100  # so that channels cannot be mistaken
+    path = tmp_path / "train.u8"
+    pixels.tofile(path)
+    labels = Labels({"class": np.arange(COUNT)}, {"class": [str(n) for n in range(COUNT)]})
+    return PackedSplit(path, pixels.shape, [str(n) for n in range(COUNT)], labels)
+
+
+def stream(split: PackedSplit, start: int, end: int, **settings: int) -> list[TrainBatch]:
+    options = {"seed": 3, "batch_size": 4} | settings
+    return list(train_batches(split, start_step=start, end_step=end, **options))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5), st.integers(0, 2**63 - 1))
+def test_every_image_is_in_every_epoch(count: int, batch: int, epoch: int, seed: int) -> None:
+    steps = steps_per_epoch(count, batch)
+    seen = np.concatenate([batch_indices(seed, epoch * steps + step, count, batch) for step in range(steps)])
+    assert len(seen) == steps * batch
+    times = np.bincount(seen, minlength=count)
+    assert times.min() >= 1 and times.max() - times.min() <= 1
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [tuple(batch_indices(seed, epoch, 64, 64)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+
+
+def test_batches_hold_the_images_they_name(split: PackedSplit) -> None:
+    for step, batch in enumerate(stream(split, 0, 7)):
+        assert batch.epoch == step // 3
+        assert batch.images.shape == (4, 3, 4, 4) and batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        expected = torch.from_numpy(batch.indices)[:, None, None].expand(4, 4, 4)
+        assert torch.equal(batch.images[:, 0].long(), expected)
+        assert torch.equal(batch.images[:, 1].long(), expected + 100)
+
+
+def test_a_stream_may_be_taken_up_at_any_step(split: PackedSplit) -> None:
+    whole = stream(split, 0, 9)
+    for start in range(9):
+        for batch, expected in zip(stream(split, start, 9), whole[start:], strict=True):
+            np.testing.assert_array_equal(batch.indices, expected.indices)
+            assert torch.equal(batch.images, expected.images) and batch.epoch == expected.epoch
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(split: PackedSplit, workers: int) -> None:
+    for batch, expected in zip(stream(split, 2, 9, workers=workers), stream(split, 2, 9), strict=True):
+        np.testing.assert_array_equal(batch.indices, expected.indices)
+        assert torch.equal(batch.images, expected.images) and batch.epoch == expected.epoch
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_ranks_shares_make_up_the_global_batch(split: PackedSplit, world_size: int) -> None:
+    shares = [stream(split, 0, 6, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for parts, expected in zip(zip(*shares, strict=True), stream(split, 0, 6), strict=True):
+        np.testing.assert_array_equal(np.concatenate([part.indices for part in parts]), expected.indices)
+        assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 4), (2, 3), (4, 100)])
+def test_validation_sees_every_image_once(split: PackedSplit, world_size: int, batch_size: int) -> None:
+    batches = [
+        batch
+        for rank in range(world_size)
+        for batch in validation_batches(split, batch_size=batch_size, rank=rank, world_size=world_size)
+    ]
+    assert torch.cat(batches)[:, 0, 0, 0].tolist() == list(range(COUNT))
+    assert max(map(len, batches)) <= batch_size
+
+
+@given(st.integers(0, 100), st.integers(1, 9))
+def test_shares_are_contiguous_and_even(count: int, world_size: int) -> None:
+    parts = [range(count)[share(count, rank, world_size)] for rank in range(world_size)]
+    assert [number for part in parts for number in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+class _Hanging(PackedSplit):
+    """A split whose images never arrive."""
+
+    @property
+    def images(self) -> np.ndarray:  # type: ignore[override]
+        import time
+
+        time.sleep(4)
+        raise AssertionError("the loader waited")
+
+    @images.setter
+    def images(self, value: np.ndarray) -> None: ...
+
+
+def test_a_hanging_worker_is_given_up(split: PackedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unified_vae.data.batches.LOADER_TIMEOUT_SECONDS", 1.0)
+    hanging = _Hanging(split.path, split.shape, split.names)
+    with pytest.raises(RuntimeError, match="timed out"):
+        stream(hanging, 0, 2, workers=1)
