@@ -1,0 +1,107 @@
+"""Runs in processes of their own, which can be killed: a fork server imports torch once for all of them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+
+from unified_vae.experiment.request import ComposedRun, RunRequest
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.training.observers import Observer
+
+SETTINGS = {
+    "model": {"image_size": 16, "latents": 4, "base_channels": 4},
+    "loss": {"l1": {"weight": 0.1}, "kl": {"weight": 2.0, "schedule": {"kind": "linear", "warmup": 0.3}}},
+    "training": {
+        "epochs": 6,
+        "batch_size": 8,
+        "log_every_steps": 3,
+        "optimizer": {"kind": "adamw", "lr": 3e-3},
+        "checkpoint": {"every_minutes": 1e-4},
+        "samples": {"every_epochs": 3, "count": 4},
+    },
+    "data": {"augment": {"horizontal_flip": True}},
+}
+
+
+def merged(base: dict, change: dict) -> dict:
+    """`change` laid over `base`, part by part."""
+    both = dict(base)
+    for key, value in change.items():
+        both[key] = merged(both.get(key, {}), value) if isinstance(value, dict) and "kind" not in value else value
+    return both
+
+
+def write_images(path: Path, count: int = 44, size: int = 16, channels: int = 3, seed: int = 0) -> Path:
+    """Smooth random pictures as an array file."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((count, 4, 4, channels))
+    fine = coarse.repeat(size // 4, 1).repeat(size // 4, 2)
+    np.save(path, (255 * fine).astype(np.uint8))
+    return path
+
+
+def request(run_dir: Path, source: Path, change: dict | None = None, **more: object) -> RunRequest:
+    """A tiny run on `source`."""
+    where = {"data": {"source": str(source), "cache_dir": str(source.parent / "cache")}}
+    settings = merged(merged(SETTINGS, where), change or {})
+    run = ComposedRun(RunConfig.model_validate_json(json.dumps(settings)), {}, {})
+    return RunRequest(run, run_dir, **{"resume": True, "command": "the same again", **more})  # type: ignore[arg-type]
+
+
+class Recorder(Observer):
+    """Keeps every event."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.started = []
+        self.logged = []
+        self.validations = []
+        self.finished = None
+
+    def notice(self, text):
+        self.notices.append(text)
+
+    def run_started(self, event):
+        self.started.append(event)
+
+    def losses_logged(self, event):
+        self.logged.append(event)
+
+    def validated(self, event):
+        self.validations.append(event)
+
+    def run_finished(self, event):
+        self.finished = event
+
+
+def live(some: RunRequest) -> None:
+    """One life: the whole run, unless something ends it before."""
+    import torch
+
+    from unified_vae.experiment.fit import fit
+
+    torch.set_num_threads(1)
+    raise SystemExit(fit(some, [Recorder()]).exit_code)
+
+
+def server() -> multiprocessing.context.ForkServerContext:
+    """The context whose processes start in milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["unified_vae.experiment.fit", "torch.utils.tensorboard", "lives"])
+    return context
+
+
+def outcome(run_dir: Path) -> dict[str, bytes]:
+    """What has to be the same to the last bit: the exported model, the newest checkpoint's tensors, the metrics."""
+    newest = max((run_dir / "checkpoints").iterdir())
+    files = [run_dir / "metrics.jsonl", run_dir / "model" / "model.safetensors", *sorted(newest.glob("*.safetensors"))]
+    return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in files}
+
+
+def leftovers(run_dir: Path) -> list[str]:
+    """Files that no finished run should hold."""
+    return [path.relative_to(run_dir).as_posix() for path in run_dir.rglob(".tmp*")]

@@ -1,0 +1,102 @@
+"""Killed anywhere, started again by the same request: the same bits as the run that was left alone."""
+
+import os
+import random
+import signal
+import sys
+import time
+
+import pytest
+from lives import Recorder, leftovers, live, outcome, request, server, write_images
+
+from unified_vae.experiment.fit import fit
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
+KILLS = 12
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    """A run that nobody interrupts, and how long it takes."""
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    process = server().Process(target=live, args=(request(run_dir, source),))
+    begun = time.monotonic()
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return run_dir, time.monotonic() - begun
+
+
+def end_by_itself(some):
+    process = server().Process(target=live, args=(some,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def test_sigkill_at_random_instants(undisturbed, source, tmp_path):
+    reference, seconds = undisturbed
+    rng = random.Random(1)
+    some = request(tmp_path / "run", source)
+    killed = 0
+    for _ in range(KILLS):
+        process = server().Process(target=live, args=(some,))
+        process.start()
+        time.sleep(rng.uniform(0.1, 0.6) * seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed >= 5, "the run was over too soon to be killed"
+    assert end_by_itself(some) == 0
+    assert outcome(tmp_path / "run") == outcome(reference)
+    assert leftovers(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, name):
+    reference, seconds = undisturbed
+    some = request(tmp_path / "run", source)
+    number = getattr(signal, name)
+    process = server().Process(target=live, args=(some,))
+    process.start()
+    while not list((tmp_path / "run").glob("checkpoints/step-*")):
+        time.sleep(0.01)
+        assert process.is_alive()
+    os.kill(process.pid, number)
+    process.join(20)
+    assert process.exitcode == 128 + number
+    assert end_by_itself(some) == 0
+    assert outcome(tmp_path / "run") == outcome(reference)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 6, 7, 23, 30])
+def test_a_run_cut_at_a_step_and_given_its_full_length_back(source, tmp_path, undisturbed, stop):
+    """Also at the last step of an epoch, on a validation, and after one step."""
+    steps = 6 * 5
+
+    class StopAt(Recorder):
+        def step_done(self, event):
+            if event.step == stop and event.step < steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    import torch
+
+    torch.set_num_threads(1)
+    some = request(tmp_path / "run", source)
+    first = fit(some, [StopAt()])
+    if stop < steps:
+        assert (first.outcome, first.exit_code, first.step) == ("interrupted", 143, stop)
+        assert fit(some, [Recorder()]).outcome == "finished"
+    assert outcome(tmp_path / "run") == outcome(undisturbed[0])
+    again = Recorder()
+    assert fit(some, [again]).outcome == "already finished" and again.finished.exit_code == 0
+
+
+def test_workers_change_nothing(undisturbed, source, tmp_path):
+    assert end_by_itself(request(tmp_path / "run", source, {"data": {"workers": 2}})) == 0
+    assert outcome(tmp_path / "run") == outcome(undisturbed[0])
