@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -127,7 +127,7 @@ def test_damage_in_the_cache_is_named(cache: Path, weights: dict[str, Tensor]) -
     ],
 )
 def test_a_file_of_another_network_is_refused(
-    tmp_path: Path, weights: dict[str, Tensor], spoil: object, complaint: str
+    tmp_path: Path, weights: dict[str, Tensor], spoil: Callable[[dict[str, Tensor]], object], complaint: str
 ) -> None:
     spoil(weights)
     torch.save(weights, tmp_path / "mine.pth")
@@ -302,22 +302,19 @@ def test_torchvision_is_neither_needed_nor_imported(
 
 
 @pytest.mark.slow  # importing torchvision takes 7 s
-@pytest.mark.parametrize("name", ["vgg16", "alexnet"])
-def test_features_equal_torchvisions(name: str, images: object, request: pytest.FixtureRequest) -> None:
-    import torchvision
+@pytest.mark.parametrize("name", ["vgg", "alex"])
+def test_features_equal_torchvisions(
+    name: str, images: Callable[..., Tensor], request: pytest.FixtureRequest
+) -> None:
+    from torchvision.models import alexnet, vgg
 
-    architecture = {"vgg16": VGG16, "alexnet": ALEXNET}[name]
-    weights = request.getfixturevalue({"vgg16": "vgg_weights", "alexnet": "alex_weights"}[name])
-    theirs = (
-        getattr(torchvision.models, name)(weights=None, init_weights=False)
-        if name == "vgg16"
-        else torchvision.models.alexnet()
-    )
-    theirs.load_state_dict(weights, strict=False)
-    deepest = architecture.feature_names()[-1]
-    [ours] = Backbone(architecture, [deepest], weights)(images(2, 3, 64))
+    architecture = {"vgg": VGG16, "alex": ALEXNET}[name]
+    weights = request.getfixturevalue(f"{name}_weights")
+    theirs = vgg.make_layers(vgg.cfgs["D"]) if name == "vgg" else alexnet().features
+    theirs.load_state_dict({key.removeprefix("features."): value for key, value in weights.items()})
+    ours = Backbone(architecture, architecture.feature_names(), weights)(images(2, 3, 64))
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    x = (images(2, 3, 64) - mean) / std
-    for layer in theirs.features[: architecture.convs()[-1].index + 2]:
-        x = layer(x)
-    torch.testing.assert_close(ours, F.normalize(x, dim=1), rtol=1e-4, atol=1e-5)
+    ends = [conv.index + 1 for conv in architecture.convs() if conv.name]
+    for end, found in zip(ends, ours, strict=True):
+        expected = F.normalize(theirs[: end + 1]((images(2, 3, 64) - mean) / std), dim=1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

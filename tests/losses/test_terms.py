@@ -110,14 +110,14 @@ def test_descent_on_it_brings_the_images_together(term: DistortionTerm, images: 
 def test_the_degree_is_the_slope_at_the_errors_of_a_trained_vae(
     term: DistortionTerm, images: Images, normal: Callable[..., Tensor]
 ) -> None:
-    """Between 34 and 20 dB, for noise and for blur; the indices saturate, so half a degree of slack."""
+    """Between 34 and 20 dB, for noise and for blur; drawings are not photographs, so 0.4 of slack."""
     target = images(4, 3, 32)
     blur = F.avg_pool2d(target, 5, 1, 2) - target
     slopes = []
     for error in (normal(4, 3, 32, 32), blur / blur.std()):
         small, large = (term(target + size * error, target).mean().item() for size in (0.02, 0.1))
         slopes.append(math.log(large / small) / math.log(0.1 / 0.02))
-    assert sum(slopes) / 2 == pytest.approx(term.degree, abs=0.5)
+    assert sum(slopes) / 2 == pytest.approx(term.degree, abs=0.4)
 
 
 @every_term

@@ -37,7 +37,7 @@ def _dissimilarity(a: Tensor, b: Tensor) -> Tensor:
 class HaarPSI(DistortionTerm):
     """1 - HaarPSI, from 0 (equal) to 1; colour by the paper's extension to YIQ."""
 
-    degree = 1.5
+    degree = 1.4
     floor = 1e-4
     minimum_size = 16  # the largest filter covers the halved image
 

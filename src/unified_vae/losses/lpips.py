@@ -49,7 +49,7 @@ def linear_heads(net: Literal["vgg", "alex"]) -> list[Tensor]:
 class LPIPS(DistortionTerm):
     """Squared difference of unit-length features, weighed by the linear heads, summed over layers."""
 
-    degree = 1.5
+    degree = 1.7
     floor = 1e-5
 
     def __init__(self, net: Literal["vgg", "alex"], weights: dict[str, Tensor]) -> None:

@@ -34,7 +34,7 @@ def _bent_positive(value: Tensor) -> Tensor:
 class MSSSIM(DistortionTerm):
     """1 - MS-SSIM over as many scales as the image has room for, their exponents renormalised to sum to 1."""
 
-    degree = 2.0
+    degree = 1.9
     floor = 3e-5
     minimum_size = _WINDOW
 

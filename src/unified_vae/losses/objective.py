@@ -108,9 +108,8 @@ class Objective(nn.Module):
             weights = self.weights(progress)
             energy = _total({name: weights[name] * value for name, value in terms.items()})
             scale, degree = self.scale(progress), self.degree(progress)
-            per_value = (energy / scale + torch.log(scale / sum(weights.values()))) / degree + log_normaliser(
-                degree
-            )
+            fit = energy / scale + torch.log(scale / sum(weights.values()))
+            per_value = fit / degree + log_normaliser(degree)
             kl = rate(output.posterior).mean()
             loss = per_value + self.beta(progress) * kl / self.dimensions
         detached = {name: value.detach() for name, value in terms.items()}

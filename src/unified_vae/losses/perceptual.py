@@ -18,7 +18,7 @@ class Perceptual(DistortionTerm):
     Unit length (as in LPIPS) bounds it by 2 and takes the layers' very different magnitudes out.
     """
 
-    degree = 1.5
+    degree = 1.7
     floor = 3e-5
 
     def __init__(self, config: PerceptualConfig, weights: dict[str, Tensor]) -> None:
