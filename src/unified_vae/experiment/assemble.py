@@ -52,7 +52,7 @@ def open_images(run: ComposedRun, runtime: Runtime, observer: Observer) -> DataS
 
 
 def resolve(
-    run: ComposedRun, data: DataSets, world_size: int, known_loss: tuple[LossConfig, tuple[Substitution, ...]] | None
+    run: ComposedRun, data: DataSets, runtime: Runtime, known_loss: tuple[LossConfig, tuple[Substitution, ...]] | None
 ) -> Resolved:
     """Answer what the config left open.
 
@@ -66,24 +66,25 @@ def resolve(
     """
     reasons = {"model.channels": "the data"}
     config = run.config
-    loss, substitutions = known_loss or _resolved_terms(config.loss)
+    loss, substitutions = known_loss or _resolved_terms(config.loss, runtime)
     for entry in substitutions:
         reasons[f"loss.{entry.term}"] = f"replaced by {entry.replacement}"
         reasons[f"loss.{entry.replacement}"] = f"in place of {entry.term}"
-    batch = _batch_size(config.training.batch_size, len(data.train), world_size)
+    batch = _batch_size(config.training.batch_size, len(data.train), runtime.world_size)
     if batch != config.training.batch_size:
         reasons["training.batch_size"] = f"the set has {len(data.train)} training images"
     training = config.training.model_copy(
-        update={"batch_size": batch, "accumulate": min(config.training.accumulate, batch // world_size)}
+        update={"batch_size": batch, "accumulate": min(config.training.accumulate, batch // runtime.world_size)}
     )
     model = config.model.model_copy(update={"channels": data.channels})
     resolved = config.model_copy(update={"loss": loss, "training": training, "model": model})
     return Resolved(resolved, substitutions, reasons)
 
 
-def _resolved_terms(loss: LossConfig) -> tuple[LossConfig, tuple[Substitution, ...]]:
-    resolved, substitutions = resolve_terms(loss)
-    return resolved, tuple(substitutions)
+def _resolved_terms(loss: LossConfig, runtime: Runtime) -> tuple[LossConfig, tuple[Substitution, ...]]:
+    """The main process looks for pretrained weights, and may download them; the others do as it did."""
+    resolved, substitutions = resolve_terms(loss) if runtime.is_main else (loss, [])
+    return runtime.from_main((resolved, tuple(substitutions)))
 
 
 def _batch_size(wanted: int, images: int, world_size: int) -> int:

@@ -92,7 +92,7 @@ class _Fit:
         about_data = {"fingerprint": data.fingerprint, "description": data.description}
         if record and (difference := refuse_other_data(record, about_data, self.request.run.config.data.accept_change)):
             found.append(difference)
-        resolved = resolve(self.request.run, data, self.runtime.world_size, self._known_loss(record, found))
+        resolved = resolve(self.request.run, data, self.runtime, self._known_loss(record, found))
         parts = build_parts(resolved.config, data, self.runtime)
         saver = self._saver(parts, resolved, about_data)
         state = saver.restore(saved) if saved else TrainState()

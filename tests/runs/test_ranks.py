@@ -1,0 +1,73 @@
+"""Several processes train as one: started by torchrun, here two on the CPU with gloo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from lives import SETTINGS, leftovers, merged, outcome, write_images
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun with gloo is tested on Linux")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(run_dir, source, ranks, *options):
+    """The side door, under torchrun where there are ranks."""
+    settings = merged(
+        SETTINGS, {"training": {"epochs": 3, "log_every_steps": 1}, "data": {"cache_dir": str(source.parent / "cache")}}
+    )
+    config = source.parent / "settings.json"
+    config.write_text(json.dumps(settings))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
+    words = ["train_unified.py", "--data", str(source), "--config", str(config), "--run-dir", str(run_dir), *options]
+    return [sys.executable, *launcher, *words]
+
+
+def run(words):
+    """Run a command to its end."""
+    return subprocess.run(words, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, check=False)
+
+
+def rows(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_train_what_one_trains(tmp_path):
+    source = write_images(tmp_path / "images.npy")
+    for name, ranks in (("one", 0), ("two", 2)):
+        process = run(command(tmp_path / name, source, ranks))
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.count("run started in") == 1, "every rank but the first keeps silent"
+        assert ("2 processes" in process.stdout) == (ranks == 2)
+    one, two = ([row for row in rows(tmp_path / name) if row["split"] == "train"] for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for name in ("loss.total", "loss.mse", "rate.nats", "gradient.norm"):
+        # the first step to rounding; later ones to what Adam, which divides by small numbers, makes of rounding
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-5)
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=0.05)
+
+
+def test_two_ranks_stop_together_and_go_on_to_the_same_bits(tmp_path):
+    source = write_images(tmp_path / "images.npy")
+    assert run(command(tmp_path / "whole", source, 2)).returncode == 0
+    cut = command(tmp_path / "cut", source, 2)
+    process = subprocess.Popen(cut, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True)
+    while not list((tmp_path / "cut").glob("checkpoints/step-*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert run(cut).returncode == 0
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    assert leftovers(tmp_path / "cut") == []
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    source = write_images(tmp_path / "images.npy")
+    process = run(command(tmp_path / "run", source, 2, "--batch-size", "7"))
+    assert process.returncode != 0
+    assert "training.batch_size 7 cannot be shared by 2 processes: give 6 or 8" in process.stderr
