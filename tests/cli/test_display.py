@@ -62,9 +62,7 @@ class Clock:
 
 def started(run_dir: Path, *, resumed: bool = False) -> RunStarted:
     facts = [("device", "cuda:0, bf16"), ("data", "2,000 images from " + "photos/" * 20), ("sigma", "0.08")]
-    changes = (
-        [Difference("loss.kl.weight", 1.0, 2.5), Difference("data.max_images", None, 5)] if resumed else []
-    )
+    changes = [Difference("loss.kl.weight", 1.0, 2.5), Difference("data.max_images", None, 5)] if resumed else []
     return RunStarted(run_dir, 10 if resumed else 0, 200, 20, 64, resumed, facts, TERMS, changes)
 
 
@@ -92,9 +90,7 @@ def act(watcher: RunLines, run_dir: Path, clock: Clock, *, resumed: bool = False
         if step % 20 == 0:
             watcher.validated(validated(step, best=step == 40))
     advice = ("look at the pictures: runs/x/samples",)
-    watcher.run_finished(
-        RunFinished("finished", run_dir, 200, {"psnr": 24.31}, 40, 400.0, None, "", 0, advice)
-    )
+    watcher.run_finished(RunFinished("finished", run_dir, 200, {"psnr": 24.31}, 40, 400.0, None, "", 0, advice))
 
 
 def plain_run(tmp_path: Path, *, resumed: bool = False) -> list[str]:
@@ -302,9 +298,7 @@ def test_wrapping_loses_nothing(words: list[str]) -> None:
         assert all(len(line) <= MAX_WIDTH for line in lines)
 
 
-@given(
-    st.lists(st.tuples(_WORDS, _WORDS, st.lists(_WORDS, min_size=1, max_size=30).map(" ".join)), min_size=1)
-)
+@given(st.lists(st.tuples(_WORDS, _WORDS, st.lists(_WORDS, min_size=1, max_size=30).map(" ".join)), min_size=1))
 def test_a_table_keeps_its_words_and_its_columns(rows: list[tuple[str, str, str]]) -> None:
     lines = table(rows)
     assert " ".join(lines).split() == " ".join(" ".join(row) for row in rows).split()

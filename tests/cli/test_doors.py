@@ -178,9 +178,7 @@ def test_an_unknown_preset_names_the_nearest(door, kind: str) -> None:
     assert "Did you mean" in error or "Known:" in error
 
 
-@pytest.mark.parametrize(
-    "error", [DataError("no images"), EnvironmentProblem("no disk"), Diverged("not finite")]
-)
+@pytest.mark.parametrize("error", [DataError("no images"), EnvironmentProblem("no disk"), Diverged("not finite")])
 def test_an_error_of_the_run_gives_its_sentence_and_code(door, error: DataError) -> None:
     door.error = error
     code, _, text = door.mode("--mode", "quick_test")
@@ -281,9 +279,7 @@ def test_a_damaged_record_is_named_by_line(door) -> None:
 
 @pytest.mark.parametrize("words", [["mode"], ["mode", "--mode", "full_retrain"], ["presets"]])
 def test_a_record_as_config_repeats_the_run_beside_it(door, words: list[str]) -> None:
-    earlier = write_record(
-        door, Path("runs/mine"), "--beta", "7", "--set", "training.optimizer.kind=sgd"
-    ).config
+    earlier = write_record(door, Path("runs/mine"), "--beta", "7", "--set", "training.optimizer.kind=sgd").config
     which, *more = words
     code, _, error = getattr(door, which)(*more, "--config", "runs/mine/config.json")
     assert (code, error) == (0, "")

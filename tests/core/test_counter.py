@@ -1,9 +1,10 @@
 """Counter-based randomness: pure, independent of batching, evenly spread."""
 
 import numpy as np
+
 from unified_vae.core.counter import key, permutation, uniforms
 
-KNOWN_KEY = 0x58d56be806ad28a5
+KNOWN_KEY = 0x58D56BE806AD28A5
 KNOWN_ORDER = [0, 4, 5, 2, 3, 1]
 KNOWN_UNIFORMS = [[0.8061520998793714, 0.6504363047714838], [0.3279345647190718, 0.7798114531935182]]
 

@@ -100,12 +100,8 @@ def _transparent() -> dict[str, Good]:
         "la.png": Good(encoded(la, "PNG"), over_background(repeated(GREY), ALPHA)),
         "palette.png": Good(encoded(palette, "PNG"), shown),
         "palette.gif": Good(encoded(palette, "GIF"), shown),
-        "palette_one_clear.png": Good(
-            encoded(palette, "PNG", transparency=0), over_background(shown, clear_first)
-        ),
-        "palette_one_clear.gif": Good(
-            encoded(palette, "GIF", transparency=0), over_background(shown, clear_first)
-        ),
+        "palette_one_clear.png": Good(encoded(palette, "PNG", transparency=0), over_background(shown, clear_first)),
+        "palette_one_clear.gif": Good(encoded(palette, "GIF", transparency=0), over_background(shown, clear_first)),
         "palette_alpha.png": Good(
             encoded(palette, "PNG", transparency=levels.tobytes()), over_background(shown, levels[GREY % 8])
         ),
@@ -126,9 +122,7 @@ def _deep() -> dict[str, Good]:
         struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 0)
     )
     return {
-        "sixteen_bit_flat.png": Good(
-            encoded(Image.fromarray(flat), "PNG"), repeated(np.full_like(scaled, 156))
-        ),
+        "sixteen_bit_flat.png": Good(encoded(Image.fromarray(flat), "PNG"), repeated(np.full_like(scaled, 156))),
         "sixteen_bit_ramp.png": Good(encoded(Image.fromarray(ramp), "PNG"), repeated(scaled)),
         "sixteen_bit.tif": Good(encoded(Image.fromarray(ramp), "TIFF"), repeated(scaled)),
         "sixteen_bit_big_endian.tif": Good(
@@ -137,9 +131,7 @@ def _deep() -> dict[str, Good]:
         ),
         "sixteen_bit_white_is_zero.tif": Good(inverted, repeated(255 - scaled)),
         "sixteen_bit.pgm": Good(pgm, repeated(scaled)),
-        "float.tif": Good(
-            encoded(Image.fromarray(unit), "TIFF"), repeated(np.rint(unit * 255).astype(np.uint8))
-        ),
+        "float.tif": Good(encoded(Image.fromarray(unit), "TIFF"), repeated(np.rint(unit * 255).astype(np.uint8))),
     }
 
 
@@ -177,9 +169,7 @@ def _animated() -> dict[str, Good]:
     grey_frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
     more = {"save_all": True, "duration": 50}
     return {
-        "animated.gif": Good(
-            encoded(grey_frames[0], "GIF", append_images=grey_frames[1:], **more), repeated(GREY)
-        ),
+        "animated.gif": Good(encoded(grey_frames[0], "GIF", append_images=grey_frames[1:], **more), repeated(GREY)),
         "animated.webp": Good(encoded(first, "WEBP", lossless=True, append_images=[second], **more), RGB),
         "animated.png": Good(encoded(first, "PNG", append_images=[second], **more), RGB),
     }

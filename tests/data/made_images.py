@@ -34,9 +34,7 @@ def silent(text: str, done: int, total: int | None) -> None:
     """Progress for nobody."""
 
 
-def opened(
-    source: Path | str, cache: Path, size: int = 8, channels: int | None = None, **settings: object
-) -> DataSets:
+def opened(source: Path | str, cache: Path, size: int = 8, channels: int | None = None, **settings: object) -> DataSets:
     config = DataConfig.model_validate({"source": str(source), "cache_dir": str(cache), **settings})
     return open_data(config, size, channels, silent)
 

@@ -29,17 +29,13 @@ def test_an_image_is_changed_alike_in_any_batch() -> None:
     whole = augment(IMAGES, INDICES, config=FLIP, seed=5, epoch=2)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
     state = torch.get_rng_state()
-    parts = [
-        augment(IMAGES[part], INDICES[part.numpy()], config=FLIP, seed=5, epoch=2) for part in order.split(9)
-    ]
+    parts = [augment(IMAGES[part], INDICES[part.numpy()], config=FLIP, seed=5, epoch=2) for part in order.split(9)]
     assert torch.equal(torch.cat(parts), whole[order])
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_epochs_and_seeds_draw_anew() -> None:
-    results = [
-        augment(IMAGES, INDICES, config=FLIP, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)
-    ]
+    results = [augment(IMAGES, INDICES, config=FLIP, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert not any(torch.equal(results[i], results[j]) for i in range(4) for j in range(i))
 
 

@@ -18,7 +18,7 @@ from unified_vae.data.batches import (
     train_batches,
     validation_batches,
 )
-from unified_vae.data.packed import Labels, PackedSplit
+from unified_vae.data.packing.packed import Labels, PackedSplit
 
 COUNT = 11
 

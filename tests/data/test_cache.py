@@ -20,16 +20,12 @@ import pytest
 from made_images import opened, png, silent, write_files
 
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.data import cache_dir, decode, pack, prepare
 from unified_vae.data.config import DataConfig
 from unified_vae.data.open import open_data
-from unified_vae.data.packed import SIDES, DamagedPack, check_images, read_pack
+from unified_vae.data.packing import cache_dir, decode, pack, prepare
+from unified_vae.data.packing.packed import SIDES, DamagedPack, check_images, read_pack
 
-FILES = {
-    f"{kind}/{number}.png": png(10 * index + number)
-    for index, kind in enumerate("abc")
-    for number in range(10)
-}
+FILES = {f"{kind}/{number}.png": png(10 * index + number) for index, kind in enumerate("abc") for number in range(10)}
 
 
 @pytest.fixture
@@ -80,9 +76,7 @@ def test_the_fingerprint_follows_the_content(folder: Path, tmp_path: Path) -> No
     assert changed != before
     (folder / "a" / "2.png").unlink()
     assert opened(folder, tmp_path / "cache").fingerprint not in (before, changed)
-    assert (
-        opened(folder, tmp_path / "cache", 4).fingerprint != opened(folder, tmp_path / "cache", 8).fingerprint
-    )
+    assert opened(folder, tmp_path / "cache", 4).fingerprint != opened(folder, tmp_path / "cache", 8).fingerprint
 
 
 def test_a_split_pickles_as_its_path_and_is_read_only(folder: Path, tmp_path: Path) -> None:
@@ -178,9 +172,7 @@ BUILD = """
 
 def _build(folder: Path, cache: Path, slow: str = "") -> subprocess.Popen[str]:
     script = textwrap.dedent(BUILD.format(slow=slow))
-    return subprocess.Popen(
-        [sys.executable, "-c", script, str(folder), str(cache)], stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", script, str(folder), str(cache)], stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_build_is_swept_and_never_trusted(folder: Path, tmp_path: Path) -> None:
@@ -241,9 +233,7 @@ def test_a_disk_without_room_is_refused_before_decoding(
     assert packs(tmp_path / "cache") == []
 
 
-def test_a_disk_that_fills_up_while_packing(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_while_packing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: Any, kept: Any, row_bytes: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -283,7 +273,7 @@ def test_enlarged_images_are_told(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_built_in_set(tmp_path: Path) -> None:
-    from unified_vae.data.faces import ATTRIBUTE_NAMES, draw_faces
+    from unified_vae.data.cartoon.faces import ATTRIBUTE_NAMES, draw_faces
 
     data = opened("builtin", tmp_path / "cache", 16, max_images=70)
     assert (len(data.train), len(data.validation), data.channels) == (70, 64, 3)

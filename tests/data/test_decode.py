@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from unified_vae.data.config import DataConfig
-from unified_vae.data.decode import PixelFormat, colour, decode, quiet_pillow, read_header
 from unified_vae.data.open import open_data
+from unified_vae.data.packing.decode import PixelFormat, colour, decode, quiet_pillow, read_header
 from unified_vae.data.records import BadImage
 
 FORM = PixelFormat(zoo.SIZE, 3, zoo.BACKGROUND)

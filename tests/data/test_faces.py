@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from unified_vae.data import faces
-from unified_vae.data.face_canvas import Canvas, circle, coverage, line_coverage, stripes
-from unified_vae.data.faces import (
+from unified_vae.data.cartoon import faces
+from unified_vae.data.cartoon.canvas import Canvas, circle, coverage, line_coverage, stripes
+from unified_vae.data.cartoon.faces import (
     ATTRIBUTE_NAMES,
     draw_faces,
     draw_factors,

@@ -93,9 +93,7 @@ def test_a_warm_cache_does_not_import_torchvision(
     assert opened("torchvision:Digits", tmp_path).fingerprint == cold.fingerprint
 
 
-def test_torchvision_errors_are_sentences(
-    torchvision: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchvision_errors_are_sentences(torchvision: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="Did you mean 'Digits'"):
         opened("torchvision:Digit", tmp_path)
     monkeypatch.setattr(Digits, "network", False)
@@ -181,9 +179,7 @@ def test_hub_cells_without_a_picture_are_listed(hub: dict[str, Column], tmp_path
     assert [(bad.name, bad.reason) for bad in data.quarantined] == [("train 3", "an empty cell")]
 
 
-def test_hub_errors_are_sentences(
-    hub: dict[str, Column], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_errors_are_sentences(hub: dict[str, Column], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EnvironmentProblem, match="network"):
         opened("hf:someone/else", tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)

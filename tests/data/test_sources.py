@@ -14,7 +14,7 @@ import pytest
 from made_images import names, opened, png, silent, write_files
 
 from unified_vae.core.errors import DataError
-from unified_vae.data.sources import find_source
+from unified_vae.data.sources.find import find_source
 
 SPLIT_TREE = {
     **{f"train/{kind}/{number}.png": png(number) for kind in ("cat", "dog") for number in range(3)},
@@ -88,9 +88,7 @@ def _pixels(data: bytes) -> np.ndarray:
         (("Train", "Validation", "test"), {"Train"}, {"Validation"}),
     ],
 )
-def test_names_of_split_folders(
-    tops: tuple[str, ...], train: set[str], validation: set[str], tmp_path: Path
-) -> None:
+def test_names_of_split_folders(tops: tuple[str, ...], train: set[str], validation: set[str], tmp_path: Path) -> None:
     files = {f"{top}/{number}.png": png(seed) for seed, (top, number) in enumerate(
         (top, number) for top in tops for number in range(3))}  # fmt: skip
     data = opened(write_files(tmp_path / "images", files), tmp_path / "cache")

@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 from made_images import names, opened, png, write_files
 
 from unified_vae.core.errors import DataError
-from unified_vae.data.split import drawing_order, give_to_empty_side, quotas, side_of
+from unified_vae.data.packing.split import drawing_order, give_to_empty_side, quotas, side_of
 
 FILES = {f"{number}.png": png(number) for number in range(40)}
 
 
 def test_adding_and_renaming_move_nothing(tmp_path: Path) -> None:
     before = names(opened(write_files(tmp_path / "a", FILES), tmp_path / "cache", validation_fraction=0.3))
-    more = {f"renamed {name}": data for name, data in FILES.items()} | {
-        f"new/{n}.png": png(100 + n) for n in range(20)
-    }
+    more = {f"renamed {name}": data for name, data in FILES.items()} | {f"new/{n}.png": png(100 + n) for n in range(20)}
     after = names(opened(write_files(tmp_path / "b", more), tmp_path / "cache", validation_fraction=0.3))
     for side, members in before.items():
         assert {f"renamed {name}" for name in members} <= after[side]
@@ -63,16 +61,12 @@ def test_the_empty_side_gets_one_content_whole(contents: list[str], full: str) -
     sides, note = give_to_empty_side([full] * len(contents), contents)  # type: ignore[list-item]
     assert set(sides) == {"train", "validation"} and note
     if len(set(contents)) > 1:
-        assert len({(content, side) for content, side in zip(contents, sides, strict=True)}) == len(
-            set(contents)
-        )
+        assert len({(content, side) for content, side in zip(contents, sides, strict=True)}) == len(set(contents))
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_images_give_advice(count: int, tmp_path: Path) -> None:
-    folder = write_files(
-        tmp_path / "a", {f"{number}.png": png(number) for number in range(count)} | {"a.txt": b""}
-    )
+    folder = write_files(tmp_path / "a", {f"{number}.png": png(number) for number in range(count)} | {"a.txt": b""})
     with pytest.raises(DataError, match=r"usable image.*--data"):
         opened(folder, tmp_path / "cache")
 
@@ -94,9 +88,7 @@ def test_too_many_bad_files_stop_the_run_and_are_named(tmp_path: Path) -> None:
 
 
 def test_a_subset_is_part_of_the_larger_ones_and_only_it_is_opened(tmp_path: Path) -> None:
-    folder = write_files(
-        tmp_path / "a", {f"train/{n}.png": png(n) for n in range(60)} | {"val/v.png": png(99)}
-    )
+    folder = write_files(tmp_path / "a", {f"train/{n}.png": png(n) for n in range(60)} | {"val/v.png": png(99)})
     chosen = [set(opened(folder, tmp_path / "cache", max_images=size).train.names) for size in (5, 20, 60)]
     assert [len(part) for part in chosen] == [5, 20, 60]
     assert chosen[0] < chosen[1] < chosen[2]

@@ -13,9 +13,7 @@ from unified_vae.core.errors import ConfigError
 from unified_vae.experiment.json_with_lines import MAX_BYTES, parse_json, read_json
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-_SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT
-)
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT
 _VALUES = st.recursive(_SCALARS, lambda inner: st.lists(inner) | st.dictionaries(_TEXT, inner), max_leaves=20)
 
 

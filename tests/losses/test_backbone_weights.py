@@ -75,18 +75,14 @@ def only(term: str, **settings: object) -> LossConfig:
     return LossConfig.model_validate({term: {"weight": 0.5, **settings}})
 
 
-def test_a_file_in_the_cache_is_used_without_asking_the_network(
-    cache: Path, weights: dict[str, Tensor]
-) -> None:
+def test_a_file_in_the_cache_is_used_without_asking_the_network(cache: Path, weights: dict[str, Tensor]) -> None:
     _, small = published(weights, cache)
     loaded = load_weights(small, None, SETTING)
     assert loaded.keys() == weights.keys()  # the classifier is left out
     assert all(torch.equal(loaded[key], value) for key, value in weights.items())
 
 
-def test_half_precision_and_the_legacy_format_are_read_into_float32(
-    tmp_path: Path, weights: dict[str, Tensor]
-) -> None:
+def test_half_precision_and_the_legacy_format_are_read_into_float32(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     half = {key: value.half() for key, value in weights.items()}
     for legacy in (False, True):
         path = tmp_path / f"{legacy}.pth"
@@ -188,8 +184,7 @@ def test_without_weights_haarpsi_takes_over_and_the_result_says_so(cache: Path) 
         ("lpips", "haarpsi"),
     ]
     assert substitutions[0].reason == (
-        f"the pretrained VGG-16 weights are not in {cache} "
-        "and cannot be downloaded (Name or service not known)"
+        f"the pretrained VGG-16 weights are not in {cache} and cannot be downloaded (Name or service not known)"
     )
     assert "AlexNet" in substitutions[1].reason
     assert LossConfig.model_validate(resolved.model_dump()) == resolved
@@ -303,9 +298,7 @@ def test_torchvision_is_neither_needed_nor_imported(
 
 @pytest.mark.slow  # importing torchvision takes 7 s
 @pytest.mark.parametrize("name", ["vgg", "alex"])
-def test_features_equal_torchvisions(
-    name: str, images: Callable[..., Tensor], request: pytest.FixtureRequest
-) -> None:
+def test_features_equal_torchvisions(name: str, images: Callable[..., Tensor], request: pytest.FixtureRequest) -> None:
     from torchvision.models import alexnet, vgg
 
     architecture = {"vgg": VGG16, "alex": ALEXNET}[name]

@@ -42,9 +42,7 @@ def test_equals_the_values_of_piq(images: Images, channels: int, size: int) -> N
 
 @pytest.mark.slow  # importing piq takes 11 s
 @pytest.mark.parametrize(("channels", "size"), SIZES)
-def test_equals_piq_image_by_image(
-    images: Images, normal: Callable[..., Tensor], channels: int, size: int
-) -> None:
+def test_equals_piq_image_by_image(images: Images, normal: Callable[..., Tensor], channels: int, size: int) -> None:
     import piq
 
     blurred, target = pair(images, channels, size)

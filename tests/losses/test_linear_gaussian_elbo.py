@@ -119,9 +119,7 @@ def test_is_stationary_at_probabilistic_pca_and_calibrates_to_its_noise(data: Te
 
     assert objective.measure(output, repeated)["mse"].item() == pytest.approx(variance, rel=1e-4)
     at_optimum = torch.autograd.grad(objective(output, repeated, 1.0).loss, model.parameters())
-    with_other_beta = torch.autograd.grad(
-        objective_at(variance, beta=4.0)(*model(data), 1.0).loss, model.parameters()
-    )
+    with_other_beta = torch.autograd.grad(objective_at(variance, beta=4.0)(*model(data), 1.0).loss, model.parameters())
     assert max(gradient.abs().max().item() for gradient in at_optimum) < 1e-5
     assert max(gradient.abs().max().item() for gradient in with_other_beta) > 1e-2
 

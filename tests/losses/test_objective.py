@@ -93,9 +93,7 @@ def test_a_common_factor_of_the_distortion_weights_changes_nothing(
         assert_same_gradient(after, before)
 
 
-def test_batch_size_changes_neither_value_nor_gradient(
-    pair: tuple[VAEOutput, Tensor], as_output: AsOutput
-) -> None:
+def test_batch_size_changes_neither_value_nor_gradient(pair: tuple[VAEOutput, Tensor], as_output: AsOutput) -> None:
     output, target = pair
     objective = calibrated(MIX, output, target)
 
@@ -125,9 +123,7 @@ def test_micro_batches_add_up_to_the_whole_batch(pair: tuple[VAEOutput, Tensor],
     gradients = [torch.autograd.grad(loss, output.reconstruction)[0] for loss in (whole.loss, split_loss)]
     assert_same_gradient(gradients[1], gradients[0])
     for name, mean in whole.terms.items():
-        torch.testing.assert_close(
-            sum(share * value.terms[name] for share, value in parts), mean, rtol=1e-5, atol=0
-        )
+        torch.testing.assert_close(sum(share * value.terms[name] for share, value in parts), mean, rtol=1e-5, atol=0)
 
 
 def test_enlarging_the_images_keeps_the_distortion_per_value_and_the_rate(
@@ -141,9 +137,7 @@ def test_enlarging_the_images_keeps_the_distortion_per_value_and_the_rate(
     for config, tolerance in ((LossConfig(), 1e-5), (MIX, 0.3)):
         values = {}
         for times in (1, 2):
-            enlarged = [
-                F.interpolate(x, scale_factor=times, mode="nearest") for x in (reconstruction, target)
-            ]
+            enlarged = [F.interpolate(x, scale_factor=times, mode="nearest") for x in (reconstruction, target)]
             output = as_output(enlarged[0], mean)
             objective = calibrated(config, output, enlarged[1])
             values[times] = (objective(output, enlarged[1], 0.0), objective.dimensions)
@@ -238,9 +232,7 @@ def test_the_state_returns_bit_for_bit_and_continues_alike(pair: tuple[VAEOutput
         assert torch.equal(values[0].loss, values[1].loss)
         for each, value in zip((objective, resumed), values, strict=True):
             each.observe(value.terms)
-        assert all(
-            torch.equal(objective.state_dict()[key], value) for key, value in resumed.state_dict().items()
-        )
+        assert all(torch.equal(objective.state_dict()[key], value) for key, value in resumed.state_dict().items())
 
 
 def test_the_state_is_the_running_means_alone(pair: tuple[VAEOutput, Tensor]) -> None:
@@ -256,9 +248,7 @@ def test_the_state_is_the_running_means_alone(pair: tuple[VAEOutput, Tensor]) ->
 
 
 def test_the_running_mean_starts_at_the_first_value_and_slows_down() -> None:
-    objective = build_objective(
-        LossConfig(calibration=CalibrationConfig(decay=0.9)), channels=1, image_size=16
-    )
+    objective = build_objective(LossConfig(calibration=CalibrationConfig(decay=0.9)), channels=1, image_size=16)
     expected = None
     for count in range(200):
         value = 0.01 + 1 / (1 + count)

@@ -109,9 +109,7 @@ def test_the_backbone_is_frozen_and_not_in_the_checkpoint(
         assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize(
-    ("names", "size"), [(["relu1_2"], 1), (["relu2_2"], 2), (["relu4_3"], 8), (["relu5_3"], 16)]
-)
+@pytest.mark.parametrize(("names", "size"), [(["relu1_2"], 1), (["relu2_2"], 2), (["relu4_3"], 8), (["relu5_3"], 16)])
 def test_vgg_needs_one_halving_a_block(names: list[str], size: int) -> None:
     assert VGG16.minimum_size(names) == size
 

@@ -48,9 +48,7 @@ every_term = pytest.mark.parametrize("term", NAMES, indirect=True)
 
 @every_term
 @pytest.mark.parametrize("channels", [1, 3])
-def test_is_0_for_equal_images_and_grows_with_blur(
-    term: DistortionTerm, channels: int, images: Images
-) -> None:
+def test_is_0_for_equal_images_and_grows_with_blur(term: DistortionTerm, channels: int, images: Images) -> None:
     target = images(3, channels, 32)
     assert term(target, target).shape == (3,)
     assert term(target, target).abs().max() < 1e-6

@@ -28,7 +28,9 @@ def test_batches_add_up():
     images, reconstruction = torch.rand(10, 3, 8, 8), torch.rand(10, 3, 8, 8)
     whole = reconstruction_sums([(reconstruction, images)])
     parts = reconstruction_sums([(reconstruction[:3], images[:3]), (reconstruction[3:], images[3:])])
-    assert parts.psnr() == pytest.approx(whole.psnr()) and parts.mean_image_psnr() == pytest.approx(whole.mean_image_psnr())
+    assert parts.psnr() == pytest.approx(whole.psnr()) and parts.mean_image_psnr() == pytest.approx(
+        whole.mean_image_psnr()
+    )
 
 
 def test_the_mean_image_line_is_what_the_mean_image_reaches():
@@ -41,7 +43,9 @@ def test_the_mean_image_line_is_what_the_mean_image_reaches():
 def test_active_units_are_those_whose_mean_follows_the_image():
     """Burda et al. 2016: Var_x[mu_j] > 0.01."""
     generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(500, 4, generator=generator) * torch.tensor([1.0, 0.2, 0.05, 0.0]) + torch.tensor([0, 5.0, 5.0, 5.0])
+    mean = torch.randn(500, 4, generator=generator) * torch.tensor([1.0, 0.2, 0.05, 0.0]) + torch.tensor(
+        [0, 5.0, 5.0, 5.0]
+    )
     posterior = DiagonalGaussian(mean, torch.full_like(mean, -1.0))
     sums = LatentSums.empty(4, torch.device("cpu"), torch.float64)
     sums.add(DiagonalGaussian(mean[:200], posterior.logvar[:200]))

@@ -53,7 +53,9 @@ def test_kinds_differ():
 
 def test_biases_and_gains_are_not_decayed():
     model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.GroupNorm(1, 2))
-    decayed, exempt = build_optimizer(OPTIMIZER.validate_python({"kind": "adamw", "weight_decay": 0.1}), model, False).param_groups
+    decayed, exempt = build_optimizer(
+        OPTIMIZER.validate_python({"kind": "adamw", "weight_decay": 0.1}), model, False
+    ).param_groups
     assert decayed["weight_decay"] == 0.1 and all(p.ndim >= 2 for p in decayed["params"])
     assert exempt["weight_decay"] == 0.0 and all(p.ndim < 2 for p in exempt["params"])
     assert len(decayed["params"]) + len(exempt["params"]) == len(list(model.parameters()))

@@ -27,9 +27,7 @@ def compose(book: PresetBook, mode: str, command_line: Settings | None = None):
 
 
 def test_the_presets_of_the_users_guide_are_there() -> None:
-    assert {"mse_only", "mse_l1", "perceptual", "high_quality", "ultra_high_quality_loss"} <= {
-        *PRESETS["loss"]
-    }
+    assert {"mse_only", "mse_l1", "perceptual", "high_quality", "ultra_high_quality_loss"} <= {*PRESETS["loss"]}
     assert {"full_retrain_optimal", "lpips", "resume_fix"} <= {*PRESETS["loss"]}
     assert {"quick_test", "fast_training", "standard_training", "extended_training"} <= {*PRESETS["training"]}
     assert list(BOOK.modes) == [
@@ -207,9 +205,7 @@ def test_a_file_adds_and_replaces_presets_and_says_so(tmp_path: Path) -> None:
             "mse_l1": {"_extends": "mse_l1", "l1": {"weight": 0.7}},
             "mine": {"_extends": "high_quality", "kl": {"weight": 4}},
         },
-        "modes": {
-            "quick_test": {"loss": "mse_l1", "training": "quick_test", "model": "small", "dataset": "tiny"}
-        },
+        "modes": {"quick_test": {"loss": "mse_l1", "training": "quick_test", "model": "small", "dataset": "tiny"}},
     }
     book = load_with(tmp_path, content)
     run = compose(book, "quick_test")
@@ -220,10 +216,7 @@ def test_a_file_adds_and_replaces_presets_and_says_so(tmp_path: Path) -> None:
     assert "config_unified.json:" in run.origins["loss.l1.weight"]
     mine = book.compose({"loss": "mine"}, Settings())
     assert mine.config.loss.kl.weight == 4
-    assert (
-        mine.config.loss.perceptual
-        == BOOK.compose({"loss": "high_quality"}, Settings()).config.loss.perceptual
-    )
+    assert mine.config.loss.perceptual == BOOK.compose({"loss": "high_quality"}, Settings()).config.loss.perceptual
 
 
 def test_a_mode_may_set_values_over_its_presets_but_under_the_file(tmp_path: Path) -> None:

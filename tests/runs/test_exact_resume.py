@@ -59,7 +59,7 @@ def test_sigkill_at_random_instants(undisturbed, source, tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, name):
-    reference, seconds = undisturbed
+    reference, _ = undisturbed
     some = request(tmp_path / "run", source)
     number = getattr(signal, name)
     process = server().Process(target=live, args=(some,))

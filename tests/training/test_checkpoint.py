@@ -99,7 +99,7 @@ def test_the_disk_is_asked_in_the_right_order(tmp_path, monkeypatch):
     real_fsync, real_rename = os.fsync, Path.rename
 
     def fsync(descriptor):
-        calls.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        calls.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
         real_fsync(descriptor)
 
     def rename(self, target):

@@ -15,14 +15,10 @@ from unified_vae.experiment.preset_book import PresetBook
 
 Data = Annotated[
     str | None,
-    typer.Option(
-        help="Images: a folder, .zip, .tar, .npy, .npz, torchvision:NAME, hf:owner/name, or builtin."
-    ),
+    typer.Option(help="Images: a folder, .zip, .tar, .npy, .npz, torchvision:NAME, hf:owner/name, or builtin."),
 ]
 RunDir = Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="below runs/")]
-Resume = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Continue the run in the folder, or start afresh.")
-]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue the run in the folder, or start afresh.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images per optimizer step, over all devices.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
@@ -32,9 +28,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="PATH=VALUE", help="Set any field, e.g. loss.kl.weight=2; may be repeated."
-    ),
+    typer.Option("--set", metavar="PATH=VALUE", help="Set any field, e.g. loss.kl.weight=2; may be repeated."),
 ]
 ConfigFile = Annotated[
     Path | None,

@@ -29,9 +29,7 @@ class TerminalProgress(RunLines):
             console=self.console,
         )
         self.status = Text("")
-        self.live = Live(
-            Group(self.bars, self.status), console=self.console, refresh_per_second=4, transient=True
-        )
+        self.live = Live(Group(self.bars, self.status), console=self.console, refresh_per_second=4, transient=True)
         self._preparing: tuple[str, TaskID] | None = None
         self._epoch: TaskID | None = None
         self._run: TaskID | None = None

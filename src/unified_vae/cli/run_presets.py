@@ -23,18 +23,14 @@ def _usual(kind: str) -> str:
 
 @app.command()
 def train_unified(
-    loss_preset: Annotated[
-        str | None, typer.Option(help="What is minimised.", show_default=_usual("loss"))
-    ] = None,
+    loss_preset: Annotated[str | None, typer.Option(help="What is minimised.", show_default=_usual("loss"))] = None,
     training_preset: Annotated[
         str | None, typer.Option(help="How long and how fast.", show_default=_usual("training"))
     ] = None,
     model_preset: Annotated[
         str | None, typer.Option(help="Image size, latents, width.", show_default=_usual("model"))
     ] = None,
-    dataset_preset: Annotated[
-        str | None, typer.Option(help="How many images.", show_default=_usual("dataset"))
-    ] = None,
+    dataset_preset: Annotated[str | None, typer.Option(help="How many images.", show_default=_usual("dataset"))] = None,
     data: options.Data = None,
     run_dir: options.RunDir = None,
     resume: options.Resume = True,

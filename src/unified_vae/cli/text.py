@@ -11,9 +11,7 @@ WIDTH = 108
 
 def wrapped(text: str, indent: str = "") -> list[str]:
     """A sentence in lines of at most WIDTH, all but the first after `indent`. Long paths stay whole."""
-    return textwrap.wrap(
-        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    ) or [""]
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def joined(cells: Iterable[str], indent: str = "    ") -> list[str]:

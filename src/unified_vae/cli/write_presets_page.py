@@ -28,10 +28,7 @@ def presets_page(book: PresetBook) -> str:
     lines = [_INTRODUCTION, "## Modes", "", "`uv run train.py --mode NAME`", ""]
     lines += _table(
         ("Mode", "What it is", "Use case", *(kind.capitalize() for kind in SECTIONS)),
-        (
-            (f"`{mode.name}`", mode.description, mode.use_case, *_names(mode.presets))
-            for mode in book.modes.values()
-        ),
+        ((f"`{mode.name}`", mode.description, mode.use_case, *_names(mode.presets)) for mode in book.modes.values()),
     )
     for kind in SECTIONS:
         lines += [

@@ -33,9 +33,7 @@ def chosen(config: AugmentConfig) -> list[tuple[str, Augmentation, int]]:
     return [(name, change, draws) for wanted, name, change, draws in table if wanted]
 
 
-def augment(
-    images: Tensor, indices: npt.ArrayLike, *, config: AugmentConfig, seed: int, epoch: int
-) -> Tensor:
+def augment(images: Tensor, indices: npt.ArrayLike, *, config: AugmentConfig, seed: int, epoch: int) -> Tensor:
     """The batch as it is trained on.
 
     Args:

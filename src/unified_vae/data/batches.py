@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unified_vae.core.counter import key, permutation
-from unified_vae.data.packed import PackedSplit
+from unified_vae.data.packing.packed import PackedSplit
 
 LOADER_TIMEOUT_SECONDS = 120.0
 """A loader process that is silent for so long hangs or has died: DataLoader raises instead of waiting on."""
@@ -119,9 +119,7 @@ def train_batches(
     yield from loader
 
 
-def validation_batches(
-    split: PackedSplit, *, batch_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[Tensor]:
+def validation_batches(split: PackedSplit, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
     """Every image once over all ranks, in order: uint8 [b, channels, height, width]; the last may be smaller.
 
     Args:

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from unified_vae.data.pack import Item, Plan, Row
-from unified_vae.data.pool import cpu_count
+from unified_vae.data.packing.pack import Item, Plan, Row
+from unified_vae.data.packing.pool import cpu_count
+from unified_vae.data.packing.split import quotas
 from unified_vae.data.records import Side
-from unified_vae.data.split import quotas
 
 NAME = "the built-in faces"
 TRAIN_IMAGES, VALIDATION_IMAGES = 20_000, 2_000
@@ -31,14 +31,14 @@ _PROCESSES_FROM = 2048  # images; below this a process pool takes longer to star
 
 def identity() -> str:
     """Changes whenever the drawing does: the hash of a few faces, drawn small."""
-    from unified_vae.data.faces import draw_faces
+    from unified_vae.data.cartoon.faces import draw_faces
 
     return "builtin:" + hashlib.sha256(draw_faces(_SEED, range(8), 32).tobytes()).hexdigest()
 
 
 def plan(image_size: int, channels: int, max_images: int | None) -> Plan:
     """The faces of both sides: training counts from number 0, validation from number 20,000."""
-    from unified_vae.data.faces import ATTRIBUTE_NAMES, face_attributes
+    from unified_vae.data.cartoon.faces import ATTRIBUTE_NAMES, face_attributes
 
     limits = quotas(max_images)
     items: dict[Side, list[Item]] = {}
@@ -88,7 +88,7 @@ def _unpack(tasks: list[tuple[Side, int, range]], drawings: Iterator[npt.NDArray
 
 def _draw(task: tuple[range, int, int]) -> npt.NDArray[np.uint8]:
     """Faces of the given numbers: uint8 [n, size, size, channels]; grey by ITU-R 601 as for files."""
-    from unified_vae.data.faces import draw_faces
+    from unified_vae.data.cartoon.faces import draw_faces
 
     numbers, size, channels = task
     drawing = draw_faces(_SEED, np.arange(numbers.start, numbers.stop), size)

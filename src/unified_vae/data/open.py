@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unified_vae.data import builtin
-from unified_vae.data.cache_dir import cache_root, disk_problems, sweep
 from unified_vae.data.config import DataConfig
-from unified_vae.data.decode import PixelFormat, colour
-from unified_vae.data.pack import discard
-from unified_vae.data.packed import FORMAT_VERSION, DamagedPack, Pack, PackedSplit, read_pack
-from unified_vae.data.prepare import pack_builtin, pack_source
+from unified_vae.data.packing.cache_dir import cache_root, disk_problems, sweep
+from unified_vae.data.packing.decode import PixelFormat, colour
+from unified_vae.data.packing.pack import discard
+from unified_vae.data.packing.packed import FORMAT_VERSION, DamagedPack, Pack, PackedSplit, read_pack
+from unified_vae.data.packing.prepare import pack_builtin, pack_source
+from unified_vae.data.packing.survey import check_bad_fraction
 from unified_vae.data.records import Progress, Quarantined
-from unified_vae.data.sources import BUILTIN, find_source
-from unified_vae.data.survey import check_bad_fraction
+from unified_vae.data.sources.find import BUILTIN, find_source
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int | None], None]
 """Called with (what is being done, done so far, total or None)."""
 
 
-class BadImage(Exception):  # noqa: N818 - not an error of the program: the file is listed and left out
+class BadImage(Exception):
     """One image cannot be used; the text is the reason shown to the user."""
 
 

@@ -92,7 +92,8 @@ def _batch_size(wanted: int, images: int, world_size: int) -> int:
     if wanted % world_size:
         below = max(wanted // world_size, 1) * world_size
         raise ConfigError(
-            f"training.batch_size {wanted} cannot be shared by {world_size} processes: give {below} or {below + world_size}."
+            f"training.batch_size {wanted} cannot be shared by {world_size} processes: "
+            f"give {below} or {below + world_size}."
         )
     return wanted if wanted <= images else max(images // world_size, 1) * world_size
 
@@ -103,7 +104,7 @@ class Parts:
 
     plan: Plan
     model: VAE
-    ema: EMA
+    ema: EMA[VAE]
     objective: Objective
     stepper: Stepper
 
@@ -114,7 +115,13 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime) -> Parts:
     per_epoch = steps_per_epoch(len(data.train), training.batch_size)
     total = min(training.epochs * per_epoch, training.max_steps or training.epochs * per_epoch)
     plan = Plan(
-        config.seed, total, per_epoch, training.batch_size, settled_step(config.loss, training, total), training, config.data
+        config.seed,
+        total,
+        per_epoch,
+        training.batch_size,
+        settled_step(config.loss, training, total),
+        training,
+        config.data,
     )
     model = build_model(config.model, seed=key(config.seed, "weights")).to(runtime.device)
     objective = build_objective(config.loss, data.channels, config.model.image_size).to(runtime.device)

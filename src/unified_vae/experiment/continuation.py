@@ -7,7 +7,7 @@ from typing import Any
 
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.experiment.run_config import RunConfig
-from unified_vae.experiment.run_folder import RunRecord, changed
+from unified_vae.experiment.run_folder import RunRecord, changed, leaves
 from unified_vae.training.observers import Difference
 
 FIXED: Mapping[str, str] = {
@@ -19,8 +19,16 @@ FIXED: Mapping[str, str] = {
 
 
 def differences(record: RunRecord, now: RunConfig) -> list[Difference]:
-    """Settings that were asked for then and now, where they differ."""
-    return [Difference(path, old, new) for path, (old, new) in changed(record.requested, now).items()]
+    """Settings that were asked for then and now, where they differ.
+
+    Saying explicitly what an `auto` was resolved to is no difference.
+    """
+    resolved = leaves(record.resolved)
+    return [
+        Difference(path, old, new)
+        for path, (old, new) in changed(record.requested, now).items()
+        if new is None or new != resolved.get(path)
+    ]
 
 
 def refuse_impossible(found: list[Difference], run_dir: object) -> None:
@@ -50,6 +58,7 @@ def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool) 
     if not accept:
         raise DataError(
             f"the images changed since the checkpoint: it was trained on {before['description']}; now there is "
-            f"{now['description']}. Restore them, go on with --set data.accept_change=true, or start afresh with --no-resume."
+            f"{now['description']}. Restore them, go on with --set data.accept_change=true, "
+            "or start afresh with --no-resume."
         )
     return Difference("data (accepted)", before["description"], now["description"])

@@ -70,4 +70,6 @@ class Diagnosis:
             content.pop("verdict")
             return cls(**content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise CheckpointError(f"{path} cannot be read ({problem}): delete it; only the comparison is lost.") from problem
+            raise CheckpointError(
+                f"{path} cannot be read ({problem}): delete it; only the comparison is lost."
+            ) from problem

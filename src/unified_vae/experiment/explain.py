@@ -26,9 +26,7 @@ _BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "l
 _BOUND_KEYS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
 
 
-def validate(
-    model: type[Model], values: Mapping[str, object], where: Callable[[Keys], str], prefix: str = ""
-) -> Model:
+def validate(model: type[Model], values: Mapping[str, object], where: Callable[[Keys], str], prefix: str = "") -> Model:
     """Build a config from plain values.
 
     Args:
@@ -66,9 +64,7 @@ def _keys(error: Any, values: Mapping[str, object]) -> Keys:
     return tuple(keys)
 
 
-def _sentence(
-    model: type[BaseModel], error: Any, keys: Keys, values: Mapping[str, object], prefix: str
-) -> str:
+def _sentence(model: type[BaseModel], error: Any, keys: Keys, values: Mapping[str, object], prefix: str) -> str:
     kind, context = error["type"], error.get("ctx", {})
     path = dotted((prefix, *keys) if prefix else keys)
     got = f"got {display(error.get('input'))}"
@@ -77,9 +73,7 @@ def _sentence(
             return _unknown_key(model, keys, values, prefix)
         case "union_tag_invalid":
             tag, known = context["discriminator"].strip("'"), context["expected_tags"].replace("'", "")
-            return (
-                f"{path}.{tag}: {context['tag']!r} is not known. {nearest(context['tag'], known.split(', '))}"
-            )
+            return f"{path}.{tag}: {context['tag']!r} is not known. {nearest(context['tag'], known.split(', '))}"
         case "union_tag_not_found":
             return f"{path} needs {context['discriminator']}"
         case "literal_error":
@@ -108,15 +102,11 @@ def _unknown_key(model: type[BaseModel], keys: Keys, values: Mapping[str, object
     of = f" in {owner}" if owner else ""
     if tag is not None and f"{dotted(keys)}" in field_paths(model):
         return f"unknown key {key!r}{of}: it belongs to another {tag[0]} than {tag[1]!r}"
-    siblings = [
-        f"{owner}.{name}" if owner else name for candidate in around for name in candidate.model_fields
-    ]
+    siblings = [f"{owner}.{name}" if owner else name for candidate in around for name in candidate.model_fields]
     everything = [f"{prefix}.{path}" if prefix else path for path in field_paths(model)]
     full = f"{owner}.{key}" if owner else key
     advice = (
-        suggest(key, everything)
-        if any(path.endswith(f".{key}") for path in everything)
-        else nearest(full, siblings)
+        suggest(key, everything) if any(path.endswith(f".{key}") for path in everything) else nearest(full, siblings)
     )
     return f"unknown key {key!r}{of}. {advice}"
 

@@ -55,9 +55,7 @@ def models_at(model: type[BaseModel], keys: Keys, values: object) -> list[type[B
     candidates = [model]
     for key in keys:
         values = values.get(key) if isinstance(values, Mapping) else None
-        fields = [
-            candidate.model_fields[str(key)] for candidate in candidates if str(key) in candidate.model_fields
-        ]
+        fields = [candidate.model_fields[str(key)] for candidate in candidates if str(key) in candidate.model_fields]
         candidates = [member for field in fields for member in members(field.annotation)]
         tagged = [member for member in candidates if _carries_tag(member, values)]
         candidates = tagged or candidates

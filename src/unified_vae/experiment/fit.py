@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from unified_vae.core import schedule
-from unified_vae.core.errors import CheckpointError
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.open import DataSets
-from unified_vae.experiment import resume_fix
+from unified_vae.experiment import ending, resume_fix
 from unified_vae.experiment.assemble import (
     Parts,
     Resolved,
@@ -25,20 +23,20 @@ from unified_vae.experiment.assemble import (
 from unified_vae.experiment.continuation import differences, refuse_impossible, refuse_other_data
 from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.experiment.environment import environment
+from unified_vae.experiment.opening import opening
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
 from unified_vae.losses.build import Substitution
-from unified_vae.losses.objective import Objective
-from unified_vae.models.pretrained import save_pretrained
+from unified_vae.losses.config import LossConfig
 from unified_vae.training import checkpoint
 from unified_vae.training.checkpoint import Checkpoint
 from unified_vae.training.loop import Loop
 from unified_vae.training.metrics_log import MetricsLog, TimingLog
-from unified_vae.training.observers import Difference, Observer, Observers, RunFinished, RunStarted, TermRow
+from unified_vae.training.observers import Difference, Observer, Observers, RunFinished
 from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.saver import Saver
 from unified_vae.training.sheets import SheetPainter
-from unified_vae.training.signals import Signals, watching
+from unified_vae.training.signals import watching
 from unified_vae.training.state import TrainState
 from unified_vae.training.tensorboard import TensorBoardObserver, tensorboard_problem
 
@@ -56,8 +54,7 @@ def fit(request: RunRequest, observers: Sequence[Observer]) -> RunFinished:
         observer = Observers(observers if runtime.is_main else [])
         folder = RunFolder(request.run_dir)
         _make_room(request, folder, runtime, observer)
-        with watching() as signals:
-            return _Fit(request, folder, runtime, observer, signals).run()
+        return _Fit(request, folder, runtime, observer).run()
 
 
 def _make_room(request: RunRequest, folder: RunFolder, runtime: Runtime, observer: Observer) -> None:
@@ -74,14 +71,11 @@ def _make_room(request: RunRequest, folder: RunFolder, runtime: Runtime, observe
 class _Fit:
     """One start of a run, in the order in which things happen."""
 
-    def __init__(
-        self, request: RunRequest, folder: RunFolder, runtime: Runtime, observer: Observers, signals: Signals
-    ) -> None:
+    def __init__(self, request: RunRequest, folder: RunFolder, runtime: Runtime, observer: Observers) -> None:
         self.request = request
         self.folder = folder
         self.runtime = runtime
         self.observer = observer
-        self.signals = signals
         self.begun = time.monotonic()
 
     def run(self) -> RunFinished:
@@ -96,9 +90,9 @@ class _Fit:
         parts = build_parts(resolved.config, data, self.runtime)
         saver = self._saver(parts, resolved, about_data)
         state = saver.restore(saved) if saved else TrainState()
-        if finished := self._already_finished(state, parts, found):
-            return finished
-        state.stopped_early = False  # a changed setting reopens a run that patience had ended
+        if self._is_over(state, parts, found):
+            return self._say(ending.already_finished(self.request, state, parts.plan.training.epochs))
+        state.stopped_early = False
         self._say_what_was_found(data, resolved, record)
         images, noise = first_batch(parts, data, self.runtime)
         self_test(parts, images, noise)
@@ -106,18 +100,37 @@ class _Fit:
             self._begin(parts, resolved, data, images, noise)
         if self.runtime.is_main:
             self._write_record(resolved, about_data)
-        metrics = MetricsLog(self.folder.metrics, state.metrics_rows) if self.runtime.is_main else None
         self._add_file_observers(resolved)
+        self.observer.run_started(opening(self.folder.root, self.runtime, parts, resolved, data, state, found))
+        stopped_by = self._train(parts, data, saver, state)
+        return self._finish(parts, resolved, data, state, stopped_by)
+
+    def _train(self, parts: Parts, data: DataSets, saver: Saver, state: TrainState) -> int:
+        """Run the loop; returns the number of the signal that stopped it, 0 for none.
+
+        Only here are signals caught: before, there is nothing to save, so they may end the process at once.
+        """
+        metrics = MetricsLog(self.folder.metrics, state.metrics_rows) if self.runtime.is_main else None
         painter = self._painter(data, parts) if self.runtime.is_main else None
-        loop = Loop(
-            parts.plan, state, self.runtime, parts.stepper, parts.ema, data.train, data.validation, saver,
-            metrics, painter, self.observer, self.signals,
-        )  # fmt: skip
-        self.observer.run_started(self._started(parts, resolved, data, state, found))
-        loop.run()
+        with watching() as signals:
+            loop = Loop(
+                plan=parts.plan,
+                state=state,
+                runtime=self.runtime,
+                stepper=parts.stepper,
+                ema=parts.ema,
+                train=data.train,
+                validation=data.validation,
+                saver=saver,
+                metrics=metrics,
+                painter=painter,
+                observer=self.observer,
+                signals=signals,
+            )
+            loop.run()
         if metrics:
             metrics.close()
-        return self._finish(loop, parts, resolved, data)
+        return signals.stop
 
     # --- before the first step -----------------------------------------------------------------------
 
@@ -133,7 +146,9 @@ class _Fit:
         return saved, RunRecord.read(self.folder.config)
 
     @staticmethod
-    def _known_loss(record: RunRecord | None, found: list[Difference]):  # type: ignore[no-untyped-def]
+    def _known_loss(
+        record: RunRecord | None, found: list[Difference]
+    ) -> tuple[LossConfig, tuple[Substitution, ...]] | None:
         """What the loss was resolved to when the run began, unless the user asks for another one now."""
         if record is None or any(difference.path.startswith("loss.") for difference in found):
             return None
@@ -152,18 +167,10 @@ class _Fit:
             about,
         )
 
-    def _already_finished(self, state: TrainState, parts: Parts, found: list[Difference]) -> RunFinished | None:
-        done = state.step >= parts.plan.total_steps
-        if not done and not (state.stopped_early and not found):
-            return None
-        if not self.folder.model.is_dir():  # it was interrupted between the last step and the export
-            return None
-        why = "finished" if done else "stopped early by patience"
-        advice = (
-            f"this run had already {why}: nothing to do.",
-            f"To train longer, give more --epochs than {parts.plan.training.epochs}; to start afresh, --no-resume.",
-        )
-        return self._say_finished("already finished", state, 0.0, advice=advice)
+    def _is_over(self, state: TrainState, parts: Parts, found: list[Difference]) -> bool:
+        """Whether nothing is left to do. A changed setting reopens a run that patience had ended."""
+        done = state.step >= parts.plan.total_steps or (state.stopped_early and not found)
+        return done and self.folder.model.is_dir()  # else it was interrupted between the last step and the export
 
     def _say_what_was_found(self, data: DataSets, resolved: Resolved, record: RunRecord | None) -> None:
         for note in data.notes:
@@ -171,7 +178,7 @@ class _Fit:
         for entry in resolved.substitutions:
             since = " (as when this run began)" if record else ""
             self.observer.notice(
-                f"loss.{entry.term} is replaced by loss.{entry.replacement}{since}: {entry.reason} "
+                f"loss.{entry.term} is replaced by loss.{entry.replacement}{since}: {entry.reason.rstrip('.')}. "
                 f"To make this an error: --set loss.{entry.term}.missing=strict"
             )
         if data.quarantined and self.runtime.is_main:
@@ -226,51 +233,19 @@ class _Fit:
         first = next(iter(validation_batches(data.validation, batch_size=count, rank=0, world_size=1)))
         return SheetPainter(self.folder.samples, first, parts.plan.training.samples.count, parts.plan.seed)
 
-    def _started(
-        self, parts: Parts, resolved: Resolved, data: DataSets, state: TrainState, found: Sequence[Difference]
-    ) -> RunStarted:
-        plan = parts.plan
-        count = sum(p.numel() for p in parts.model.parameters())
-        progress = plan.progress(state.step)
-        sigma = parts.objective.sigma()
-        facts = [
-            ("device", self.runtime.describe()),
-            ("data", data.description),
-            ("images", f"{len(data.train):,} to train, {len(data.validation):,} to validate"),
-            ("model", f"{resolved.config.model.family}, {count / 1e6:.1f} M parameters, {data.channels} channel(s)"),
-            ("steps", f"{plan.total_steps:,} of {plan.batch_size} images, {plan.steps_per_epoch:,} an epoch"),
-            ("best weights", f"chosen by validation PSNR from step {plan.settled:,} on, when all warm-ups are over"),
-            ("self-test", "every enabled term moves the weights it should"),
-        ]
-        if sigma is not None:
-            facts.insert(-2, ("sigma", f"{float(sigma):.4f} of the pixel range: the decoder's noise, calibrated as it trains"))
-        return RunStarted(
-            self.folder.root, state.step, plan.total_steps, plan.steps_per_epoch, plan.batch_size,
-            state.step > 0, facts, _term_rows(parts.objective, resolved, progress), tuple(found),
-        )  # fmt: skip
-
     # --- after the last step -------------------------------------------------------------------------
 
-    def _finish(self, loop: Loop, parts: Parts, resolved: Resolved, data: DataSets) -> RunFinished:
-        state, seconds = loop.state, time.monotonic() - self.begun
-        if self.signals.stop and state.step < parts.plan.total_steps and not state.stopped_early:
-            import signal
-
-            name = signal.Signals(self.signals.stop).name
-            advice = (f"saved at step {state.step:,}. To continue: {self.request.command}",)
-            return self._say_finished(
-                "interrupted", state, seconds, signal=name, exit_code=128 + self.signals.stop, advice=advice
-            )
+    def _finish(
+        self, parts: Parts, resolved: Resolved, data: DataSets, state: TrainState, stopped_by: int
+    ) -> RunFinished:
+        seconds = time.monotonic() - self.begun
+        if stopped_by and state.step < parts.plan.total_steps and not state.stopped_early:
+            return self._say(ending.interrupted(self.request, state, stopped_by, seconds))
         if self.runtime.is_main:
-            self._export(parts, resolved, state)
+            names = dict(self.request.run.names)
+            ending.export(self.folder, parts, resolved, state, names, self.observer)
         self.runtime.barrier()
-        advice = (
-            *self._before_and_after(parts, data),
-            f"look at the pictures: {self.folder.samples}",
-            f"use the model: {self.folder.model}",
-            f"see the curves: uv run tensorboard --logdir {self.folder.root.parent}",
-        )
-        return self._say_finished("stopped early" if state.stopped_early else "finished", state, seconds, advice=advice)
+        return self._say(ending.finished(self.request, state, seconds, self._before_and_after(parts, data)))
 
     def _before_and_after(self, parts: Parts, data: DataSets) -> list[str]:
         """For `resume_fix`: what the cure did. Every rank takes part in the examination."""
@@ -280,56 +255,6 @@ class _Fit:
         before = Diagnosis.read(self.folder.before) if self.folder.before.exists() else None
         return resume_fix.comparison(before, after) if before else []
 
-    def _export(self, parts: Parts, resolved: Resolved, state: TrainState) -> None:
-        """The averaged weights of the best validation, as a folder that loads without this run."""
-        weights, step = parts.ema.model.state_dict(), state.step
-        if state.best_step is not None and state.best_step != state.step:
-            try:
-                weights = dict(checkpoint.load(self.folder.checkpoints, state.best_step).groups["ema"])
-                step = state.best_step
-            except CheckpointError as problem:
-                self.observer.notice(f"the best weights cannot be read, so the last ones are exported: {problem}")
-        about = {
-            "run": {"names": dict(self.request.run.names), "step": step, "psnr": state.best_psnr},
-            "loss": resolved.config.loss.model_dump(mode="json"),
-            "pixels": "float in [0, 1], channels first",
-        }
-        save_pretrained(self.folder.model, resolved.config.model, weights, about)
-
-    def _say_finished(
-        self,
-        outcome: str,
-        state: TrainState,
-        seconds: float,
-        *,
-        advice: Sequence[str],
-        signal: str = "",
-        exit_code: int = 0,
-    ) -> RunFinished:
-        values = {} if state.best_psnr is None else {"psnr": state.best_psnr}
-        model = self.folder.model if self.folder.model.is_dir() else None
-        event = RunFinished(
-            outcome, self.folder.root, state.step, values, state.best_step, seconds, model, signal, exit_code, tuple(advice)
-        )
+    def _say(self, event: RunFinished) -> RunFinished:
         self.observer.run_finished(event)
         return event
-
-
-def _term_rows(objective: Objective, resolved: Resolved, progress: float) -> list[TermRow]:
-    """Beta and every weight, also the weights that are 0."""
-    shares = {row.name: row.share for row in objective.rows(progress)}
-    loss = resolved.config.loss
-    notes = {entry.term: f"replaced by {entry.replacement}" for entry in resolved.substitutions}
-    rows = []
-    for name in type(loss).model_fields:
-        term = getattr(loss, name)
-        if not hasattr(term, "weight"):
-            continue
-        note = "beta, per nat of KL" if name == "kl" else notes.get(name, "")
-        if (share := shares.get(name)) is not None:
-            note = f"{share:.0%} of the distortion"
-        rows.append(
-            TermRow(f"loss.{name}", term.weight, schedule.describe(term.schedule), schedule.factor(term.schedule, progress), note)
-        )
-    return rows
-

@@ -12,7 +12,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]  # missing in the stubs only
 from pathlib import Path
 
 from unified_vae.core.errors import ConfigError
@@ -206,9 +206,7 @@ class _Parser:
             return _WORDS[word.group()]
         number = _NUMBER.fullmatch(word.group())
         if number is None or len(word.group()) > 400:
-            raise self._error(
-                f'expected a value, found {_short(word.group())}; text needs "double quotes"', start
-            )
+            raise self._error(f'expected a value, found {_short(word.group())}; text needs "double quotes"', start)
         if number.group(1) is None and number.group(2) is None:
             return int(word.group())
         value = float(word.group())

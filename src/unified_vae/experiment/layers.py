@@ -82,9 +82,7 @@ class Settings:
         """Where the value at `keys` came from: its own origin, else one inside it, else one around it."""
         if keys in self.origins:
             return self.origins[keys]
-        inside = [
-            origin for path, origin in self.origins.items() if path[: len(keys)] == keys and origin != DEFAULT
-        ]
+        inside = [origin for path, origin in self.origins.items() if path[: len(keys)] == keys and origin != DEFAULT]
         if inside:
             return inside[-1]
         return self.origin(keys[:-1]) if keys else DEFAULT

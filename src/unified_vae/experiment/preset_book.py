@@ -175,14 +175,10 @@ class PresetBook:
             parent = child.replaces if name == child.name else self._entries[section.kind].get(name)
             if parent is None and name != child.name:
                 advice = nearest(name, self._entries[section.kind])
-                raise ConfigError(
-                    f"{child.where('_extends')}: there is no {section.kind} preset {name!r}. {advice}"
-                )
+                raise ConfigError(f"{child.where('_extends')}: there is no {section.kind} preset {name!r}. {advice}")
             if parent is None or any(parent is known for known in chain):
                 circle = " -> ".join([*(known.name for known in chain), name])
-                raise ConfigError(
-                    f"{child.where('_extends')}: {section.kind} presets form a circle: {circle}"
-                )
+                raise ConfigError(f"{child.where('_extends')}: {section.kind} presets form a circle: {circle}")
             chain.append(parent)
         return chain[::-1]
 
@@ -200,9 +196,7 @@ class PresetBook:
             raise ConfigError(f"{entry.where('fixes')}: fixes should be the folder of a run, as text")
         absent = [kind for kind in SECTIONS if kind not in names]
         if absent and fixes is None:
-            raise ConfigError(
-                f"{entry.where()}: mode {entry.name!r} names no preset for {' and '.join(absent)}"
-            )
+            raise ConfigError(f"{entry.where()}: mode {entry.name!r} names no preset for {' and '.join(absent)}")
         return Mode(
             entry.name,
             entry.text("_description"),
@@ -244,9 +238,7 @@ def _mode_settings(entry: Entry, body: Mapping[str, object]) -> Settings:
     known = field_paths(RunConfig)
     for path, value in changes.items():
         if path not in known:
-            raise ConfigError(
-                f"{entry.where('set', path)}: there is no setting {path!r}. {suggest(path, known)}"
-            )
+            raise ConfigError(f"{entry.where('set', path)}: there is no setting {path!r}. {suggest(path, known)}")
         origin = Origin(f"mode {entry.name} ({entry.source(('set', path))})", entry.where("set", path))
         settings.put_at(tuple(path.split(".")), value, origin)
     return settings

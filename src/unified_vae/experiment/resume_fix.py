@@ -21,7 +21,6 @@ from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
-from unified_vae.models.vae import VAE
 from unified_vae.training import checkpoint
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import Runtime
@@ -50,31 +49,17 @@ def examine(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Diagnosis, 
     batches = validation_batches(
         data.validation, batch_size=parts.plan.batch_size, rank=runtime.rank, world_size=runtime.world_size
     )
-    result = validate(parts.ema.model, parts.objective, batches, runtime, 1.0)  # type: ignore[arg-type]
+    result = validate(parts.ema.model, parts.objective, batches, runtime, 1.0)
     return Diagnosis.of(result.values, parts.model.latents), result
 
 
 def revive(parts: Parts, config: RunConfig, active: list[bool]) -> int:
     """Give every unit that is not active fresh weights, in the model and its average; returns how many."""
     dead = ~torch.tensor(active)
-    fresh = build_model(config.model, seed=key(config.seed, "revived units"))
+    donor = build_model(config.model, seed=key(config.seed, "revived units"))
     for model in (parts.model, parts.ema.model):
-        replace_units(model, fresh, dead)  # type: ignore[arg-type]
+        model.replace_units(dead, donor)
     return int(dead.sum())
-
-
-@torch.no_grad()
-def replace_units(model: VAE, fresh: VAE, which: torch.Tensor) -> None:
-    """Copy the latent units `which` ([latents], bool) of `fresh` into `model`.
-
-    A unit is its two rows (mean, log variance) in the encoder's last layer and its column in the decoder's first.
-    """
-    encoder, donor = model.encoder.head, fresh.encoder.head
-    rows = torch.cat([which, which])
-    encoder.weight[rows] = donor.weight[rows].to(encoder.weight.device)
-    encoder.bias[rows] = donor.bias[rows].to(encoder.bias.device)
-    decoder, donor = model.decoder.head, fresh.decoder.head
-    decoder.weight[:, which] = donor.weight[:, which].to(decoder.weight.device)
 
 
 def advice(diagnosis: Diagnosis, revived: int) -> str:

@@ -27,9 +27,7 @@ def book_schema() -> dict[str, Any]:
         "modes": _table("mode", "What train.py --mode offers."),
     }
     for section in SECTIONS.values():
-        words = (
-            f"What --{section.kind}-preset offers; each is a part of the settings under {section.field!r}."
-        )
+        words = f"What --{section.kind}-preset offers; each is a part of the settings under {section.field!r}."
         properties[section.key] = _table(f"{section.kind}_preset", words)
     for name, body in run["properties"].items():
         words = body.get("description", f"Settings under {name!r}.")

@@ -44,9 +44,7 @@ class Substitution:
     reason: str
 
 
-def resolve_terms(
-    config: LossConfig, announce: Announce = to_stderr
-) -> tuple[LossConfig, list[Substitution]]:
+def resolve_terms(config: LossConfig, announce: Announce = to_stderr) -> tuple[LossConfig, list[Substitution]]:
     """Check that the enabled terms' pretrained weights are at hand, downloading them where that is possible.
 
     A term without them gives its weight to haarpsi, which needs none, if its `missing` says `replace`. The
@@ -120,9 +118,7 @@ def _pretrained_weights(name: str, term: PretrainedTerm, announce: Announce = to
 def _replaced_by_haarpsi(config: LossConfig, name: str, term: TermConfig) -> LossConfig:
     """`term` off and its weight added to haarpsi, with the schedule of the two that starts higher."""
     candidates = [config.haarpsi, term] if config.haarpsi.weight > 0 else [term]
-    schedule = max(
-        (candidate.schedule for candidate in candidates), key=lambda schedule: factor(schedule, 0.0)
-    )
+    schedule = max((candidate.schedule for candidate in candidates), key=lambda schedule: factor(schedule, 0.0))
     haarpsi = HaarPSIConfig(weight=config.haarpsi.weight + term.weight, schedule=schedule)
     off = term.model_copy(update={"weight": 0.0})
     return config.model_copy(update={name: off, "haarpsi": haarpsi})

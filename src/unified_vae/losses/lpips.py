@@ -35,9 +35,7 @@ def linear_heads(net: Literal["vgg", "alex"]) -> list[Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         heads = [content[f"lin{number}.model.1.weight"].float() for number in range(len(wanted))]
-    except (
-        Exception
-    ) as problem:  # missing, damaged or of another layout: all are mended by installing it again
+    except Exception as problem:  # missing, damaged or of another layout: all are mended by installing it again
         raise EnvironmentProblem(
             f"{path} is missing or damaged ({type(problem).__name__}): reinstall torchmetrics"
         ) from None

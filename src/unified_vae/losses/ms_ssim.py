@@ -56,9 +56,7 @@ class MSSSIM(DistortionTerm):
 
     def _similarities(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Contrast-and-structure, and the whole SSIM, of [N, H, W] planes: two [N]."""
-        mean_x, mean_y, mean_xx, mean_yy, mean_xy = self._blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(
-            5
-        )
+        mean_x, mean_y, mean_xx, mean_yy, mean_xy = self._blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
         spread = mean_xx - mean_x.square() + mean_yy - mean_y.square()
         contrast = (2 * (mean_xy - mean_x * mean_y) + _C2) / (spread + _C2)
         luminance = (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)

@@ -159,9 +159,7 @@ class Objective(nn.Module):
     def degree(self, progress: float) -> Tensor:
         """p: how the energy scales with the size of the error where training stands, scalar."""
         parts = self._parts(progress)
-        return torch.stack([self._term(name).degree * part for name, part in parts.items()]).sum() / _total(
-            parts
-        )
+        return torch.stack([self._term(name).degree * part for name, part in parts.items()]).sum() / _total(parts)
 
     def sigma(self) -> float | None:
         """Root of the running mean squared error; None without MSE or before calibration."""

@@ -38,9 +38,7 @@ class WeightsUnavailable(EnvironmentProblem):
     def __init__(self, reason: str, architecture: Architecture, setting: str) -> None:
         self.reason = reason
         term = setting.removesuffix(".weights_path")
-        super().__init__(
-            f"{term}: {reason}; put the file {architecture.file} there or give its path as {setting}"
-        )
+        super().__init__(f"{term}: {reason}; put the file {architecture.file} there or give its path as {setting}")
 
 
 def to_stderr(line: str) -> None:
@@ -150,9 +148,7 @@ def _download(architecture: Architecture, path: Path, announce: Announce) -> Non
     """Fetch a file as torchvision would: same address, same cache, sha256 checked."""
     address = _address(architecture)
     megabytes = _within(_PROBE_SECONDS, lambda: _megabytes(address))
-    announce(
-        f"Downloading the pretrained {architecture.title} weights ({megabytes}) to {path}, once for all runs."
-    )
+    announce(f"Downloading the pretrained {architecture.title} weights ({megabytes}) to {path}, once for all runs.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _stalls_after(_STALL_SECONDS):
@@ -166,9 +162,7 @@ def _address(architecture: Architecture) -> str:
     spec = importlib.util.find_spec("torchvision")
     for folder in spec.submodule_search_locations or [] if spec else []:
         for source in (Path(folder) / "models").glob("*.py"):
-            found = re.search(
-                r'"(https://[^"\s]+/' + re.escape(architecture.file) + ')"', source.read_text("utf-8")
-            )
+            found = re.search(r'"(https://[^"\s]+/' + re.escape(architecture.file) + ')"', source.read_text("utf-8"))
             if found:
                 return found[1]
     raise _NoDownloadError(

@@ -64,9 +64,7 @@ class Architecture:
 
     def up_to(self, names: list[str]) -> tuple[Conv | Pool, ...]:
         """The layers that the named features need."""
-        deepest = max(
-            i for i, layer in enumerate(self.layers) if isinstance(layer, Conv) and layer.name in names
-        )
+        deepest = max(i for i, layer in enumerate(self.layers) if isinstance(layer, Conv) and layer.name in names)
         return self.layers[: deepest + 1]
 
     def minimum_size(self, names: list[str]) -> int:

@@ -7,11 +7,13 @@ micro-batch; and a linear output instead of a sigmoid, since the likelihood is a
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified_vae.models.config import ConvConfig
+from unified_vae.models.vae import Decoder, Encoder
 
 SMALLEST_MAP = 4  # pixels a side that the last feature map has at least
 
@@ -23,9 +25,7 @@ def halvings(image_size: int) -> int:
 
 def stage_channels(config: ConvConfig) -> list[int]:
     """Channels after each halving: doubling from `base_channels`, bounded by `max_multiplier`."""
-    return [
-        config.base_channels * min(2**stage, config.max_multiplier) for stage in range(halvings(config.image_size))
-    ]
+    return [config.base_channels * min(2**stage, config.max_multiplier) for stage in range(halvings(config.image_size))]
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -33,14 +33,14 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
-class ConvEncoder(nn.Module):
-    """Images [batch, channels, size, size] in [0, 1] -> posterior moments [batch, 2 * latents]."""
+class ConvEncoder(Encoder):
+    """Stride-2 convolutions down to a small map, then one linear layer."""
 
     def __init__(self, config: ConvConfig, channels: int) -> None:
         super().__init__()
         widths = stage_channels(config)
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1), nn.SiLU()]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), norm(after), nn.SiLU()]
         self.stages = nn.Sequential(*layers)
         self.multiple = 2 ** len(widths)
@@ -57,8 +57,8 @@ class ConvEncoder(nn.Module):
         return moments
 
 
-class ConvDecoder(nn.Module):
-    """Latents [batch, latents] -> images [batch, channels, size, size], nominally in [0, 1], not clipped."""
+class ConvDecoder(Decoder):
+    """One linear layer, then transposed convolutions up to the image."""
 
     def __init__(self, config: ConvConfig, channels: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ConvDecoder(nn.Module):
         self.side = math.ceil(config.image_size / 2 ** len(widths))
         self.head = nn.Linear(config.latents, self.width * self.side * self.side)
         layers: list[nn.Module] = [norm(self.width), nn.SiLU()]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), norm(after), nn.SiLU()]
         layers.append(nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1))
         self.stages = nn.Sequential(*layers)

@@ -23,9 +23,7 @@ CONFIG = "config.json"
 FORMAT = 1
 
 
-def save_pretrained(
-    folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], about: Mapping[str, Any]
-) -> None:
+def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write a model's folder.
 
     Args:
@@ -61,7 +59,9 @@ def load_pretrained(folder: Path, device: str | torch.device = "cpu") -> VAE:
             "Give the folder `model` of a finished run."
         ) from problem
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, ValidationError, SafetensorError) as problem:
-        raise CheckpointError(f"the model in {folder} is damaged: {problem}. Export it again from its run.") from problem
+        raise CheckpointError(
+            f"the model in {folder} is damaged: {problem}. Export it again from its run."
+        ) from problem
     model = build_model(config)
     try:
         model.load_state_dict(weights)

@@ -86,7 +86,9 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
 def _fill(stage: Path, checkpoint: Checkpoint) -> None:
     stage.mkdir()
     for name, tensors in checkpoint.groups.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, stage / f"{name}.safetensors")
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, stage / f"{name}.safetensors"
+        )
     (stage / STATE).write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
     files = {}
     for path in sorted(stage.iterdir()):

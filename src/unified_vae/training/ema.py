@@ -7,21 +7,24 @@ leave raw and averaged weights exchanged.
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[Model]):
     """Exponential moving average of a model's weights.
 
     Attributes:
         model: the averaged model, in eval mode; its parameters take no gradients.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self._pairs = _floating_pairs(self.model, model)
         self._copies = _other_pairs(self.model, model)
 

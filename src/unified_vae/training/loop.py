@@ -21,8 +21,9 @@ from unified_vae.core.schedule import settled_at
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
 from unified_vae.data.config import DataConfig
-from unified_vae.data.packed import PackedSplit
+from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.losses.config import LossConfig
+from unified_vae.models.vae import VAE
 from unified_vae.optim.lr import lr_factor
 from unified_vae.training.config import TrainingConfig
 from unified_vae.training.ema import EMA
@@ -82,7 +83,7 @@ class Loop:
     state: TrainState
     runtime: Runtime
     stepper: Stepper
-    ema: EMA
+    ema: EMA[VAE]
     train: PackedSplit
     validation: PackedSplit
     saver: Saver
@@ -156,7 +157,11 @@ class Loop:
             return
         if bad:
             first = self.state.step - self.state.log_count + 1
-            span = f"step {self.state.step}" if self.runtime.device.type == "cpu" else f"steps {first} to {self.state.step}"
+            span = (
+                f"step {self.state.step}"
+                if self.runtime.device.type == "cpu"
+                else f"steps {first} to {self.state.step}"
+            )
             raise Diverged(
                 f"training diverged at {span}: {', '.join(bad)} is not finite. The last good checkpoint is kept; "
                 "run the same command with a lower --lr (a third, say) to go on from it."
@@ -208,7 +213,7 @@ class Loop:
         state, plan = self.state, self.plan
         started = time.monotonic()
         result = validate(
-            self.ema.model,  # type: ignore[arg-type]
+            self.ema.model,
             self.stepper.objective,
             validation_batches(
                 self.validation,
@@ -243,7 +248,7 @@ class Loop:
         last = self.state.step >= self.plan.total_steps or self.state.stopped_early
         if self.painter is None or not (epoch <= 1 or epoch % every == 0 or last):
             return
-        for tag, path in self.painter.paint(self.ema.model, self.state.step, f"epoch-{epoch:04d}").items():  # type: ignore[arg-type]
+        for tag, path in self.painter.paint(self.ema.model, self.state.step, f"epoch-{epoch:04d}").items():
             self.observer.sheet_drawn(SheetDrawn(self.state.step, tag, path))
 
     # --- saving and stopping -------------------------------------------------------------------------

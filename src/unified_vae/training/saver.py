@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unified_vae.core.errors import CheckpointError
+from unified_vae.models.vae import VAE
 from unified_vae.training import checkpoint
 from unified_vae.training.checkpoint import Checkpoint
 from unified_vae.training.config import CheckpointConfig
@@ -36,7 +37,7 @@ class Saver:
         config: CheckpointConfig,
         steps_per_epoch: int,
         stepper: Stepper,
-        ema: EMA,
+        ema: EMA[VAE],
         runtime: Runtime,
         observer: Observer,
         about: Mapping[str, Any],

@@ -27,7 +27,7 @@ class Stepper:
         self,
         runtime: Runtime,
         model: VAE,
-        ema: EMA,
+        ema: EMA[VAE],
         objective: Objective,
         optimizer: Optimizer,
         *,

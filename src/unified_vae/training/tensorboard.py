@@ -29,7 +29,10 @@ def tensorboard_problem() -> str | None:
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as problem:
-        return f"TensorBoard is not available ({problem}): curves go to metrics.jsonl only. To add it: uv pip install tensorboard"
+        return (
+            f"TensorBoard is not available ({problem}): curves go to metrics.jsonl only. "
+            "To add it: uv pip install tensorboard"
+        )
     return None
 
 

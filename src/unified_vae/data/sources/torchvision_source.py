@@ -57,9 +57,7 @@ class TorchvisionSource:
         try:
             from torchvision import datasets
         except ImportError as error:
-            raise EnvironmentProblem(
-                f"{self.name} needs torchvision, which cannot be imported: {error}."
-            ) from None
+            raise EnvironmentProblem(f"{self.name} needs torchvision, which cannot be imported: {error}.") from None
         known = [name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))]
         if self.dataset not in known:
             raise DataError(f"torchvision has no data set {self.dataset!r}. {nearest(self.dataset, known)}")
@@ -96,8 +94,7 @@ class TorchvisionSource:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentProblem(
-                f"{self.root} cannot be made ({error.strerror}); "
-                "set data.cache_dir to a folder you can write to."
+                f"{self.root} cannot be made ({error.strerror}); set data.cache_dir to a folder you can write to."
             ) from None
 
     def _open_validation(self, dataset_class: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unified_vae.data import face_palette as palette
-from unified_vae.data.face_canvas import (
+from unified_vae.data.cartoon import palette as palette
+from unified_vae.data.cartoon.canvas import (
     Array,
     Canvas,
     Patch,
@@ -19,7 +19,7 @@ from unified_vae.data.face_canvas import (
     spot,
     unit,
 )
-from unified_vae.data.face_figure import Figure
+from unified_vae.data.cartoon.figure import Figure
 
 EYE_PLACE, EYE_LINE = 0.44, 0.03  # across (part of the head's half width) and down (head units)
 NOSE_LINE, MOUTH_LINE = 0.17, 0.335
@@ -81,7 +81,7 @@ def draw_freckles(canvas: Canvas, figure: Figure) -> None:
     middle, _ = some.front(0.0)
     patch, u, v = some.at(canvas, middle, 0.165, 0.46, 0.13)
     with patch:
-        nearest = None
+        nearest: Array | None = None
         for across, down, radius in _FRECKLES:
             place, narrow = some.front(across)
             right, below = (
@@ -90,6 +90,7 @@ def draw_freckles(canvas: Canvas, figure: Figure) -> None:
             )
             square = right * right + below * below
             nearest = square if nearest is None else np.minimum(nearest, square, out=nearest)
+        assert nearest is not None
         dots = line_coverage(np.sqrt(nearest) * 0.018, 0.018, some.pixels)
         patch.paint(0.95 * dots, 0.66 * some.colours["skin"][2])
 

@@ -30,9 +30,7 @@ def quotas(max_images: int | None) -> dict[Side, int | None]:
 
 def drawing_order(names: Sequence[str]) -> list[int]:
     """The order in which a subset is filled: by the hash of the name, so that it is fair and stays."""
-    hashes = [
-        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names
-    ]
+    hashes = [hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names]
     return sorted(range(len(names)), key=lambda index: (hashes[index], names[index]))
 
 
@@ -57,6 +55,5 @@ def give_to_empty_side(sides: Sequence[Side], content_sha256: Sequence[str]) -> 
     for index in moving:
         result[index] = empty
     return result, (
-        f"The set is so small that the split left no {empty} image; "
-        f"{len(moving)} of {len(sides)} was moved there."
+        f"The set is so small that the split left no {empty} image; {len(moving)} of {len(sides)} was moved there."
     )

@@ -27,7 +27,7 @@ SIDES: tuple[Side, Side] = ("train", "validation")
 _SPOT_CHECKS = 32
 
 
-class DamagedPack(Exception):  # noqa: N818 - not an error of the program: the pack is built again
+class DamagedPack(Exception):
     """A pack is incomplete or not what its manifest says."""
 
 

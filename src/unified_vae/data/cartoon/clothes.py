@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unified_vae.data.face_canvas import (
+from unified_vae.data.cartoon.canvas import (
     Array,
     Canvas,
     Patch,
@@ -21,7 +21,7 @@ from unified_vae.data.face_canvas import (
     turn_of,
     unit,
 )
-from unified_vae.data.face_figure import Figure
+from unified_vae.data.cartoon.figure import Figure
 
 _CHEST_Y = 0.67  # top of the shoulders in the picture
 _SAG = 0.30  # how far shoulders and stripes fall towards the sides
@@ -103,9 +103,7 @@ def _chest(canvas: Canvas, figure: Figure, reach: float, above: float) -> tuple[
     x = 0.05 * figure.variations["across"]
     bottom = 1 - _CHEST_Y
     middle, half = _CHEST_Y + (bottom - above) / 2, (bottom + above) / 2
-    patch = canvas.near(
-        figure.rows, x, np.full_like(x, middle), np.full_like(x, reach), np.full_like(x, half)
-    )
+    patch = canvas.near(figure.rows, x, np.full_like(x, middle), np.full_like(x, reach), np.full_like(x, half))
     return patch, patch.x - x, patch.y - _CHEST_Y
 
 
@@ -115,9 +113,7 @@ def _cloth(patch: Patch, figure: Figure, shape: Array, x: Array, slope: Array) -
     pixel = 1 / figure.body_pixels
     breton = stripes(slope * 11 + 0.55, 0.42, 11 * pixel) * figure.has("clothes", "breton")
     sleeves = coverage(0.38 + 0.25 * slope - np.abs(x), figure.body_pixels) * figure.has("clothes", "tee")
-    zigzag = stripes(slope * 3 + 0.45, 0.26, 3 * pixel) * stripes(
-        x * 7 + triangle_wave(slope * 6), 0.6, 9 * pixel
-    )
+    zigzag = stripes(slope * 3 + 0.45, 0.26, 3 * pixel) * stripes(x * 7 + triangle_wave(slope * 6), 0.6, 9 * pixel)
     knit = figure.has("clothes", "jumper")
     stitches = stripes(triangle_wave(x * 13) * 0.25 + slope * 13, 0.5, 13 * pixel) * knit
     patch.paint(shape * (0.55 * stitches), shade)
@@ -134,9 +130,7 @@ def _neck(canvas: Canvas, figure: Figure) -> None:
         throat = rounded_box(x, y + 0.2, 0.165, 0.28, 0.06)
         skin = coverage(np.minimum(opening, throat), figure.body_pixels)
         patch.paint(skin, base)
-        head = ellipse(
-            patch.x - figure.x, patch.y - figure.y - 0.09, 0.44 * figure.scale, 0.56 * figure.scale
-        )
+        head = ellipse(patch.x - figure.x, patch.y - figure.y - 0.09, 0.44 * figure.scale, 0.56 * figure.scale)
         patch.paint(skin * (0.75 * glow(head, 0.10)), shade)  # the head's shadow
 
 

@@ -127,9 +127,7 @@ def _sides(paths: list[tuple[str, ...]]) -> tuple[list[Side | None] | None, list
     ]
     notes = []
     if held_out == "validation" and counts["test"]:
-        notes.append(
-            f"The {counts['test']:,} images under test/ are left alone: val/ is there for validation."
-        )
+        notes.append(f"The {counts['test']:,} images under test/ are left alone: val/ is there for validation.")
     if counts[None]:
         notes.append(f"{counts[None]:,} images outside the train and validation folders were left out.")
     return sides, notes

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from unified_vae.core.counter import key, uniforms
-from unified_vae.data import face_palette as palette
-from unified_vae.data.face_canvas import Canvas
-from unified_vae.data.face_clothes import draw_backdrop, draw_body, draw_collar
-from unified_vae.data.face_extras import draw_beard, draw_earrings, draw_glasses
-from unified_vae.data.face_features import (
+from unified_vae.data.cartoon import palette as palette
+from unified_vae.data.cartoon.canvas import Canvas
+from unified_vae.data.cartoon.clothes import draw_backdrop, draw_body, draw_collar
+from unified_vae.data.cartoon.extras import draw_beard, draw_earrings, draw_glasses
+from unified_vae.data.cartoon.features import (
     draw_brows,
     draw_cheeks,
     draw_ears,
@@ -27,8 +27,8 @@ from unified_vae.data.face_features import (
     draw_mouth,
     draw_nose,
 )
-from unified_vae.data.face_figure import VARIATIONS, Figure
-from unified_vae.data.face_hair import draw_hair_behind, draw_hair_in_front
+from unified_vae.data.cartoon.figure import VARIATIONS, Figure
+from unified_vae.data.cartoon.hair import draw_hair_behind, draw_hair_in_front
 
 ATTRIBUTE_NAMES: dict[str, list[str]] = {
     "turn": ["left", "ahead", "right"],
@@ -74,9 +74,7 @@ class FaceFactors:
     def with_value(self, attribute: str, value: str) -> FaceFactors:
         """The same faces, all with one value of one attribute."""
         number = ATTRIBUTE_NAMES[attribute].index(value)
-        return FaceFactors(
-            {**self.values, attribute: np.full_like(self.values[attribute], number)}, self.variations
-        )
+        return FaceFactors({**self.values, attribute: np.full_like(self.values[attribute], number)}, self.variations)
 
     def take(self, rows: npt.NDArray[np.int64]) -> FaceFactors:
         """Some of the faces, in the order asked for."""

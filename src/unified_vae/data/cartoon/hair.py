@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from unified_vae.data.face_canvas import (
+from unified_vae.data.cartoon.canvas import (
     Array,
     Canvas,
     Patch,
@@ -20,7 +20,7 @@ from unified_vae.data.face_canvas import (
     turn_of,
     unit,
 )
-from unified_vae.data.face_figure import Figure
+from unified_vae.data.cartoon.figure import Figure
 
 
 def draw_hair_behind(canvas: Canvas, figure: Figure) -> None:
@@ -230,9 +230,7 @@ def _long(canvas: Canvas, figure: Figure) -> None:
         hair = np.maximum(_curtain(figure, u, v, 0.98, swing), -np.minimum(_arch(figure, u, v), neck))
         _shadow(patch, figure, u, v, hair)
         fall = np.clip(v + 0.66, 0.12, 0.62)  # strands leave the parting, then hang
-        wavy = (
-            u - 0.35 * figure.turn_sine * glow(v + 0.5, 0.8) - 0.028 * swing * np.copysign(np.float32(1), u)
-        )
+        wavy = u - 0.35 * figure.turn_sine * glow(v + 0.5, 0.8) - 0.028 * swing * np.copysign(np.float32(1), u)
         strands = (wavy / fall * 20, 24 / (fall * figure.pixels))
         inside = 0.45 * glow(np.abs(u) - 0.36, 0.12) * unit((v - 0.05) * 6)
         hanging = 0.35 * unit(swing) * unit((v - 0.1) * 4)

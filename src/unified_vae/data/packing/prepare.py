@@ -11,13 +11,13 @@ from typing import Any
 from unified_vae.core.errors import DataError
 from unified_vae.data import builtin
 from unified_vae.data.config import DataConfig
-from unified_vae.data.decode import PixelFormat, decode, quiet_pillow
-from unified_vae.data.pack import Item, Plan, Row, Staged
-from unified_vae.data.packed import SIDES, Pack
-from unified_vae.data.pool import map_images
+from unified_vae.data.packing.decode import PixelFormat, decode, quiet_pillow
+from unified_vae.data.packing.pack import Item, Plan, Row, Staged
+from unified_vae.data.packing.packed import SIDES, Pack
+from unified_vae.data.packing.pool import map_images
+from unified_vae.data.packing.split import give_to_empty_side
+from unified_vae.data.packing.survey import Candidate, Survey, check_bad_fraction, survey
 from unified_vae.data.records import Progress, Quarantined, Side, Source
-from unified_vae.data.split import give_to_empty_side
-from unified_vae.data.survey import Candidate, Survey, check_bad_fraction, survey
 
 
 def pack_builtin(root: Path, target: Path, config: DataConfig, form: PixelFormat, progress: Progress) -> Pack:
@@ -132,11 +132,7 @@ def _facts(
     """What the manifest says beside the images themselves."""
     counts = {side: sum(c.side == side for c in found.candidates) for side in SIDES}
     plan, _ = _plan(found.candidates, found, form)
-    split = (
-        "its own split"
-        if found.own_split
-        else f"split by content, {config.validation_fraction:.0%} to validate"
-    )
+    split = "its own split" if found.own_split else f"split by content, {config.validation_fraction:.0%} to validate"
     return {
         "name": source.name,
         "description": f"{plan.count:,} images from {source.name} "

@@ -27,9 +27,7 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def map_images(
-    function: Callable[[RawImage], T], loaders: Iterable[Callable[[], RawImage]]
-) -> Iterator[T | BadImage]:
+def map_images(function: Callable[[RawImage], T], loaders: Iterable[Callable[[], RawImage]]) -> Iterator[T | BadImage]:
     """`function` of each loaded image, in order; an image that fails gives its BadImage instead."""
     remaining = iter(loaders)
     workers = cpu_count()

@@ -66,9 +66,7 @@ class HubSource:
 
     def listing(self) -> Listing:
         first = self._parts[0][1]
-        label = next(
-            (name for name, kind in first.features.items() if type(kind).__name__ == "ClassLabel"), None
-        )
+        label = next((name for name, kind in first.features.items() if type(kind).__name__ == "ClassLabel"), None)
         records = []
         for side, part in self._parts:
             numbers = [None] * len(part) if label is None else part[label]

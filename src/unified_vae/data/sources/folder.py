@@ -11,8 +11,8 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from unified_vae.core.errors import DataError
-from unified_vae.data.layout import arrange, is_hidden, is_picture, refusal
 from unified_vae.data.records import BadImage, Listing, Quarantined, RawImage
+from unified_vae.data.sources.layout import arrange, is_hidden, is_picture, refusal
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,7 @@ class FolderSource:
     @cached_property
     def _arranged(self) -> tuple[list[str], Listing]:
         walk = self._walk
-        notes = (
-            [f"{walk.repeated:,} links to files already listed were passed over."] if walk.repeated else []
-        )
+        notes = [f"{walk.repeated:,} links to files already listed were passed over."] if walk.repeated else []
         used, listing = arrange([found.path for found in walk.found], walk.refused, walk.ignored, notes)
         return [walk.found[index].path for index in used], listing
 
@@ -120,9 +118,7 @@ class FolderSource:
         """Hash of every image's path, size and time of change; nothing is opened."""
         digest = hashlib.sha256()
         for found in self._walk.found:
-            digest.update(
-                f"{found.path}\0{found.size}\0{found.changed_ns}\n".encode("utf-8", "surrogateescape")
-            )
+            digest.update(f"{found.path}\0{found.size}\0{found.changed_ns}\n".encode("utf-8", "surrogateescape"))
         for refused in self._walk.refused:
             digest.update(f"{refused.name}\0{refused.reason}\n".encode("utf-8", "surrogateescape"))
         return f"folder:{digest.hexdigest()}"

@@ -157,9 +157,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     result = Image.fromarray(grey)
     clear = image.info.get("transparency")
     if isinstance(clear, int):  # a 16-bit PNG may name one grey value as transparent
-        result = Image.merge(
-            "LA", (result, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-        )
+        result = Image.merge("LA", (result, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
     result.getexif()[_EXIF_ORIENTATION] = image.getexif().get(_EXIF_ORIENTATION, 1)
     return result
 
@@ -183,9 +181,7 @@ def _flatten(image: Image.Image, form: PixelFormat) -> Image.Image:
         image = Image.new("RGB", layer.size, form.background)
         image.paste(layer, mask=layer.getchannel("A"))
     elif image.mode not in ("1", "L", "RGB"):
-        image = image.convert(
-            "RGB"
-        )  # palette, CMYK, YCbCr: to grey in two steps, as Pillow has no direct one
+        image = image.convert("RGB")  # palette, CMYK, YCbCr: to grey in two steps, as Pillow has no direct one
     return image if image.mode == mode else image.convert(mode)
 
 

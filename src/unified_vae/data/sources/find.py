@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from unified_vae.core.errors import DataError, nearest
-from unified_vae.data.archive import TAR_SUFFIXES, TarSource, ZipSource
-from unified_vae.data.array import ArraySource
-from unified_vae.data.folder import FolderSource
-from unified_vae.data.hub import HubSource
 from unified_vae.data.records import Progress, Source
-from unified_vae.data.torchvision_source import TorchvisionSource
+from unified_vae.data.sources.archive import TAR_SUFFIXES, TarSource, ZipSource
+from unified_vae.data.sources.array import ArraySource
+from unified_vae.data.sources.folder import FolderSource
+from unified_vae.data.sources.hub import HubSource
+from unified_vae.data.sources.torchvision_source import TorchvisionSource
 
 BUILTIN = "builtin"
 _FORMS = "a folder, a .zip, .tar or .tar.gz, a .npy or .npz file, torchvision:NAME, hf:owner/name, or builtin"

@@ -48,9 +48,7 @@ class ArraySource:
         except DataError:
             raise
         except MemoryError:
-            raise DataError(
-                f"{self.path} does not fit into memory; save it as .npy, which is read in parts."
-            ) from None
+            raise DataError(f"{self.path} does not fit into memory; save it as .npy, which is read in parts.") from None
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{self.path} cannot be read as a NumPy file ({error}); save plain arrays with numpy.save."
@@ -138,9 +136,7 @@ def eight_bit(row: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     values = row.astype(np.float64)
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     if not (low >= 0.0 and high <= white):  # false for NaN as well
-        raise BadImage(
-            f"{row.dtype} values from {low:g} to {high:g}; they must lie in 0..{white:g}, or be uint8"
-        )
+        raise BadImage(f"{row.dtype} values from {low:g} to {high:g}; they must lie in 0..{white:g}, or be uint8")
     return np.rint(values * (255.0 / white)).astype(np.uint8)
 
 

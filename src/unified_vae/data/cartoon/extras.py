@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unified_vae.data import face_palette as palette
-from unified_vae.data.face_canvas import (
+from unified_vae.data.cartoon import palette as palette
+from unified_vae.data.cartoon.canvas import (
     Array,
     Canvas,
     Patch,
@@ -20,8 +20,8 @@ from unified_vae.data.face_canvas import (
     segment,
     unit,
 )
-from unified_vae.data.face_features import EYE_LINE, EYE_PLACE, MOUTH_LINE, NOSE_LINE, colour, ear_place
-from unified_vae.data.face_figure import Figure
+from unified_vae.data.cartoon.features import EYE_LINE, EYE_PLACE, MOUTH_LINE, NOSE_LINE, colour, ear_place
+from unified_vae.data.cartoon.figure import Figure
 
 _LENS_PLACE = 1.02 * EYE_PLACE
 

@@ -17,8 +17,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from unified_vae.data.cache_dir import check_space, disk_problems, new_stage
-from unified_vae.data.packed import SIDES, DamagedPack, Pack, manifest_files, read_pack
+from unified_vae.data.packing.cache_dir import check_space, disk_problems, new_stage
+from unified_vae.data.packing.packed import SIDES, DamagedPack, Pack, manifest_files, read_pack
 from unified_vae.data.records import BadImage, Progress, Quarantined, Side
 
 

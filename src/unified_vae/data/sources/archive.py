@@ -18,8 +18,8 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from unified_vae.core.errors import DataError
-from unified_vae.data.layout import arrange, is_hidden, is_picture, refusal
 from unified_vae.data.records import BadImage, Listing, Quarantined, RawImage
+from unified_vae.data.sources.layout import arrange, is_hidden, is_picture, refusal
 
 MAX_RATIO = 200
 """Deflate reaches about 1000:1 on zeros; pictures, even raw ones of flat colour, stay far below this."""

@@ -39,12 +39,9 @@ def disk_problems(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise EnvironmentProblem(
-                f"The disk of {root} is full; free some space there, or {_ELSEWHERE}."
-            ) from None
+            raise EnvironmentProblem(f"The disk of {root} is full; free some space there, or {_ELSEWHERE}.") from None
         raise EnvironmentProblem(
-            f"The cache folder {root} cannot be written ({error.strerror or error}); "
-            f"give permission, or {_ELSEWHERE}."
+            f"The cache folder {root} cannot be written ({error.strerror or error}); give permission, or {_ELSEWHERE}."
         ) from None
 
 
@@ -79,12 +76,7 @@ def _abandoned(stage: Path) -> bool:
         age = time.time() - stage.stat().st_mtime
     except OSError:
         return False  # its owner has just renamed it
-    if (
-        len(parts) == 4
-        and parts[1] == _host()
-        and parts[2].isdigit()
-        and not psutil.pid_exists(int(parts[2]))
-    ):
+    if len(parts) == 4 and parts[1] == _host() and parts[2].isdigit() and not psutil.pid_exists(int(parts[2])):
         return True
     return age > _ABANDONED_SECONDS
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unified_vae.core.errors import DataError
-from unified_vae.data.decode import Header, read_header
-from unified_vae.data.pool import map_images
+from unified_vae.data.packing.decode import Header, read_header
+from unified_vae.data.packing.pool import map_images
+from unified_vae.data.packing.split import drawing_order, quotas, side_of
 from unified_vae.data.records import BadImage, Listing, Progress, Quarantined, RawImage, Record, Side, Source
-from unified_vae.data.split import drawing_order, quotas, side_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from unified_vae.data import face_palette as palette
-from unified_vae.data.face_canvas import Array, Canvas, Patch, Rows, ellipse
+from unified_vae.data.cartoon import palette as palette
+from unified_vae.data.cartoon.canvas import Array, Canvas, Patch, Rows, ellipse
 
 VARIATIONS = (
     "turn", "tilt", "across", "down", "scale", "width", "jaw", "eye_size", "mouth_width",
@@ -104,9 +104,7 @@ class Figure:
 
     def has(self, attribute: str, value: str) -> Array:
         """1 for the faces that have the value, 0 for the others, [n, 1, 1]."""
-        return (self.values[attribute] == self.names[attribute].index(value)).astype(np.float32)[
-            :, None, None
-        ]
+        return (self.values[attribute] == self.names[attribute].index(value)).astype(np.float32)[:, None, None]
 
     def take(self, chosen: npt.NDArray[np.int64]) -> Figure:
         """Some of the faces."""

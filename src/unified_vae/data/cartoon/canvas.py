@@ -9,10 +9,12 @@ Pictures live in the square [-1, 1] x [-1, 1], x to the right and y down; a batc
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]  # float32 throughout; NumPy's stubs lose the width in arithmetic
 Rows = slice | npt.NDArray[np.int64]
 
 
@@ -77,9 +79,9 @@ class Canvas:
         return slice(min(max(first, 0), self.size), min(max(last, 0), self.size))
 
 
-def unit(value: Array) -> Array:
+def unit(value: Array | float) -> Array:
     """Cut to [0, 1]."""
-    return np.clip(value, 0, 1)
+    return np.clip(np.asarray(value), 0, 1)
 
 
 def coverage(distance: Array, pixels_per_unit: Array) -> Array:
@@ -113,9 +115,7 @@ def circle(x: Array, y: Array, radius: Array | float) -> Array:
     return np.sqrt(x * x + y * y) - radius
 
 
-def rounded_box(
-    x: Array, y: Array, half_width: Array | float, half_height: Array | float, corner: float
-) -> Array:
+def rounded_box(x: Array, y: Array, half_width: Array | float, half_height: Array | float, corner: float) -> Array:
     """Signed distance to a box at the origin with round corners."""
     across = np.abs(x) - half_width + corner
     down = np.abs(y) - half_height + corner

@@ -1,0 +1,1 @@
+"""The built-in set: cartoon faces drawn from a seed, with labels."""

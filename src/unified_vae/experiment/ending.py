@@ -1,0 +1,90 @@
+"""How a run ends: interrupted with the command that goes on, or with a model and what to do next."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from unified_vae.core.errors import CheckpointError
+from unified_vae.experiment.assemble import Parts, Resolved
+from unified_vae.experiment.request import RunRequest
+from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.models.pretrained import save_pretrained
+from unified_vae.training import checkpoint
+from unified_vae.training.observers import Observer, RunFinished
+from unified_vae.training.state import TrainState
+
+
+def export(
+    folder: RunFolder, parts: Parts, resolved: Resolved, state: TrainState, names: dict[str, str], observer: Observer
+) -> None:
+    """Write the averaged weights of the best validation as a folder that loads without this run."""
+    weights, step = parts.ema.model.state_dict(), state.step
+    if state.best_step is not None and state.best_step != state.step:
+        try:
+            weights = dict(checkpoint.load(folder.checkpoints, state.best_step).groups["ema"])
+            step = state.best_step
+        except CheckpointError as problem:
+            observer.notice(f"the best weights cannot be read, so the last ones are exported: {problem}")
+    about = {
+        "run": {"names": names, "step": step, "psnr": state.best_psnr},
+        "loss": resolved.config.loss.model_dump(mode="json"),
+        "pixels": "float in [0, 1], channels first",
+    }
+    save_pretrained(folder.model, resolved.config.model, weights, about)
+
+
+def interrupted(request: RunRequest, state: TrainState, number: int, seconds: float) -> RunFinished:
+    """A signal stopped the run; everything is saved."""
+    advice = (f"saved at step {state.step:,}. To continue: {request.command}",)
+    name = signal.Signals(number).name
+    return _ending("interrupted", request, state, seconds, advice, signal=name, exit_code=128 + number)
+
+
+def already_finished(request: RunRequest, state: TrainState, epochs: int) -> RunFinished:
+    """The same command was given for a run that is over."""
+    why = "stopped early by patience" if state.stopped_early else "finished"
+    advice = (
+        f"this run had already {why}: nothing to do.",
+        f"To train longer, give more --epochs than {epochs}; to start afresh, --no-resume.",
+    )
+    return _ending("already finished", request, state, 0.0, advice)
+
+
+def finished(request: RunRequest, state: TrainState, seconds: float, findings: Sequence[str]) -> RunFinished:
+    """The last step was taken, or patience ran out.
+
+    Args:
+        findings: lines to show before what to do next.
+    """
+    folder = RunFolder(request.run_dir)
+    advice = (
+        *findings,
+        f"look at the pictures: {folder.samples}",
+        f"see the curves: uv run tensorboard --logdir {folder.tensorboard}",
+    )
+    return _ending("stopped early" if state.stopped_early else "finished", request, state, seconds, advice)
+
+
+def _ending(
+    outcome: str,
+    request: RunRequest,
+    state: TrainState,
+    seconds: float,
+    advice: Sequence[str],
+    signal: str = "",
+    exit_code: int = 0,
+) -> RunFinished:
+    folder = RunFolder(request.run_dir)
+    return RunFinished(
+        outcome=outcome,
+        run_dir=folder.root,
+        step=state.step,
+        values={} if state.best_psnr is None else {"psnr": state.best_psnr},
+        best_step=state.best_step,
+        seconds=seconds,
+        model_dir=folder.model if folder.model.is_dir() else None,
+        signal=signal,
+        exit_code=exit_code,
+        advice=tuple(advice),
+    )

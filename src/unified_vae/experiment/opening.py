@@ -1,0 +1,77 @@
+"""What a run says of itself before its first step: the facts, beta and every weight, what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unified_vae.core import schedule
+from unified_vae.data.open import DataSets
+from unified_vae.experiment.assemble import Parts, Resolved
+from unified_vae.losses.objective import Objective
+from unified_vae.training.observers import Difference, RunStarted, TermRow
+from unified_vae.training.runtime import Runtime
+from unified_vae.training.state import TrainState
+
+
+def opening(
+    run_dir: Path,
+    runtime: Runtime,
+    parts: Parts,
+    resolved: Resolved,
+    data: DataSets,
+    state: TrainState,
+    differences: Sequence[Difference],
+) -> RunStarted:
+    """The event that opens a run, fresh or resumed."""
+    plan = parts.plan
+    return RunStarted(
+        run_dir=run_dir,
+        start_step=state.step,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        batch_size=plan.batch_size,
+        resumed=state.step > 0,
+        facts=_facts(runtime, parts, resolved, data),
+        terms=term_rows(parts.objective, resolved, plan.progress(state.step)),
+        differences=tuple(differences),
+    )
+
+
+def _facts(runtime: Runtime, parts: Parts, resolved: Resolved, data: DataSets) -> list[tuple[str, str]]:
+    plan = parts.plan
+    count = sum(parameter.numel() for parameter in parts.model.parameters())
+    facts = [
+        ("device", runtime.describe()),
+        ("data", data.description),
+        ("model", f"{resolved.config.model.family}, {count / 1e6:.1f} M parameters, {data.channels} channel(s)"),
+        ("steps", f"{plan.total_steps:,} of {plan.batch_size} images, {plan.steps_per_epoch:,} an epoch"),
+        ("best weights", f"chosen by validation PSNR from step {plan.settled:,} on, when all warm-ups are over"),
+        ("self-test", "every enabled term moves the weights it should"),
+    ]
+    if (sigma := parts.objective.sigma()) is not None:
+        text = f"{sigma:.4f} of the pixel range: the decoder's noise, calibrated as it trains"
+        facts.append(("sigma", text))
+    return facts
+
+
+def term_rows(objective: Objective, resolved: Resolved, progress: float) -> list[TermRow]:
+    """Beta and every weight, also the weights that are 0."""
+    loss = resolved.config.loss
+    notes = {entry.term: f"replaced by {entry.replacement}" for entry in resolved.substitutions}
+    shares = {
+        row.name: f"{row.share:.0%} of the distortion" for row in objective.rows(progress) if row.share is not None
+    }
+    notes |= shares | {"kl": "beta, per nat of KL"}
+    terms = {name: getattr(loss, name) for name in type(loss).model_fields}
+    return [
+        TermRow(
+            name=f"loss.{name}",
+            weight=term.weight,
+            schedule=schedule.describe(term.schedule),
+            factor=schedule.factor(term.schedule, progress),
+            note=notes.get(name, ""),
+        )
+        for name, term in terms.items()
+        if hasattr(term, "weight")
+    ]
