@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# No test downloads anything, or finds what its user has downloaded.
+os.environ["UNIFIED_VAE_OFFLINE"] = "1"
+os.environ["TORCH_HOME"] = str(Path(__file__).parent / "no-pretrained-weights")
+
 _BESIDE_THE_REPOSITORY = Path(__file__).parents[2] / "shared" / "data"
 
 

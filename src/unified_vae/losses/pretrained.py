@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import socket
 import sys
@@ -27,6 +28,7 @@ from torch import Tensor
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.losses.vgg import Architecture
 
+OFFLINE_VARIABLE = "UNIFIED_VAE_OFFLINE"
 _PROBE_SECONDS = 6.0  # how long an absent network may hold up the start
 _STALL_SECONDS = 60.0  # silence after which a download is given up
 Announce = Callable[[str], None]
@@ -146,6 +148,8 @@ def _checked(content: object, path: Path, architecture: Architecture) -> dict[st
 
 def _download(architecture: Architecture, path: Path, announce: Announce) -> None:
     """Fetch a file as torchvision would: same address, same cache, sha256 checked."""
+    if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
+        raise _NoDownloadError(f"downloads are switched off by {OFFLINE_VARIABLE}")
     address = _address(architecture)
     megabytes = _within(_PROBE_SECONDS, lambda: _megabytes(address))
     announce(f"Downloading the pretrained {architecture.title} weights ({megabytes}) to {path}, once for all runs.")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from unified_vae.core.config import Config
+
+
+def _no_truth_value(value: object) -> object:
+    """True equals 1 in Python, so a Literal would take it for a number of channels."""
+    if isinstance(value, bool):
+        raise ValueError("give 1, 3 or auto, not true or false")
+    return value
+
+
+Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(_no_truth_value)]
 
 
 class ConvConfig(Config):
@@ -22,7 +32,7 @@ class ConvConfig(Config):
     """Channels of the first stage; they double at each halving, up to `max_multiplier` times this."""
     max_multiplier: int = Field(default=8, ge=1)
     """Bound on the doubling of channels."""
-    channels: Literal["auto", 1, 3] = "auto"
+    channels: Channels = "auto"
     """Image channels: 1 (grey), 3 (RGB), or `auto` to follow the data."""
 
 

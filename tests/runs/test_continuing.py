@@ -1,0 +1,157 @@
+"""Starting again with other settings or other images: what is allowed, what is said, what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from lives import Recorder, request, write_images
+
+from unified_vae.core.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
+from unified_vae.experiment.fit import fit
+
+SHORT = {"training": {"epochs": 2}}
+
+
+def go(run_dir, source, change=None, **more):
+    torch.set_num_threads(1)
+    recorder = Recorder()
+    fit(request(run_dir, source, change or SHORT, **more), [recorder])
+    return recorder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory):
+    """A run of two epochs, to be copied by each test."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    go(run_dir, source)
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_folder_holds_what_the_guide_promises(run_dir):
+    names = {path.name for path in run_dir.iterdir()}
+    assert names == {"config.json", "checkpoints", "samples", "tensorboard", "metrics.jsonl", "timing.jsonl", "model"}
+    assert {path.name for path in (run_dir / "samples").iterdir()} == {
+        f"epoch-000{epoch}-{tag}.png" for epoch in (1, 2) for tag in ("reconstructions", "samples", "interpolation")
+    }
+    record = json.loads((run_dir / "config.json").read_text())
+    assert record["config"]["model"]["channels"] == 3 and record["requested"]["model"]["channels"] == "auto"
+    assert record["origins"]["model.channels"] == "the data"
+
+
+def test_more_epochs_continue_a_finished_run_and_say_what_changed(run_dir, source):
+    recorder = go(run_dir, source, {"training": {"epochs": 3}, "loss": {"kl": {"weight": 3.0}}})
+    (started,) = recorder.started
+    changed = {(difference.path, difference.before, difference.now) for difference in started.differences}
+    assert changed == {("training.epochs", 2, 3), ("loss.kl.weight", 2.0, 3.0)}
+    assert (started.resumed, started.start_step, recorder.finished.step) == (True, 10, 15)
+    assert [row.weight for row in started.terms if row.name == "loss.kl"] == [3.0]
+
+
+def test_beta_and_every_weight_are_told_at_start_and_on_resume(run_dir, source):
+    (started,) = go(run_dir, source, {"training": {"epochs": 3}}).started
+    assert {row.name for row in started.terms} == {
+        f"loss.{name}" for name in ("mse", "l1", "perceptual", "lpips", "haarpsi", "ms_ssim", "kl")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": {"latents": 5}}, "model.latents is 4 in the checkpoint and 5 now"),
+        ({"model": {"image_size": 32}}, "model.image_size"),
+        ({"model": {"base_channels": 8}}, "model.base_channels"),
+        ({"seed": 1}, "seed"),
+        ({"training": {"batch_size": 4}}, "training.batch_size"),
+        ({"training": {"optimizer": {"kind": "sgd"}}}, "training.optimizer.kind"),
+    ],
+)
+def test_what_a_run_cannot_change_is_refused_with_a_way_out(run_dir, source, change, named):
+    with pytest.raises(ConfigError, match=named) as problem:
+        go(run_dir, source, {**SHORT, **change})
+    assert "--no-resume" in str(problem.value)
+
+
+def test_saying_what_auto_was_resolved_to_is_no_change(run_dir, source):
+    assert go(run_dir, source, {**SHORT, "model": {"channels": 3}}).finished.outcome == "already finished"
+
+
+def test_other_images_are_refused_unless_accepted(run_dir, source, tmp_path):
+    other = tmp_path / source.name
+    images = np.load(source)
+    images[0] = 255 - images[0]
+    np.save(other, images)
+    longer = {"training": {"epochs": 3}}
+    with pytest.raises(DataError, match=r"data\.accept_change=true"):
+        go(run_dir, other, longer)
+    recorder = go(run_dir, other, {**longer, "data": {"accept_change": True}})
+    assert any(difference.path == "data (accepted)" for difference in recorder.started[0].differences)
+
+
+def test_no_resume_moves_the_old_run_aside_whole(run_dir, source):
+    before = {path.relative_to(run_dir): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    recorder = go(run_dir, source, resume=False)
+    (moved,) = (path for path in run_dir.parent.iterdir() if path != run_dir)
+    assert {path.relative_to(moved): path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
+    assert any(str(moved) in notice for notice in recorder.notices)
+    assert recorder.started[0].start_step == 0 and recorder.finished.outcome == "finished"
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(run_dir, source):
+    newest = max((run_dir / "checkpoints").iterdir())
+    (newest / "model.safetensors").write_bytes(b"")
+    recorder = go(run_dir, source)
+    assert any("step 10" in notice and "model.safetensors" in notice for notice in recorder.notices)
+    assert recorder.started[0].start_step == 5 or recorder.started[0].start_step < 10
+    assert recorder.finished.step == 10
+
+
+def test_all_damaged_is_never_a_silent_fresh_start(run_dir, source):
+    for folder in (run_dir / "checkpoints").iterdir():
+        (folder / "state.json").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match="--no-resume"):
+        go(run_dir, source)
+
+
+def test_patience_ends_a_run_and_the_same_command_says_so(source, tmp_path):
+    stop = {"training": {"epochs": 6, "early_stopping": {"patience": 1, "min_delta": 50.0}}}
+    recorder = go(tmp_path / "run", source, stop)
+    assert recorder.finished.outcome == "stopped early" and recorder.finished.step < 30
+    assert go(tmp_path / "run", source, stop).finished.outcome == "already finished"
+    patient = {"training": {"epochs": 6, "early_stopping": {"patience": None}}}
+    assert go(tmp_path / "run", source, patient).finished.step == 30
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(source, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EnvironmentProblem, match="--run-dir"):
+        go(tmp_path / "file" / "run", source)
+
+
+def test_a_replaced_term_stays_replaced_and_is_named_each_time(source, tmp_path):
+    change = {"training": {"epochs": 2}, "loss": {"perceptual": {"weight": 0.05}}}
+    first = go(tmp_path / "run", source, change)
+    again = go(tmp_path / "run", source, {**change, "training": {"epochs": 3}})
+    for recorder in (first, again):
+        assert any("loss.perceptual is replaced by loss.haarpsi" in notice for notice in recorder.notices)
+        weights = {row.name: row.weight for row in recorder.started[0].terms}
+        assert weights["loss.perceptual"] == 0 and weights["loss.haarpsi"] == 0.05
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_tiny_sets_train(count, tmp_path):
+    source = write_images(tmp_path / "images.npy", count=count)
+    recorder = go(tmp_path / "run", source)
+    assert recorder.finished.outcome == "finished" and recorder.finished.step >= 2
