@@ -1,0 +1,253 @@
+"""What the documents say is so: commands compose, names exist, the snippet runs, excerpts of the screen are real."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from unified_vae.cli import run_mode, run_presets
+from unified_vae.cli.door import enter
+from unified_vae.experiment.book_file import SECTIONS
+from unified_vae.experiment.field_paths import field_paths
+from unified_vae.experiment.layers import Settings
+from unified_vae.experiment.preset_book import PresetBook
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.experiment.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "unified_vae"
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
+}
+README = PAGES["README.md"]
+BOOK = PresetBook.load(shipped=ROOT / "config" / "config_unified.json")
+DOORS = {"train.py": run_mode.app, "train_unified.py": run_presets.app}
+PLACEHOLDER = re.compile(r"--(mode|\w+-preset) NAME\b")
+OF_OTHER_PROGRAMS = {"--extra", "--standalone", "--nproc-per-node", "--logdir", "--check"}
+OF_USERS = (
+    "runs/",
+    "photos",
+    "train/",
+    "val/",
+    "test/",
+    "~",
+    "train_fast",
+    "train_optimized",
+    "train_ultra",
+    "train_VAE",
+)
+VARIABLE = (
+    r"\.\.\.|\.\s|'[^']*'|\b\w*\d\w*\b|\b[A-Z]+\b|[(){}%:;,?]|--\w+ \S+|loss\.\w+|hf:|config\.json"  # in a sentence
+)
+EXAMPLES = {  # files and settings that extending.md makes up, and the file that there shall never be
+    "utils.py",
+    "src/unified_vae/losses/charbonnier.py",
+    "src/unified_vae/models/mlp.py",
+    "src/unified_vae/data/sources/file_list.py",
+    "loss.charbonnier",
+    "loss.charbonnier.weight",
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The contents of the fenced blocks of a language, without their indent."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, flags=re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", body, flags=re.MULTILINE) for indent, body in found]
+
+
+def prose(text: str) -> str:
+    """The text without fenced blocks."""
+    return re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def quoted(text: str) -> list[str]:
+    """What stands in `backticks`."""
+    return re.findall(r"`([^`\n]+)`", prose(text))
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, line) of every command that starts a door, also under torchrun, but for those with a name left open."""
+    lines = []
+    for page, text in PAGES.items():
+        shell = [line for block in blocks(text, "bash") for line in block.splitlines()]
+        lines += [(page, line) for line in [*shell, *quoted(text)]]
+    doors = [(page, line) for page, line in lines if re.match(r"uv run (torchrun .*)?train(_unified)?\.py", line)]
+    return list(dict.fromkeys(entry for entry in doors if not PLACEHOLDER.search(entry[1])))
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first table whose header line begins with `heading`, without the header."""
+    lines = text[text.index(f"| {heading}") :].splitlines()
+    rows = lines[2 : next((number for number, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with what the documents' commands take for granted: earlier runs and mine.json."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    mode = BOOK.mode("fast_high_quality")
+    run = BOOK.compose(mode.presets, Settings(), mode=mode)
+    record = {"config": run.config.model_dump(mode="json"), "names": dict(run.names)}
+    for name in ("fast_high_quality", "NAME"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "mine.json").write_text(blocks(README, "json")[0], encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_every_command_composes_a_run(page: str, line: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(line, comments=True)
+    script = next(word for word in words if word in DOORS)
+    given = words[words.index(script) + 1 :]
+    if script == "train.py" and not given:  # the door's name in running text
+        return
+    code = enter(DOORS[script], script, [*given, "--dry-run"])
+    out, error = capsys.readouterr()
+    assert (code, error) == (0, ""), f"{page}: {line}"
+    assert "nothing was started" in out or "--list-presets" in given
+
+
+def test_the_first_commands_are_there() -> None:
+    shell = [line for block in blocks(README, "bash") for line in block.splitlines()]
+    assert shell[:2] == ["uv run train.py --mode quick_test", "uv run pytest"]
+    assert len(commands()) > 15
+
+
+def test_the_table_of_modes_is_the_preset_book() -> None:
+    rows = [[f"`{mode.name}`", mode.description, mode.use_case] for mode in BOOK.modes.values()]
+    assert table(README, "Mode ") == rows
+
+
+def test_the_table_of_presets_is_the_preset_book() -> None:
+    columns = zip(*table(README, "`--loss-preset`"), strict=True)
+    for kind, column in zip(SECTIONS, columns, strict=True):
+        assert {cell.strip("`") for cell in column if cell} == set(BOOK.presets(kind))
+
+
+def test_every_preset_file_in_the_documents_is_valid(home: Path) -> None:
+    found = [block for text in PAGES.values() for block in blocks(text, "json")]
+    assert found
+    for number, block in enumerate(found):
+        path = home / f"example-{number}.json"
+        path.write_text(block, encoding="utf-8")
+        book = PresetBook.load(extra=path, shipped=ROOT / "config" / "config_unified.json")
+        for name in json.loads(block)["modes"]:
+            book.compose(book.mode(name).presets, Settings(), mode=book.mode(name))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(PAGES[page])):
+        if not target.startswith(("https://", "#")):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_exists(page: str) -> None:
+    of_a_run = [getattr(RunFolder, name) for name in vars(RunFolder) if isinstance(getattr(RunFolder, name), property)]
+    known = {path.fget(RunFolder(Path("run"))).name for path in of_a_run} | {"state.json", "MANIFEST.json", "mine.json"}
+    places = [ROOT, PACKAGE, (ROOT / page).parent, PACKAGE / "losses", ROOT / "tests" / "losses"]
+    for word in quoted(PAGES[page]):
+        is_path = re.fullmatch(r"[\w.-]+(/[\w.-]+)*(\.(py|md|toml|json)|/)", word)
+        if is_path and word.rstrip("/") not in known and word not in EXAMPLES and not word.startswith(OF_USERS):
+            assert any((place / word).exists() for place in places), f"{page} names {word}"
+
+
+def test_every_file_in_the_tree_of_the_architecture_exists() -> None:
+    tree = next(block for block in blocks(PAGES["docs/architecture.md"], "text") if "src/unified_vae/" in block)
+    everywhere = {path.name for path in ROOT.glob("*")} | {path.name for path in (ROOT / "src").rglob("*.py")}
+    everywhere |= {path.name for path in (ROOT / "docs").iterdir()}
+    rooms = [path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
+    for name in re.findall(r"[\w./]+\.(?:py|md|json)\b", tree):
+        assert Path(name).name in everywhere or (ROOT / name).exists(), name
+    assert all(f"  {room}/ " in tree for room in rooms)
+
+
+def test_every_function_of_the_batch_s_day_exists() -> None:
+    day = next(block for block in blocks(PAGES["docs/architecture.md"], "text") if "experiment.fit.fit" in block)
+    names = re.findall(r"\b((?:cli|experiment|training|data|models|losses)\.\w+)((?:\.\w+)+)", day)
+    assert len(names) > 15
+    for module, inner in names:
+        text = (PACKAGE / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+        for name in inner.strip(".").split("."):
+            assert re.search(rf"(def|class) {name}\b", text), f"{module}{inner}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_setting_that_is_named_exists(page: str) -> None:
+    known = set(field_paths(RunConfig))
+    for word in quoted(PAGES[page]):
+        for path in re.findall(r"\b(?:loss|training|model|data)\.[a-z_]+(?:\.[a-z_]+)*\b", word):
+            is_other = path.endswith((".safetensors", ".py", ".total", ".nll")) or path in EXAMPLES
+            assert is_other or "there is no setting" in word or path in known, f"{page} names {path}"
+
+
+def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    known = set(OF_OTHER_PROGRAMS)
+    for script, app in DOORS.items():
+        assert enter(app, script, ["--help"]) == 0
+        known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) | {"--help"}
+    for page, text in PAGES.items():
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*\b", " ".join([*quoted(text), *blocks(text, "bash")])):
+            assert option in known, f"{page} names {option}"
+
+
+def test_the_excerpts_of_the_screen_are_real(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def plain(line: str) -> str:
+        return re.sub(r":\d+\)", ")", " ".join(line.split()))  # wherever the line stands in the book
+
+    assert enter(run_mode.app, "train.py", ["--mode", "fast_high_quality", "--beta", "4", "--dry-run"]) == 0
+    screen = {plain(line) for line in capsys.readouterr().out.splitlines()}
+    dry_run = next(block for block in blocks(README, "text") if block.startswith("* "))
+    assert {plain(line) for line in dry_run.splitlines()} <= screen
+    assert enter(run_mode.app, "train.py", ["--mode", "quick_test", "--set", "loss.kl.wieght=2"]) == 2
+    assert capsys.readouterr().err in blocks(README, "text")
+
+
+def test_every_error_in_the_troubleshooting_is_in_the_source() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # sentences that are broken into lines
+    source = re.sub(r"\{[^{}\n]*\}", "\0", source)  # what is filled in may be any word
+    section = PAGES["docs/troubleshooting.md"].split("## Error messages")[1]
+    sentences = [words for row in re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE) for words in quoted(row)]
+    assert len(sentences) > 40
+    for sentence in sentences:
+        words = sentence.removeprefix("error: ").removeprefix("note: ")
+        pieces = re.split(VARIABLE, words)
+        for piece in (piece.strip() for piece in pieces):
+            if len(piece.split()) > 1:
+                assert is_said(piece, source), f"{sentence!r}: {piece!r} is said nowhere"
+
+
+def is_said(piece: str, source: str) -> bool:
+    """Whether the words stand in the source, one of them perhaps filled in there."""
+    words = piece.split()
+    pattern = r"\s".join(f"(?:{re.escape(word)}|\0)" for word in words)
+    return any(found.count("\0") <= len(words) // 3 for found in re.findall(pattern, source))
+
+
+def test_the_snippet_runs(home: Path) -> None:
+    from PIL import Image
+
+    from unified_vae.models.build import build_model
+    from unified_vae.models.config import ConvConfig
+    from unified_vae.models.pretrained import save_pretrained
+
+    config = ConvConfig(image_size=16, latents=4, base_channels=4, channels=3)
+    model = build_model(config, seed=0)
+    save_pretrained(home / "runs" / "fast_high_quality" / "model", config, model.state_dict(), {})
+    Image.new("RGB", (40, 30), "teal").save(home / "photo.jpg")
+    names: dict[str, object] = {}
+    for snippet in blocks(README, "python"):
+        exec(snippet, names)
+    shapes = {name: tuple(names[name].shape) for name in ("images", "reconstruction", "samples")}  # type: ignore[attr-defined]
+    assert shapes == {"images": (1, 3, 16, 16), "reconstruction": (1, 3, 16, 16), "samples": (8, 3, 16, 16)}
