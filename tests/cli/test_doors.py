@@ -39,12 +39,20 @@ def test_every_named_flag_has_a_value_to_test() -> None:
 @pytest.mark.parametrize("which", ["mode", "presets"])
 def test_a_flag_reaches_its_field_and_is_named_as_origin(door, flag: str, which: str) -> None:
     text, value = FLAG_VALUES[flag]
+    Path("photos.zip").touch()
     words = ["--mode", "quick_test"] if which == "mode" else []
     code, _, error = getattr(door, which)(*words, flag, text)
     assert (code, error) == (0, "")
     run = door.request().run
     assert value_at(run, FLAGS[flag]) == value
     assert run.origins[FLAGS[flag]] == flag
+
+
+def test_images_that_are_not_there_are_told_before_anything_is_loaded(door) -> None:
+    Path("photos.zip").touch()
+    code, out, error = door.mode("--mode", "quick_test", "--data", "fotos.zip")
+    assert (code, out, door.requests) == (2, "", [])
+    assert "no file or folder 'fotos.zip'. Did you mean 'photos.zip'" in error
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -83,6 +91,7 @@ def test_no_resume_and_run_dir_are_handed_on(door, tmp_path: Path) -> None:
 
 
 def test_the_restart_command_continues_the_same_run(door) -> None:
+    Path("my photos.zip").touch()
     door.mode("--mode", "quick_test", "--no-resume", "--data", "my photos.zip")
     assert door.request().command == "uv run train.py --mode quick_test --data 'my photos.zip'"
 
@@ -217,10 +226,12 @@ def test_a_follower_keeps_silent_but_for_errors(door, monkeypatch: pytest.Monkey
 
 def write_record(door, run_dir: Path, *words: str) -> ComposedRun:
     """Leave the folder of a run of `quick_test` with these words, as `fit` would."""
+    Path("photos.zip").touch()
     door.mode("--mode", "quick_test", *words)
     run = door.requests.pop().run
     run_dir.mkdir(parents=True)
-    content = {"config": run.config.model_dump(mode="json"), "origins": run.origins, "names": run.names}
+    config = run.config.model_dump(mode="json")
+    content = {"config": config, "requested": config, "origins": run.origins, "names": run.names}
     (run_dir / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     return run
 
@@ -271,7 +282,7 @@ def test_a_damaged_record_is_named_by_line(door) -> None:
     record = Path("runs/mine/config.json")
     record.write_text(record.read_text().replace('"latents": 256', '"latents": -1'))
     code, _, error = door.mode("--mode", "resume_fix", "--run-dir", "runs/mine")
-    line = next(n for n, text in enumerate(record.read_text().split("\n"), 1) if '"latents"' in text)
+    line = max(n for n, text in enumerate(record.read_text().split("\n"), 1) if '"latents"' in text)
     assert code == 2
     assert f"runs/mine/config.json:{line}:" in error
     assert "model.latents: must be >= 1, got -1" in error

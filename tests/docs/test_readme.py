@@ -95,7 +95,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("RANK", raising=False)
     mode = BOOK.mode("fast_high_quality")
     run = BOOK.compose(mode.presets, Settings(), mode=mode)
-    record = {"config": run.config.model_dump(mode="json"), "names": dict(run.names)}
+    config = run.config.model_dump(mode="json")
+    record = {"config": config, "requested": config, "names": dict(run.names)}
     for name in ("fast_high_quality", "NAME"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.json").write_text(json.dumps(record), encoding="utf-8")

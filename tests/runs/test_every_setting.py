@@ -1,7 +1,6 @@
 """Every field of a run's config changes what the run does. A field that reaches nothing fails here."""
 
 import hashlib
-import json
 
 import pytest
 import torch
@@ -103,7 +102,11 @@ def deed(folder, run_dir, *changes):
     torch.set_num_threads(1)
     name = settings["data"].pop("source", "images.npy")
     fit(request(run_dir, folder / name, settings), [Recorder()])
-    parts = [run_dir / "metrics.jsonl", run_dir / "model" / "model.safetensors", *sorted((run_dir / "samples").iterdir())]
+    parts = [
+        run_dir / "metrics.jsonl",
+        run_dir / "model" / "model.safetensors",
+        *sorted((run_dir / "samples").iterdir()),
+    ]
     digest = hashlib.sha256()
     for path in parts:
         digest.update(path.name.encode() + path.read_bytes())
@@ -132,4 +135,6 @@ def test_no_field_is_left_out(folder):
     """A new field belongs into one of the two tables."""
     fields = set(leaves(request(folder, folder / "images.npy").run.config))
     told = [*CHANGES, *ELSEWHERE]
-    assert [field for field in sorted(fields) if not any(field == name or field.startswith(f"{name}.") for name in told)] == []
+    assert [
+        field for field in sorted(fields) if not any(field == name or field.startswith(f"{name}.") for name in told)
+    ] == []

@@ -63,8 +63,15 @@ def test_every_mode(mode, source, tmp_path):
     begin_and_go_on(lambda steps: plan_mode(BOOK, mode, shortened(source, steps, *NARROW), tmp_path / "run"))
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("loss", LOSSES)
+def pairs():
+    """All of them; those without the smallest model or the recommended loss take minutes together, so they are slow."""
+    for loss in LOSSES:
+        for model in MODELS:
+            usual = model == "small" or (loss == "high_quality" and model != "ultra_high_quality")
+            yield pytest.param(loss, model, marks=[] if usual else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("loss", "model"), pairs())
 def test_every_loss_with_every_model(loss, model, source, tmp_path):
     chosen = {"loss": loss, "training": "quick_test", "model": model, "dataset": "tiny"}
     begin_and_go_on(lambda steps: plan_presets(BOOK, chosen, shortened(source, steps, *NARROW), tmp_path / "run"))

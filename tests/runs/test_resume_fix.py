@@ -16,7 +16,15 @@ from unified_vae.experiment.preset_book import PresetBook
 from unified_vae.experiment.request import RunRequest
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
-COLLAPSE = {"training": {"epochs": 8}, "loss": {"kl": {"weight": 1e5, "schedule": {"kind": "constant"}}}}
+COLLAPSE = {
+    "training": {
+        "epochs": 40,
+        "validate_every_epochs": 40,
+        "optimizer": {"kind": "adamw", "lr": 1e-2},
+        "checkpoint": {"every_minutes": 100.0},
+    },
+    "loss": {"kl": {"weight": 1e5, "schedule": {"kind": "constant"}}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def collapsed(tmp_path_factory):
 
 
 def cure(sick, *assignments):
-    words = ["training.epochs=60", "training.log_every_steps=50", "training.optimizer.lr=3e-3", *assignments]
+    words = ["training.epochs=60", "training.validate_every_epochs=60", "training.optimizer.lr=3e-3", *assignments]
     plan = plan_mode(PresetBook.load(shipped=SHIPPED), "resume_fix", from_command_line({}, words), sick)
     recorder = Recorder()
     fit(RunRequest(plan.run, plan.run_dir, True, "again", plan.fix_from), [recorder])

@@ -7,8 +7,11 @@ A run that stops inside the loop brings its own.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import typer
@@ -35,6 +38,7 @@ def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> 
     """
     arguments = list(sys.argv[1:] if words is None else words)
     _never_fail_on_a_letter()
+    _end_in_words_when_terminated()
     try:
         job = app(args=arguments, prog_name=script, standalone_mode=False)
         return job if isinstance(job, int) else job(restart_command(script, arguments))
@@ -54,6 +58,16 @@ def restart_command(script: str, words: Sequence[str]) -> str:
 def _fail(message: str, exit_code: int) -> int:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return exit_code
+
+
+def _end_in_words_when_terminated() -> None:
+    """While a run prepares, SIGTERM ends it with a line; the training loop, which has to save, brings its own."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(_fail("terminated outside the training loop; there was nothing to save", 128 + number))
 
 
 def _never_fail_on_a_letter() -> None:

@@ -11,7 +11,7 @@ from unified_vae.cli.display import config_lines
 from unified_vae.cli.log_file import LogFile
 from unified_vae.cli.options import Shared
 from unified_vae.cli.run_lines import RunLines
-from unified_vae.experiment.plan import Plan
+from unified_vae.experiment.plan import Plan, check
 from unified_vae.experiment.request import RunRequest
 
 
@@ -29,6 +29,7 @@ def start(plan: Plan, shared: Shared, command: str) -> int:
     lines = config_lines(plan.run)
     if shared.dry_run:
         return show([*lines, "", f"run folder: {plan.run_dir.as_posix()}", "--dry-run: nothing was started"])
+    check(plan)
     request = RunRequest(plan.run, plan.run_dir, shared.resume, command, plan.fix_from)
     with ExitStack() as open_until_the_end:
         watchers = [] if _is_follower() else [_screen(), LogFile(command)]

@@ -16,7 +16,8 @@ from unified_vae.data.packing.packed import FORMAT_VERSION, DamagedPack, Pack, P
 from unified_vae.data.packing.prepare import pack_builtin, pack_source
 from unified_vae.data.packing.survey import check_bad_fraction
 from unified_vae.data.records import Progress, Quarantined
-from unified_vae.data.sources.find import BUILTIN, find_source
+from unified_vae.data.sources.find import find_source
+from unified_vae.data.sources.names import BUILTIN
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unified_vae.core.config import Config
+from pydantic import BaseModel
+
 from unified_vae.core.errors import ConfigError, nearest
-from unified_vae.data.config import DataConfig
-from unified_vae.experiment.field_paths import Keys
+from unified_vae.experiment.field_paths import Keys, members
 from unified_vae.experiment.json_with_lines import LocatedJSON, read_json
 from unified_vae.experiment.layers import Origin, Settings
 from unified_vae.experiment.run_config import RunConfig
-from unified_vae.losses.config import LossConfig
-from unified_vae.models.config import ModelConfig
-from unified_vae.training.config import TrainingConfig
 
 NAME = "config_unified.json"
 
@@ -32,12 +29,15 @@ class Section:
     Attributes:
         kind: as in `--loss-preset`: loss, training, model or dataset.
         field: the part of the run that it fills.
-        config: the class of that part.
     """
 
     kind: str
     field: str
-    config: type[Config]
+
+    @property
+    def configs(self) -> list[type[BaseModel]]:
+        """The classes that the part may be of."""
+        return members(RunConfig.model_fields[self.field].annotation)
 
     @property
     def key(self) -> str:
@@ -48,10 +48,10 @@ class Section:
 SECTIONS = {
     section.kind: section
     for section in (
-        Section("loss", "loss", LossConfig),
-        Section("training", "training", TrainingConfig),
-        Section("model", "model", ModelConfig),
-        Section("dataset", "data", DataConfig),
+        Section("loss", "loss"),
+        Section("training", "training"),
+        Section("model", "model"),
+        Section("dataset", "data"),
     )
 }
 
@@ -129,7 +129,7 @@ def read_book_file(path: Path, *, may_set: bool) -> BookFile:
     document = read_json(path)
     top = _object(document, ())
     if may_set and "config" in top and not any(key in top for key in section_keys()):
-        return _read_record(path, document)
+        return _read_record(path, document, "config")
     known = [*section_keys(), *(RunConfig.model_fields if may_set else ())]
     for key in top:
         if key not in known and not _is_comment(key) and key != "$schema":
@@ -156,17 +156,18 @@ def without_comments(value: Mapping[str, object]) -> dict[str, object]:
 
 
 def read_record(path: Path) -> BookFile:
-    """Read the `config.json` that a run keeps in its folder: settings and names of presets."""
-    return _read_record(path, read_json(path))
+    """Read the `config.json` that a run keeps in its folder: what was asked for, and the names of presets."""
+    return _read_record(path, read_json(path), "requested")
 
 
-def _read_record(path: Path, document: LocatedJSON) -> BookFile:
-    config = _object(document, ("config",))
+def _read_record(path: Path, document: LocatedJSON, part: str) -> BookFile:
+    """`part` is `requested`, with `auto` where that was said, or `config`, what it was resolved to."""
+    config = _object(document, (part,))
     names = _object(document, ("names",)) if "names" in _object(document, ()) else {}
     settings = Settings()
     settings.put(
         config,
-        lambda keys: Origin(f"run {document.line('config', *keys)}", document.where("config", *keys)),
+        lambda keys: Origin(f"run {document.line(part, *keys)}", document.where(part, *keys)),
     )
     return BookFile(path, document, {}, settings, {key: str(name) for key, name in names.items()})
 

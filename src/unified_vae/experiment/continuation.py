@@ -58,7 +58,7 @@ def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool) 
     if not accept:
         raise DataError(
             f"the images changed since the checkpoint: it was trained on {before['description']}; now there is "
-            f"{now['description']}. Restore them, go on with --set data.accept_change=true, "
-            "or start afresh with --no-resume."
+            f"{now['description']}. Give a --run-dir of its own to another set, restore the images, go on with "
+            "--set data.accept_change=true, or start afresh with --no-resume."
         )
     return Difference("data (accepted)", before["description"], now["description"])

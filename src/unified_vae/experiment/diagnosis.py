@@ -41,10 +41,12 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """One of `posterior collapse`, `partial collapse`, `not collapsed`."""
+        """One of `posterior collapse`, `barely trained`, `partial collapse`, `not collapsed`."""
         part = self.active_units / self.latents
         if part < COLLAPSED:
             return "posterior collapse"
+        if self.psnr < self.mean_image_psnr:
+            return "barely trained"
         return "partial collapse" if part < WEAK else "not collapsed"
 
     def figures(self) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor
 
+from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.open import DataSets
 from unified_vae.experiment import ending, resume_fix
@@ -33,6 +36,7 @@ from unified_vae.training.checkpoint import Checkpoint
 from unified_vae.training.loop import Loop
 from unified_vae.training.metrics_log import MetricsLog, TimingLog
 from unified_vae.training.observers import Difference, Observer, Observers, RunFinished
+from unified_vae.training.run_lock import locked
 from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.saver import Saver
 from unified_vae.training.sheets import SheetPainter
@@ -49,12 +53,20 @@ def fit(request: RunRequest, observers: Sequence[Observer]) -> RunFinished:
     Raises:
         UserError: settings, data or environment that the user can mend.
     """
-    config = request.run.config
-    with open_runtime(config.device, config.training.precision) as runtime:
-        observer = Observers(observers if runtime.is_main else [])
-        folder = RunFolder(request.run_dir)
-        _make_room(request, folder, runtime, observer)
-        return _Fit(request, folder, runtime, observer).run()
+    training = request.run.config.training
+    try:
+        with open_runtime(request.run.config.device, training.precision) as runtime:
+            observer = Observers(observers if runtime.is_main else [])
+            with locked(request.run_dir) if runtime.is_main else nullcontext():
+                folder = RunFolder(request.run_dir)
+                _make_room(request, folder, runtime, observer)
+                return _Fit(request, folder, runtime, observer).run()
+    except torch.OutOfMemoryError as problem:
+        raise EnvironmentProblem(
+            f"the device ran out of memory with training.accumulate {training.accumulate} and training.batch_size "
+            f"{training.batch_size}. Give --set training.accumulate={2 * training.accumulate}, which halves the memory "
+            "and keeps the result, or take a smaller model. What was saved before is kept."
+        ) from problem
 
 
 def _make_room(request: RunRequest, folder: RunFolder, runtime: Runtime, observer: Observer) -> None:
@@ -130,7 +142,7 @@ class _Fit:
             loop.run()
         if metrics:
             metrics.close()
-        return signals.stop
+        return loop.stopped_by
 
     # --- before the first step -----------------------------------------------------------------------
 
@@ -184,7 +196,7 @@ class _Fit:
         if data.quarantined and self.runtime.is_main:
             lines = "".join(f"{entry.name}\t{entry.reason}\n" for entry in data.quarantined)
             self.folder.quarantine.write_text(lines, encoding="utf-8")
-            self.observer.notice(f"{len(data.quarantined)} files could not be used: named in {self.folder.quarantine}")
+            self.observer.notice(f"files that cannot be used are named, with reasons, in {self.folder.quarantine}")
 
     def _begin(self, parts: Parts, resolved: Resolved, data: DataSets, images: Tensor, noise: Tensor) -> None:
         """The state of step 0: a scale for the distortion, and for `resume_fix` the weights to be cured."""

@@ -44,7 +44,7 @@ def _facts(runtime: Runtime, parts: Parts, resolved: Resolved, data: DataSets) -
     facts = [
         ("device", runtime.describe()),
         ("data", data.description),
-        ("model", f"{resolved.config.model.family}, {count / 1e6:.1f} M parameters, {data.channels} channel(s)"),
+        ("model", f"{resolved.config.model.family}, {count:,} parameters, {data.channels} channel(s)"),
         ("steps", f"{plan.total_steps:,} of {plan.batch_size} images, {plan.steps_per_epoch:,} an epoch"),
         ("best weights", f"chosen by validation PSNR from step {plan.settled:,} on, when all warm-ups are over"),
         ("self-test", "every enabled term moves the weights it should"),

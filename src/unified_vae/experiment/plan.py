@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from unified_vae.data.sources.names import check_source
 from unified_vae.experiment.earlier_run import beside, read_earlier_run
 from unified_vae.experiment.layers import Settings
 from unified_vae.experiment.preset_book import Mode, PresetBook
@@ -65,6 +66,15 @@ def plan_presets(
 def plan_record(book: PresetBook, command_line: Settings, run_dir: Path | None) -> Plan:
     """The run of another run's config.json once more; its folder is `<that run>-again` unless named."""
     return plan_presets(book, {}, command_line, run_dir)
+
+
+def check(plan: Plan) -> None:
+    """Find at once, without torch, what would stop the run after seconds of loading.
+
+    Raises:
+        DataError: the images are not where the run looks for them.
+    """
+    check_source(plan.run.config.data.source)
 
 
 def _plan_fix(book: PresetBook, mode: Mode, command_line: Settings, sick: Path) -> Plan:

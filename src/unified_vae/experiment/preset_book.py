@@ -158,9 +158,9 @@ class PresetBook:
         settings = Settings()
         for ancestor in self._ancestry(section, entry):
             _put_entry(settings, section, ancestor)
-        whole = defaults(section.config)
-        whole.put_settings(settings)
-        validate(section.config, whole.values, lambda keys: whole.origin(keys).where, section.field)
+        whole = defaults(RunConfig)
+        whole.put_settings(settings.below(section.field))
+        validate(RunConfig, whole.values, lambda keys: whole.origin(keys).where)
         return Preset(section.kind, name, entry.text("_description"), entry.text("_use_case"), settings)
 
     def _ancestry(self, section: Section, entry: Entry) -> list[Entry]:
@@ -214,7 +214,7 @@ class PresetBook:
         return name
 
 
-def defaults(model: type[RunConfig] | type) -> Settings:
+def defaults(model: type[RunConfig]) -> Settings:
     """Every field's default, as the lowest layer."""
     settings = Settings()
     settings.put(model().model_dump(), lambda _: DEFAULT)

@@ -20,7 +20,8 @@ def book_schema() -> dict[str, Any]:
     run = RunConfig.model_json_schema()
     definitions = {name: _open_to_comments(body) for name, body in run["$defs"].items()}
     for section in SECTIONS.values():
-        definitions[f"{section.kind}_preset"] = _preset(definitions[section.config.__name__])
+        families = [_preset(definitions[member.__name__]) for member in section.configs]
+        definitions[f"{section.kind}_preset"] = families[0] if len(families) == 1 else {"anyOf": families}
     definitions["mode"] = _mode()
     properties: dict[str, Any] = {
         "$schema": {"type": "string"},

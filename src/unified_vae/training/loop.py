@@ -77,7 +77,7 @@ def settled_step(loss: LossConfig, training: TrainingConfig, total_steps: int) -
 
 @dataclass
 class Loop:
-    """Runs a plan from where `state` stands to its end."""
+    """Runs a plan from where `state` stands to its end, or to a signal: then `stopped_by` is its number."""
 
     plan: Plan
     state: TrainState
@@ -91,6 +91,7 @@ class Loop:
     painter: SheetPainter | None
     observer: Observer
     signals: Signals
+    stopped_by: int = 0  # the signal that all ranks agreed to stop for; what arrives after that has to wait
     _sums: Tensor = field(init=False)
     _clock: float = field(init=False, default=0.0)
     _clock_step: int = field(init=False, default=0)
@@ -163,8 +164,8 @@ class Loop:
                 else f"steps {first} to {self.state.step}"
             )
             raise Diverged(
-                f"training diverged at {span}: {', '.join(bad)} is not finite. The last good checkpoint is kept; "
-                "run the same command with a lower --lr (a third, say) to go on from it."
+                f"training diverged at {span}: no finite value any more in {', '.join(bad)}. "
+                f"{self.saver.what_is_left()} Run the same command with a lower --lr (a third, say)."
             )
 
     def _log_if_due(self) -> None:
@@ -259,10 +260,10 @@ class Loop:
         The flags are shared first, so that all ranks act at the same step.
         """
         wanted = self.signals.save or self.saver.time_is_up()
-        stop, save = self.runtime.agree([self.signals.stop, int(wanted)])
-        self.signals.stop, self.signals.save = stop, False
+        self.stopped_by, save = self.runtime.agree([self.signals.stop, int(wanted)])
+        self.signals.save = False
         just_validated = self.state.validated_step == self.state.step
-        if not (stop or save or just_validated):
+        if not (self.stopped_by or save or just_validated):
             return
         self._check_finite()
         self.state.log_sums = dict(zip(self.stepper.names, self._sums.tolist(), strict=True))
@@ -273,4 +274,4 @@ class Loop:
 
     def _over(self) -> bool:
         state = self.state
-        return bool(self.signals.stop) or state.stopped_early or state.step >= self.plan.total_steps
+        return bool(self.stopped_by) or state.stopped_early or state.step >= self.plan.total_steps

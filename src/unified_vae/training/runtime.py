@@ -36,7 +36,8 @@ class Runtime:
         device: this process's device.
         dtype: the network's arithmetic under autocast; float32 means no autocast.
         rank: number of this process among `world_size`.
-        sums_dtype: for sums over many images; float64 where the device has it.
+        control: the group in which processes agree on what to do next; on the CPU, so that asking does not
+            wait for the device.
     """
 
     device: torch.device
@@ -44,6 +45,7 @@ class Runtime:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    control: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -96,8 +98,8 @@ class Runtime:
         """Each flag becomes its largest value over all processes, so that all act at the same step."""
         if self.world_size == 1:
             return flags
-        shared = torch.tensor(flags, device=self.device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        shared = torch.tensor(flags)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self.control)
         return [int(flag) for flag in shared.tolist()]
 
     def from_main(self, value: T) -> T:
@@ -105,7 +107,7 @@ class Runtime:
         if self.world_size == 1:
             return value
         box: list[T] = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def barrier(self) -> None:
@@ -150,11 +152,14 @@ def open_runtime(device: str, precision: Precision) -> Iterator[Runtime]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = True
+    control: dist.ProcessGroup | None = None
     if world_size > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        control = group if isinstance(group, dist.ProcessGroup) else None
     try:
-        yield Runtime(chosen, dtype, rank, world_size, local_rank)
+        yield Runtime(chosen, dtype, rank, world_size, local_rank, control)
     finally:
         if world_size > 1:
             dist.destroy_process_group()

@@ -73,6 +73,11 @@ class Saver:
             self.observer.checkpoint_saved(CheckpointSaved(state.step, path, time.monotonic() - begun))
         self._last = time.monotonic()
 
+    def what_is_left(self) -> str:
+        """The checkpoint that a failed run can go on from, in a sentence."""
+        steps = checkpoint.saved_steps(self.root)
+        return f"The checkpoint of step {steps[0]:,} is kept." if steps else "Nothing had been saved yet."
+
     def _kept(self, step: int, state: TrainState) -> bool:
         every = self.config.keep_every_epochs
         regular = every is not None and step % (every * self.steps_per_epoch) == 0

@@ -44,6 +44,8 @@ class Stepper:
         self.seed = seed
         self.accumulate = accumulate
         self.clip_norm = clip_norm
+        # fused kernels can skip an update on the device; other optimizers ignore `found_inf`
+        self.guards_itself = runtime.fused and bool(optimizer.defaults.get("fused"))
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.term_names = list(objective.terms)
@@ -102,7 +104,7 @@ class Stepper:
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif self.runtime.fused:
+        elif self.guards_itself:
             # the fused kernels skip the update on the device itself where this is 1: no wait for the host
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
