@@ -271,6 +271,7 @@ def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(door) -> No
 
 def test_resume_fix_starts_from_the_usual_run_and_obeys_flags(door) -> None:
     write_record(door, Path("runs/fast_high_quality"))
+    Path("other.zip").touch()
     door.mode("--mode", "resume_fix", "--beta", "5", "--data", "other.zip", "--batch-size", "3")
     config = door.request().run.config
     assert door.request().run_dir == Path("runs/fast_high_quality-fixed")

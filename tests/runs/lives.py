@@ -36,11 +36,14 @@ def merged(base: dict, change: dict) -> dict:
 
 
 def write_images(path: Path, count: int = 44, size: int = 16, channels: int = 3, seed: int = 0) -> Path:
-    """Smooth random pictures as an array file."""
+    """Pictures of three degrees of freedom as an array file: ramps along x and y, and a spot, of random strengths."""
     rng = np.random.default_rng(seed)
-    coarse = rng.random((count, 4, 4, channels))
-    fine = coarse.repeat(size // 4, 1).repeat(size // 4, 2)
-    np.save(path, (255 * fine).astype(np.uint8))
+    x, y = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size))
+    patterns = np.stack([x, y, 2 * (x**2 + y**2 < 0.4) - 1.0])
+    strengths = rng.uniform(-1, 1, (count, 3))
+    pictures = 0.5 + 0.16 * np.einsum("nk,khw->nhw", strengths, patterns)
+    tint = np.array([1.0, 0.9, 0.8])[:channels]
+    np.save(path, (255 * pictures[..., None] * tint).round().astype(np.uint8))
     return path
 
 

@@ -103,7 +103,7 @@ def test_other_images_are_refused_unless_accepted(run_dir, source, tmp_path):
 def test_no_resume_moves_the_old_run_aside_whole(run_dir, source):
     before = {path.relative_to(run_dir): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     recorder = go(run_dir, source, resume=False)
-    (moved,) = (path for path in run_dir.parent.iterdir() if path != run_dir)
+    (moved,) = run_dir.parent.glob("run-before-*")
     assert {path.relative_to(moved): path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
     assert any(str(moved) in notice for notice in recorder.notices)
     assert recorder.started[0].start_step == 0 and recorder.finished.outcome == "finished"

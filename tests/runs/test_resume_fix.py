@@ -64,7 +64,7 @@ def test_it_is_not_the_mode_that_made_the_run(collapsed):
     book = PresetBook.load(shipped=SHIPPED)
     fix = plan_mode(book, "resume_fix", from_command_line({}, []), collapsed).run.config
     usual = plan_mode(book, "fast_high_quality", from_command_line({}, []), None).run.config
-    made = json.loads((collapsed / "config.json").read_text())["config"]
+    made = json.loads((collapsed / "config.json").read_text())["requested"]
     assert fix.model.model_dump() == made["model"] and fix.data.source == made["data"]["source"]
     assert fix.loss.kl.schedule.warmup > usual.loss.kl.schedule.warmup and fix.loss.kl.schedule.start == 0
     assert fix.training.optimizer.lr < usual.training.optimizer.lr and fix.training.lr_schedule.warmup > 0
