@@ -7,6 +7,7 @@ from torch import nn
 
 from unified_vae.optim.build import build_optimizer
 from unified_vae.optim.config import ConstantLR, CosineLR, OptimizerConfig, PlateauLR
+from unified_vae.optim.light_start import take_step
 from unified_vae.optim.lr import PlateauState, lr_factor
 
 OPTIMIZER = TypeAdapter(OptimizerConfig)
@@ -45,6 +46,22 @@ def trained(settings, steps=3):
 )
 def test_every_setting_reaches_the_optimizer(kind, change):
     assert not torch.equal(trained({"kind": kind}), trained({"kind": kind, **change}))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_a_light_step_is_the_library_s_step(kind):
+    models = []
+    for step in (lambda optimizer: optimizer.step(), take_step):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Linear(4, 4)
+        optimizer = build_optimizer(OPTIMIZER.validate_python({"kind": kind}), model, fused=True)
+        for number in range(3):
+            optimizer.zero_grad()
+            model(torch.full((2, 4), 1.0 + number)).square().mean().backward()
+            step(optimizer)
+        models.append(model)
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
 
 def test_kinds_differ():

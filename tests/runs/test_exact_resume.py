@@ -100,3 +100,19 @@ def test_a_run_cut_at_a_step_and_given_its_full_length_back(source, tmp_path, un
 def test_workers_change_nothing(undisturbed, source, tmp_path):
     assert end_by_itself(request(tmp_path / "run", source, {"data": {"workers": 2}})) == 0
     assert outcome(tmp_path / "run") == outcome(undisturbed[0])
+
+
+def _live_and_tell(some, told):
+    from unified_vae.experiment.fit import fit
+
+    fit(some, [Recorder()])
+    told.put(sorted(name for name in ("torch._dynamo", "sympy", "torchvision", "torchmetrics") if name in sys.modules))
+
+
+def test_a_run_loads_nothing_heavy_beside_torch(source, tmp_path):
+    """Each of these takes seconds; none of them is needed to train with the plain losses."""
+    told = server().Queue()
+    process = server().Process(target=_live_and_tell, args=(request(tmp_path / "run", source), told))
+    process.start()
+    assert told.get(timeout=120) == []
+    process.join()

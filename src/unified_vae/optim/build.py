@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from unified_vae.optim.config import AdamConfig, AdamWConfig, OptimizerConfig, SGDConfig
+from unified_vae.optim.light_start import leave_the_compiler_alone
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module, fused: bool) -> Optimizer:
@@ -17,6 +18,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, fused: bool) -> O
         fused: one kernel for all parameters, which can also skip an update on the device itself
             (the `found_inf` that the training step sets), without waiting for the host.
     """
+    leave_the_compiler_alone()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decay = 0.0 if isinstance(config, AdamConfig) else config.weight_decay
     groups = [

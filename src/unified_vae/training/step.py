@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from unified_vae.losses.objective import Objective
 from unified_vae.models.vae import VAE
+from unified_vae.optim.light_start import take_step
 from unified_vae.training.ema import EMA
 from unified_vae.training.random import latent_noise
 from unified_vae.training.runtime import Runtime
@@ -108,7 +109,7 @@ class Stepper:
             # the fused kernels skip the update on the device itself where this is 1: no wait for the host
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-            self.optimizer.step()
+            take_step(self.optimizer)
         elif bool(torch.isfinite(norm)):
-            self.optimizer.step()
+            take_step(self.optimizer)
         return norm
