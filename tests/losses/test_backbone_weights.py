@@ -34,6 +34,12 @@ SETTING = "loss.perceptual.weights_path"
 LAYERS = (Conv(0, 3, 4, name="relu1"), Pool(2), Conv(3, 4, 8, name="relu2"))
 
 
+@pytest.fixture(autouse=True)
+def _downloads_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The addresses in these tests are made up, or of this machine."""
+    monkeypatch.delenv("UNIFIED_VAE_OFFLINE", raising=False)
+
+
 @pytest.fixture
 def weights() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)

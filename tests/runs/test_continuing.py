@@ -56,7 +56,8 @@ def test_more_epochs_continue_a_finished_run_and_say_what_changed(run_dir, sourc
     (started,) = recorder.started
     changed = {(difference.path, difference.before, difference.now) for difference in started.differences}
     assert changed == {("training.epochs", 2, 3), ("loss.kl.weight", 2.0, 3.0)}
-    assert (started.resumed, started.start_step, recorder.finished.step) == (True, 10, 15)
+    epoch = started.steps_per_epoch
+    assert (started.resumed, started.start_step, recorder.finished.step) == (True, 2 * epoch, 3 * epoch)
     assert [row.weight for row in started.terms if row.name == "loss.kl"] == [3.0]
 
 
@@ -113,9 +114,10 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(run_dir
     newest = max((run_dir / "checkpoints").iterdir())
     (newest / "model.safetensors").write_bytes(b"")
     recorder = go(run_dir, source)
-    assert any("step 10" in notice and "model.safetensors" in notice for notice in recorder.notices)
-    assert recorder.started[0].start_step == 5 or recorder.started[0].start_step < 10
-    assert recorder.finished.step == 10
+    epoch = recorder.started[0].steps_per_epoch
+    assert any(f"step {2 * epoch}" in notice and "model.safetensors" in notice for notice in recorder.notices)
+    assert recorder.started[0].start_step < 2 * epoch == recorder.finished.step
+    assert (run_dir / "model" / "config.json").exists()
 
 
 def test_all_damaged_is_never_a_silent_fresh_start(run_dir, source):
@@ -128,10 +130,45 @@ def test_all_damaged_is_never_a_silent_fresh_start(run_dir, source):
 def test_patience_ends_a_run_and_the_same_command_says_so(source, tmp_path):
     stop = {"training": {"epochs": 6, "early_stopping": {"patience": 1, "min_delta": 50.0}}}
     recorder = go(tmp_path / "run", source, stop)
-    assert recorder.finished.outcome == "stopped early" and recorder.finished.step < 30
+    whole = recorder.started[0].total_steps
+    assert recorder.finished.outcome == "stopped early" and recorder.finished.step < whole
     assert go(tmp_path / "run", source, stop).finished.outcome == "already finished"
     patient = {"training": {"epochs": 6, "early_stopping": {"patience": None}}}
-    assert go(tmp_path / "run", source, patient).finished.step == 30
+    assert go(tmp_path / "run", source, patient).finished.step == whole
+
+
+def test_a_run_ended_by_patience_before_its_export_only_exports(source, tmp_path):
+    """A kill between the last save and the export must neither lose the model nor train on."""
+    stop = {"training": {"epochs": 6, "early_stopping": {"patience": 1, "min_delta": 50.0}}}
+    step = go(tmp_path / "run", source, stop).finished.step
+    (tmp_path / "run" / "model" / "config.json").unlink()
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    again = go(tmp_path / "run", source, stop)
+    assert (again.finished.outcome, again.finished.step) == ("stopped early", step)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+    assert go(tmp_path / "run", source, stop).finished.outcome == "already finished"
+
+
+def test_a_change_is_remembered_by_the_checkpoint_not_by_the_folder(run_dir, source):
+    """A start that was killed before it saved has changed nothing: the next one still sees the difference."""
+
+    class Killed(Exception):
+        pass
+
+    class Dies(Recorder):
+        def step_done(self, event):
+            raise Killed
+
+    longer = {"training": {"epochs": 3, "optimizer": {"kind": "adamw", "lr": 1e-4}}}
+    with pytest.raises(Killed):
+        fit(request(run_dir, source, longer), [Dies()])
+    (started,) = go(run_dir, source, longer).started
+    assert {"training.optimizer.lr", "training.epochs"} == {difference.path for difference in started.differences}
+
+
+def test_another_set_of_terms_is_refused_in_words(run_dir, source):
+    with pytest.raises(ConfigError, match=r"loss terms mse, l1, and is now asked for mse, l1, ms_ssim"):
+        go(run_dir, source, {"training": {"epochs": 3}, "loss": {"ms_ssim": {"weight": 0.1}}})
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_any_work(source, tmp_path):

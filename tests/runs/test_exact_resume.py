@@ -74,10 +74,10 @@ def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, 
     assert outcome(tmp_path / "run") == outcome(reference)
 
 
-@pytest.mark.parametrize("stop", [1, 5, 6, 7, 23, 30])
+@pytest.mark.parametrize("stop", [1, 5, 6, 7, 23, 36])
 def test_a_run_cut_at_a_step_and_given_its_full_length_back(source, tmp_path, undisturbed, stop):
     """Also at the last step of an epoch, on a validation, and after one step."""
-    steps = 6 * 5
+    steps = 6 * 6
 
     class StopAt(Recorder):
         def step_done(self, event):

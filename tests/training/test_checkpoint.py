@@ -62,8 +62,25 @@ def test_damage_of_any_file_is_found_and_the_one_before_is_used(tmp_path, name):
             assert name == MANIFEST and json.loads(bad) == json.loads(good)
             continue
         assert same(found, content(3)) and len(said) == 1 and name in said[0]
+        assert checkpoint.saved_steps(tmp_path) == [3], "a damaged one is set aside"
+        (tmp_path / "damaged-step-000000005").rename(tmp_path / "step-000000005")
     path.unlink()
     assert checkpoint.newest_good(tmp_path, said.append).step == 3
+    checkpoint.save(tmp_path, content(4))
+    checkpoint.prune(tmp_path, 2, lambda step: False)
+    assert (tmp_path / "damaged-step-000000005").exists(), "kept as long as nothing newer has been saved"
+    checkpoint.save(tmp_path, content(6))
+    checkpoint.prune(tmp_path, 2, lambda step: False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000004", "step-000000006"]
+
+
+def test_a_crash_while_a_step_is_replaced_loses_nothing(tmp_path):
+    folder = checkpoint.save(tmp_path, content(5))
+    folder.rename(tmp_path / f"{checkpoint.STAGE_PREFIX}old-step-000000005-123")
+    (tmp_path / f"{checkpoint.STAGE_PREFIX}step-000000005-123").mkdir()
+    checkpoint.sweep(tmp_path)
+    assert same(checkpoint.newest_good(tmp_path, print), content(5))
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_all_damaged_is_an_error_and_none_is_a_fresh_start(tmp_path):

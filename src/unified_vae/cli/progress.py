@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -35,10 +37,12 @@ class TerminalProgress(RunLines):
         self._run: TaskID | None = None
 
     def write_line(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError, ValueError):  # a lost terminal must not end the run
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        self.live.stop()
+        with contextlib.suppress(OSError, ValueError):
+            self.live.stop()
 
     def phase(self, text: str, done: int, total: int | None) -> None:
         self.live.start()

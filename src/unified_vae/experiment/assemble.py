@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,14 +52,11 @@ def open_images(run: ComposedRun, runtime: Runtime, observer: Observer) -> DataS
     return data or read()
 
 
-def resolve(
-    run: ComposedRun, data: DataSets, runtime: Runtime, known_loss: tuple[LossConfig, tuple[Substitution, ...]] | None
-) -> Resolved:
+def resolve(run: ComposedRun, data: DataSets, runtime: Runtime, known: Sequence[Substitution] | None) -> Resolved:
     """Answer what the config left open.
 
     Args:
-        known_loss: on resume with an unchanged loss, what was resolved when the run began: a term that was
-            replaced stays so, even if its weights can be had by now.
+        known: on resume, the terms that were replaced when the run began; None for a fresh run.
 
     Raises:
         ConfigError: the batch cannot be shared out over the devices.
@@ -66,7 +64,7 @@ def resolve(
     """
     reasons = {"model.channels": "the data"}
     config = run.config
-    loss, substitutions = known_loss or _resolved_terms(config.loss, runtime)
+    loss, substitutions = _resolved_terms(config.loss, known, runtime)
     for entry in substitutions:
         reasons[f"loss.{entry.term}"] = f"replaced by {entry.replacement}"
         reasons[f"loss.{entry.replacement}"] = f"in place of {entry.term}"
@@ -81,9 +79,11 @@ def resolve(
     return Resolved(resolved, substitutions, reasons)
 
 
-def _resolved_terms(loss: LossConfig, runtime: Runtime) -> tuple[LossConfig, tuple[Substitution, ...]]:
+def _resolved_terms(
+    loss: LossConfig, known: Sequence[Substitution] | None, runtime: Runtime
+) -> tuple[LossConfig, tuple[Substitution, ...]]:
     """The main process looks for pretrained weights, and may download them; the others do as it did."""
-    resolved, substitutions = resolve_terms(loss) if runtime.is_main else (loss, [])
+    resolved, substitutions = resolve_terms(loss, known) if runtime.is_main else (loss, [])
     return runtime.from_main((resolved, tuple(substitutions)))
 
 

@@ -62,3 +62,21 @@ def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool) 
             "--set data.accept_change=true, or start afresh with --no-resume."
         )
     return Difference("data (accepted)", before["description"], now["description"])
+
+
+def refuse_other_counts(record: RunRecord, now: RunConfig, steps_per_epoch: int, run_dir: object) -> None:
+    """Raise ConfigError where the place in the run, or what is measured there, would lose its meaning."""
+    before, after = record.resolved.training.batch_size, now.training.batch_size
+    if (before, record.steps_per_epoch) != (after, steps_per_epoch):
+        raise ConfigError(
+            f"the run in {run_dir} took {record.steps_per_epoch} steps of {before} images an epoch, and would now take "
+            f"{steps_per_epoch} of {after}: the place in the run would be lost. Use the same images and number of "
+            "processes, or start afresh with --no-resume."
+        )
+    terms, wanted = record.resolved.loss.distortion_terms().keys(), now.loss.distortion_terms().keys()
+    if terms != wanted:
+        raise ConfigError(
+            f"the run in {run_dir} was trained with the loss terms {', '.join(terms)}, and is now asked for "
+            f"{', '.join(wanted)}: a new term has no calibrated scale there. Change weights above 0 only, use "
+            "--mode resume_fix, or start afresh with --no-resume."
+        )

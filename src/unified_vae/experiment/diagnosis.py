@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from unified_vae.core.durable import write_text
 from unified_vae.core.errors import CheckpointError
-from unified_vae.training.durable import write_text
 
 COLLAPSED = 0.1  # part of active units below which a posterior counts as collapsed
 WEAK = 0.5  # below this it is on its way

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from unified_vae.core.errors import CheckpointError
 from unified_vae.experiment.assemble import Parts, Resolved
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.models.pretrained import save_pretrained
+from unified_vae.models.pretrained import CONFIG, WEIGHTS, save_pretrained
 from unified_vae.training import checkpoint
 from unified_vae.training.observers import Observer, RunFinished
 from unified_vae.training.state import TrainState
@@ -19,19 +20,29 @@ def export(
     folder: RunFolder, parts: Parts, resolved: Resolved, state: TrainState, names: dict[str, str], observer: Observer
 ) -> None:
     """Write the averaged weights of the best validation as a folder that loads without this run."""
-    weights, step = parts.ema.model.state_dict(), state.step
+    weights, step, psnr = parts.ema.model.state_dict(), state.step, state.best_psnr
     if state.best_step is not None and state.best_step != state.step:
         try:
             weights = dict(checkpoint.load(folder.checkpoints, state.best_step).groups["ema"])
             step = state.best_step
         except CheckpointError as problem:
             observer.notice(f"the best weights cannot be read, so the last ones are exported: {problem}")
+            psnr = None  # of the best, which these are not
     about = {
-        "run": {"names": names, "step": step, "psnr": state.best_psnr},
+        "run": {"names": names, "step": step, "psnr": psnr, "trained_steps": state.step},
         "loss": resolved.config.loss.model_dump(mode="json"),
         "pixels": "float in [0, 1], channels first",
     }
     save_pretrained(folder.model, resolved.config.model, weights, about)
+
+
+def is_exported(folder: RunFolder, state: TrainState) -> bool:
+    """Whether the exported model is that of this very state."""
+    try:
+        about = json.loads((folder.model / CONFIG).read_text(encoding="utf-8"))
+        return bool(about["run"]["trained_steps"] == state.step) and (folder.model / WEIGHTS).is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def interrupted(request: RunRequest, state: TrainState, number: int, seconds: float) -> RunFinished:

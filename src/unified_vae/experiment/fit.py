@@ -23,19 +23,18 @@ from unified_vae.experiment.assemble import (
     resolve,
     self_test,
 )
-from unified_vae.experiment.continuation import differences, refuse_impossible, refuse_other_data
+from unified_vae.experiment.continuation import differences, refuse_impossible, refuse_other_counts, refuse_other_data
 from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.experiment.environment import environment
 from unified_vae.experiment.opening import opening
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
 from unified_vae.losses.build import Substitution
-from unified_vae.losses.config import LossConfig
 from unified_vae.training import checkpoint
 from unified_vae.training.checkpoint import Checkpoint
 from unified_vae.training.loop import Loop
 from unified_vae.training.metrics_log import MetricsLog, TimingLog
-from unified_vae.training.observers import Difference, Observer, Observers, RunFinished
+from unified_vae.training.observers import Observer, Observers, RunFinished
 from unified_vae.training.run_lock import locked
 from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.saver import Saver
@@ -98,20 +97,26 @@ class _Fit:
         about_data = {"fingerprint": data.fingerprint, "description": data.description}
         if record and (difference := refuse_other_data(record, about_data, self.request.run.config.data.accept_change)):
             found.append(difference)
-        resolved = resolve(self.request.run, data, self.runtime, self._known_loss(record, found))
+        known = [Substitution(*entry) for entry in record.substitutions] if record else None
+        resolved = resolve(self.request.run, data, self.runtime, known)
         parts = build_parts(resolved.config, data, self.runtime)
-        saver = self._saver(parts, resolved, about_data)
+        if record:
+            refuse_other_counts(record, resolved.config, parts.plan.steps_per_epoch, self.folder.root)
+        new_record = self._record(resolved, parts, about_data)
+        saver = self._saver(parts, new_record)
         state = saver.restore(saved) if saved else TrainState()
-        if self._is_over(state, parts, found):
+        if any(difference.path.startswith(("training.", "loss.")) for difference in found):
+            # a changed setting reopens a run that patience had ended
+            state.stopped_early, state.waited = False, 0
+        if self._is_over(state, parts):
             return self._say(ending.already_finished(self.request, state, parts.plan.training.epochs))
-        state.stopped_early = False
         self._say_what_was_found(data, resolved, record)
         images, noise = first_batch(parts, data, self.runtime)
         self_test(parts, images, noise)
         if saved is None:
             self._begin(parts, resolved, data, images, noise)
         if self.runtime.is_main:
-            self._write_record(resolved, about_data)
+            new_record.write(self.folder.config)
         self._add_file_observers(resolved)
         self.observer.run_started(opening(self.folder.root, self.runtime, parts, resolved, data, state, found))
         stopped_by = self._train(parts, data, saver, state)
@@ -155,34 +160,37 @@ class _Fit:
         if step is None:
             return None, None
         saved = newest or checkpoint.load(self.folder.checkpoints, step)
-        return saved, RunRecord.read(self.folder.config)
+        return saved, RunRecord.from_json(saved.state["record"], self.folder.root)
 
-    @staticmethod
-    def _known_loss(
-        record: RunRecord | None, found: list[Difference]
-    ) -> tuple[LossConfig, tuple[Substitution, ...]] | None:
-        """What the loss was resolved to when the run began, unless the user asks for another one now."""
-        if record is None or any(difference.path.startswith("loss.") for difference in found):
-            return None
-        return record.resolved.loss, tuple(Substitution(*entry) for entry in record.substitutions)
+    def _record(self, resolved: Resolved, parts: Parts, about_data: dict[str, str]) -> RunRecord:
+        run = self.request.run
+        return RunRecord(
+            run.config,
+            resolved.config,
+            resolved_origins(run, resolved.config, resolved.reasons),
+            run.names,
+            tuple((entry.term, entry.replacement, entry.reason) for entry in resolved.substitutions),
+            about_data,
+            parts.plan.steps_per_epoch,
+            environment(),
+        )
 
-    def _saver(self, parts: Parts, resolved: Resolved, about_data: dict[str, str]) -> Saver:
-        about = {"config": resolved.config.model_dump(mode="json"), "data": about_data}
+    def _saver(self, parts: Parts, record: RunRecord) -> Saver:
         return Saver(
             self.folder.checkpoints,
-            resolved.config.training.checkpoint,
+            record.resolved.training.checkpoint,
             parts.plan.steps_per_epoch,
             parts.stepper,
             parts.ema,
             self.runtime,
             self.observer,
-            about,
+            {"record": record.to_json()},
         )
 
-    def _is_over(self, state: TrainState, parts: Parts, found: list[Difference]) -> bool:
-        """Whether nothing is left to do. A changed setting reopens a run that patience had ended."""
-        done = state.step >= parts.plan.total_steps or (state.stopped_early and not found)
-        return done and self.folder.model.is_dir()  # else it was interrupted between the last step and the export
+    def _is_over(self, state: TrainState, parts: Parts) -> bool:
+        """Whether nothing is left to do. A run that was interrupted before its export still has that to do."""
+        trained = state.step >= parts.plan.total_steps or state.stopped_early
+        return trained and ending.is_exported(self.folder, state)
 
     def _say_what_was_found(self, data: DataSets, resolved: Resolved, record: RunRecord | None) -> None:
         for note in data.notes:
@@ -214,18 +222,6 @@ class _Fit:
         self.observer.notice(resume_fix.advice(before, revived))
         if self.runtime.is_main:
             before.write(self.folder.before)
-
-    def _write_record(self, resolved: Resolved, about_data: dict[str, str]) -> None:
-        run = self.request.run
-        RunRecord(
-            run.config,
-            resolved.config,
-            resolved_origins(run, resolved.config, resolved.reasons),
-            run.names,
-            tuple((entry.term, entry.replacement, entry.reason) for entry in resolved.substitutions),
-            about_data,
-            environment(),
-        ).write(self.folder.config)
 
     def _add_file_observers(self, resolved: Resolved) -> None:
         if not self.runtime.is_main:

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from unified_vae.core.durable import write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
-from unified_vae.training.durable import write_text
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What `config.json` of a run folder holds.
+    """What a run says of itself: in `config.json` for people, and in each checkpoint for its continuation.
 
     Attributes:
         requested: the config as it was asked for, with `auto` where that was said.
@@ -115,6 +115,7 @@ class RunRecord:
         names: mode and presets.
         substitutions: terms whose pretrained weights could not be had, as (term, replacement, reason).
         data: description and fingerprint of the images.
+        steps_per_epoch: optimizer steps that see every training image once.
         environment: versions and machine.
     """
 
@@ -124,30 +125,34 @@ class RunRecord:
     names: Mapping[str, str]
     substitutions: tuple[tuple[str, str, str], ...]
     data: Mapping[str, Any]
+    steps_per_epoch: int
     environment: Mapping[str, str]
 
-    def write(self, path: Path) -> None:
-        """Replace the file in one step."""
-        content = {
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
             "config": self.resolved.model_dump(mode="json"),
             "requested": self.requested.model_dump(mode="json"),
             "origins": dict(self.origins),
             "names": dict(self.names),
             "substitutions": [list(entry) for entry in self.substitutions],
             "data": dict(self.data),
+            "steps_per_epoch": self.steps_per_epoch,
             "environment": dict(self.environment),
         }
-        write_text(path, json.dumps(content, indent=2) + "\n")
+
+    def write(self, path: Path) -> None:
+        """Replace the file in one step."""
+        write_text(path, json.dumps(self.to_json(), indent=2) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> RunRecord:
-        """The inverse of `write`.
+    def from_json(cls, content: Mapping[str, Any], place: Path) -> RunRecord:
+        """The inverse of `to_json`; `place` is where it was read, for messages.
 
         Raises:
-            CheckpointError: the file is absent, damaged, or of a version that this one cannot read.
+            CheckpointError: it is of a version that this one cannot read.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 RunConfig.model_validate_json(json.dumps(content["requested"])),
                 RunConfig.model_validate_json(json.dumps(content["config"])),
@@ -155,16 +160,15 @@ class RunRecord:
                 content["names"],
                 tuple((term, by, reason) for term, by, reason in content["substitutions"]),
                 content["data"],
+                content["steps_per_epoch"],
                 content["environment"],
             )
-        except OSError as problem:
-            raise CheckpointError(f"{path} cannot be read ({problem.strerror}): {_WAY_OUT}") from problem
         except (ValueError, KeyError, TypeError, ValidationError) as problem:
             reason = str(problem).splitlines()[0]
-            raise CheckpointError(f"{path} is damaged or of another version ({reason}): {_WAY_OUT}") from problem
-
-
-_WAY_OUT = "restore it from a backup, or start afresh with --no-resume (the old run is moved aside, not deleted)."
+            raise CheckpointError(
+                f"the run in {place} was begun by another version of unified-vae ({reason}): continue it with that "
+                "one, or start afresh with --no-resume (the old run is moved aside, not deleted)."
+            ) from problem
 
 
 def leaves(config: RunConfig) -> dict[str, Any]:

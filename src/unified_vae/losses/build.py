@@ -5,6 +5,7 @@ A new term is one file, one field of `LossConfig` and one case in `_build_term`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,7 +45,9 @@ class Substitution:
     reason: str
 
 
-def resolve_terms(config: LossConfig, announce: Announce = to_stderr) -> tuple[LossConfig, list[Substitution]]:
+def resolve_terms(
+    config: LossConfig, known: Sequence[Substitution] | None = None, announce: Announce = to_stderr
+) -> tuple[LossConfig, list[Substitution]]:
     """Check that the enabled terms' pretrained weights are at hand, downloading them where that is possible.
 
     A term without them gives its weight to haarpsi, which needs none, if its `missing` says `replace`. The
@@ -52,19 +55,27 @@ def resolve_terms(config: LossConfig, announce: Announce = to_stderr) -> tuple[L
 
     Args:
         config: as the user composed it.
+        known: for a run that is continued, what was replaced when it began. That stays replaced, even if its
+            weights can be had by now, and nothing else is replaced any more.
         announce: told in one line before a download starts.
 
     Raises:
-        EnvironmentProblem: weights are missing and the term is `strict`, or a weights_path is wrong.
+        EnvironmentProblem: weights are missing and the term is `strict` or was not replaced when the run began,
+            or a weights_path is wrong.
     """
+    replaced = {entry.term: entry for entry in known or ()}
     substitutions = []
     for name, term in config.distortion_terms().items():
         if not isinstance(term, PretrainedTerm):
             continue
+        if name in replaced:
+            config = _replaced_by_haarpsi(config, name, term)
+            substitutions.append(replaced[name])
+            continue
         try:
             _pretrained_weights(name, term, announce)
         except WeightsUnavailable as problem:
-            if term.missing == "strict":
+            if term.missing == "strict" or known is not None:
                 raise
             config = _replaced_by_haarpsi(config, name, term)
             substitutions.append(Substitution(name, "haarpsi", problem.reason))

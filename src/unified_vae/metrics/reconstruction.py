@@ -8,10 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SMALLEST_MSE = 1e-12
+
 
 def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error of pixels in [0, 1]: -10 log10(mse)."""
-    return -10.0 * math.log10(mse) if mse > 0 else math.inf
+    """Peak signal-to-noise ratio in dB of a mean squared error of pixels in [0, 1]: -10 log10(mse).
+
+    At most 120 dB, so that identical images give a number that files and plots can hold.
+    """
+    return -10.0 * math.log10(max(mse, SMALLEST_MSE))
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,7 +54,8 @@ class ConvEncoder(Encoder):
         if missing:
             images = F.pad(images, (0, missing, 0, missing), mode="replicate")
         features: Tensor = self.stages(2.0 * images - 1.0)
-        moments: Tensor = self.head(features.flatten(1))
+        with torch.autocast(images.device.type, enabled=False):  # the posterior is float32 (objective.md)
+            moments: Tensor = self.head(features.float().flatten(1))
         return moments
 
 

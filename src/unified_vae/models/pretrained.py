@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unified_vae.core.durable import STAGE_PREFIX, sync_file, write_text
 from unified_vae.core.errors import CheckpointError
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ModelConfig
@@ -27,20 +28,19 @@ def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Ten
     """Write a model's folder.
 
     Args:
-        folder: made if absent; existing files of the two names are replaced one by one, each atomically.
+        folder: made if absent. The config file is written last: while it is absent, the folder is no model.
         config: the model's, with channels resolved.
         weights: a state dict of `build_model(config)`.
         about: further facts kept in the config file: the run, its figures.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    staged = folder / f".{WEIGHTS}.tmp"
+    (folder / CONFIG).unlink(missing_ok=True)  # without it the folder is no model, whatever weights lie there
+    staged = folder / f"{STAGE_PREFIX}{WEIGHTS}"
     save_file(tensors, staged, metadata={"format": "pt"})
+    sync_file(staged)
     staged.replace(folder / WEIGHTS)
-    text = json.dumps({"format": FORMAT, "model": config.model_dump(), **about}, indent=2) + "\n"
-    staged = folder / f".{CONFIG}.tmp"
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(folder / CONFIG)
+    write_text(folder / CONFIG, json.dumps({"format": FORMAT, "model": config.model_dump(), **about}, indent=2) + "\n")
 
 
 def load_pretrained(folder: Path, device: str | torch.device = "cpu") -> VAE:

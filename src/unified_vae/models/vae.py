@@ -51,7 +51,10 @@ class VAE(nn.Module):
         return DiagonalGaussian.from_moments(self.encoder(images))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [batch, channels, size, size] of latents [batch, latents], float32, not clipped."""
+        """Images [batch, channels, size, size] of latents [batch, latents], not clipped.
+
+        Given as float32, computed in the network's precision.
+        """
         images: Tensor = self.decoder(latents)
         return images.float()
 

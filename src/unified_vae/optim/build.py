@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -32,4 +33,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, fused: bool) -> O
             return Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
         case SGDConfig():
             nesterov = config.nesterov and config.momentum > 0
-            return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
+            sgd = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
+            if config.momentum > 0:  # a skipped first step would leave the fused kernel's momentum uninitialised
+                for parameter in trainable:
+                    sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return sgd

@@ -15,16 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unified_vae.core.durable import STAGE_PREFIX, sync_file, sync_folder
 from unified_vae.core.errors import CheckpointError
-from unified_vae.training.durable import STAGE_PREFIX, sync_file, sync_folder
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 FORMAT = 1
+DAMAGED_PREFIX = "damaged-"
 _NAME = re.compile(r"step-(\d{9})")
+_DAMAGED = re.compile(r"damaged-step-(\d{9})")
+_REPLACED = re.compile(re.escape(STAGE_PREFIX) + r"old-(step-\d{9})-\d+")
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -51,9 +55,13 @@ def folder_name(step: int) -> str:
 
 def saved_steps(root: Path) -> list[int]:
     """Steps of the checkpoints in `root`, newest first; whether they verify is not looked at."""
+    return _steps(root, _NAME)
+
+
+def _steps(root: Path, name: re.Pattern[str]) -> list[int]:
     if not root.is_dir():
         return []
-    matches = (_NAME.fullmatch(entry.name) for entry in root.iterdir())
+    matches = (name.fullmatch(entry.name) for entry in root.iterdir())
     return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
@@ -61,7 +69,7 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint; a crash at any moment leaves either all of it or none.
 
     Raises:
-        OSError: the disk is full or not writable; nothing is left under the final name.
+        CheckpointError: the disk is full or not writable; nothing is left under the final name.
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / folder_name(checkpoint.step)
@@ -72,13 +80,13 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
         if final.exists():  # saved again at the same step after a resume
             old = root / f"{STAGE_PREFIX}old-{final.name}-{os.getpid()}"
             final.rename(old)
-            stage.rename(final)
+            stage.rename(final)  # a crash before this leaves the old one, which `sweep` puts back
             shutil.rmtree(old)
         else:
             stage.rename(final)
-    except BaseException:
+    except (OSError, SafetensorError) as problem:
         shutil.rmtree(stage, ignore_errors=True)
-        raise
+        raise CheckpointError(f"the checkpoint of step {checkpoint.step:,} could not be saved ({problem})") from problem
     sync_folder(root)
     return final
 
@@ -135,6 +143,8 @@ def verify(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing")
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"{path} cannot be read: permission denied")
         if path.stat().st_size != expected["bytes"]:
             raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}")
         if _sha256(path) != expected["sha256"]:
@@ -165,23 +175,36 @@ def newest_good(root: Path, notice: Callable[[str], None]) -> Checkpoint | None:
 
     Args:
         root: folder of the checkpoints.
-        notice: told of every damaged one that was passed over.
+        notice: told of every damaged one that was passed over; it is set aside under another name, so that it
+            is neither counted nor pruned as a newest one.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
     steps = saved_steps(root)
+    damaged = []
     for step in steps:
         try:
-            return load(root, step)
+            found = load(root, step)
         except CheckpointError as problem:
             notice(f"checkpoint of step {step} is not used: {problem}")
+            damaged.append(step)
+            continue
+        for passed_over in damaged:
+            _set_aside(root, passed_over)
+        return found
     if steps:
         raise CheckpointError(
             f"all {len(steps)} checkpoints in {root} are damaged. Restore one from a backup, "
             "or start afresh with --no-resume (the old run is moved aside, not deleted)."
         )
     return None
+
+
+def _set_aside(root: Path, step: int) -> None:
+    aside = root / f"{DAMAGED_PREFIX}{folder_name(step)}"
+    shutil.rmtree(aside, ignore_errors=True)
+    (root / folder_name(step)).rename(aside)
 
 
 def prune(root: Path, keep_last: int, keep: Callable[[int], bool]) -> None:
@@ -195,14 +218,24 @@ def prune(root: Path, keep_last: int, keep: Callable[[int], bool]) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
             (root / folder_name(step)).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+    for step in _steps(root, _DAMAGED):
+        if step <= max(saved_steps(root), default=-1):  # a good one has taken its place
+            shutil.rmtree(root / f"{DAMAGED_PREFIX}{folder_name(step)}", ignore_errors=True)
 
 
 def sweep(root: Path) -> list[Path]:
-    """Delete what an interrupted save left behind; returns the deleted paths."""
+    """Clear what an interrupted save left behind; returns the deleted paths.
+
+    Where a checkpoint was being replaced by one of the same step, and only the old one exists, it is put back.
+    """
     left = list(_stages(root))
     for path in left:
-        shutil.rmtree(path, ignore_errors=True)
-    return left
+        replaced = _REPLACED.fullmatch(path.name)
+        if replaced and not (root / replaced[1]).exists():
+            path.rename(root / replaced[1])
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return [path for path in left if not path.exists()]
 
 
 def _stages(root: Path) -> Iterator[Path]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from unified_vae.core.errors import Diverged
+from unified_vae.core.errors import Diverged, EnvironmentProblem
 from unified_vae.core.schedule import settled_at
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
@@ -43,6 +44,8 @@ from unified_vae.training.state import TrainState
 from unified_vae.training.step import Stepper
 from unified_vae.training.validation import validate
 
+SMALLEST_SCALE = 1e-3  # of the fp16 gradients: so small only when every step overflows
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,6 +65,10 @@ class Plan:
     settled: int
     training: TrainingConfig
     data: DataConfig
+
+    def micro_batch(self, world_size: int) -> int:
+        """Images that a device holds at once."""
+        return math.ceil(self.batch_size / world_size / self.training.accumulate)
 
     def progress(self, step: int) -> float:
         """Part of the run that is done after `step` steps."""
@@ -117,13 +124,29 @@ class Loop:
             workers=self.plan.data.workers,
             pin_memory=self.runtime.device.type == "cuda",
         )
-        for batch in batches:
+        for batch in self._guarded(batches):
             self._step(batch)
             self._log_if_due()
             self._validate_if_due()
             self._save_if_due()
             if self._over():
                 break
+
+    def _guarded(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
+        """The batches; where a loader process dies, what was trained so far is saved first."""
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as problem:  # torch's only word for a worker that was killed, hangs or raised
+                self.signals.save = True
+                self._save_if_due()
+                raise EnvironmentProblem(
+                    f"the images could not be loaded after step {self.state.step:,} ({str(problem).splitlines()[0]}). "
+                    f"{self.saver.what_is_left()} Run the same command; with --set data.workers=0 if it happens again."
+                ) from problem
+            if batch is None:
+                return
+            yield batch
 
     def _step(self, batch: TrainBatch) -> None:
         plan, step = self.plan, self.state.step
@@ -153,9 +176,8 @@ class Loop:
         scaled = self.stepper.scaler.is_enabled()  # fp16 may overflow now and then; the scaler skips and adapts
         values = dict(zip(self.stepper.names, self._sums.tolist(), strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if scaled and bad == ["gradient.norm"] and self.stepper.scaler.get_scale() > 1e-3:
-            self._sums[-1] = 0.0
-            return
+        if scaled and self.stepper.scaler.get_scale() < SMALLEST_SCALE:
+            bad.append("gradient.norm")
         if bad:
             first = self.state.step - self.state.log_count + 1
             span = (
@@ -169,7 +191,7 @@ class Loop:
             )
 
     def _log_if_due(self) -> None:
-        """Means of the training numbers since the last entry, every n steps and at the end of each epoch."""
+        """Means of the training numbers since the last entry, every n steps and before each validation."""
         plan, state = self.plan, self.state
         due = state.step % plan.training.log_every_steps == 0 or self._validation_due()
         if not due or state.log_count == 0:
@@ -218,7 +240,7 @@ class Loop:
             self.stepper.objective,
             validation_batches(
                 self.validation,
-                batch_size=plan.batch_size,
+                batch_size=plan.micro_batch(self.runtime.world_size),
                 rank=self.runtime.rank,
                 world_size=self.runtime.world_size,
             ),
@@ -228,7 +250,8 @@ class Loop:
         psnr = result.values["psnr"]
         armed = state.step >= plan.settled
         best = armed and state.judge(psnr, plan.training.early_stopping.min_delta)
-        state.plateau.validated(plan.training.lr_schedule, psnr)
+        if armed:
+            state.plateau.validated(plan.training.lr_schedule, psnr)
         patience = plan.training.early_stopping.patience
         state.stopped_early = patience is not None and state.waited >= patience and state.step < plan.total_steps
         state.validated_step = state.step
@@ -259,7 +282,7 @@ class Loop:
 
         The flags are shared first, so that all ranks act at the same step.
         """
-        wanted = self.signals.save or self.saver.time_is_up()
+        wanted = self.signals.save or self.saver.time_is_up() or self.saver.is_keepsake(self.state.step)
         self.stopped_by, save = self.runtime.agree([self.signals.stop, int(wanted)])
         self.signals.save = False
         just_validated = self.state.validated_step == self.state.step

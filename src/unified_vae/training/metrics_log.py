@@ -6,11 +6,13 @@ It holds deterministic numbers only. Speed and memory, which differ from run to 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from unified_vae.training.observers import LossesLogged, Observer, Validated
+from unified_vae.core.durable import write_text
+from unified_vae.training.observers import LossesLogged, Observer, RunStarted, Validated
 
 
 class MetricsLog:
@@ -28,7 +30,7 @@ class MetricsLog:
     def write(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """One row."""
         row = {"split": split, "step": step, "epoch": round(epoch, 4), **values}
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         self.rows += 1
 
@@ -53,11 +55,25 @@ def _keep(path: Path, rows: int) -> int:
     return len(kept)
 
 
+def _step_of(line: str) -> float:
+    """The step of a row; infinity for a row that a kill has cut."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class TimingLog(Observer):
     """Speed and memory beside the metrics file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def run_started(self, event: RunStarted) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= event.start_step]
+        if len(kept) != len(lines):
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def losses_logged(self, event: LossesLogged) -> None:
         self._append(

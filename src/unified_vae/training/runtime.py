@@ -26,6 +26,7 @@ from unified_vae.training.observers import Memory
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a validation or a save on one rank may take minutes
+PREPARATION_TIMEOUT = timedelta(days=2)  # one rank packs images or downloads weights, the others wait
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,6 @@ class Runtime:
     dtype: torch.dtype
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
     control: dist.ProcessGroup | None = None
 
     @property
@@ -113,7 +113,7 @@ class Runtime:
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.control)
 
     def memory(self) -> Memory:
         """Bytes in use now, and the device's peak."""
@@ -156,10 +156,10 @@ def open_runtime(device: str, precision: Precision) -> Iterator[Runtime]:
     if world_size > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-        group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
         control = group if isinstance(group, dist.ProcessGroup) else None
     try:
-        yield Runtime(chosen, dtype, rank, world_size, local_rank, control)
+        yield Runtime(chosen, dtype, rank, world_size, control)
     finally:
         if world_size > 1:
             dist.destroy_process_group()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unified_vae.core.errors import CheckpointError
+from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.models.vae import VAE
 from unified_vae.training import checkpoint
 from unified_vae.training.checkpoint import Checkpoint
@@ -68,20 +68,31 @@ class Saver:
         if self.runtime.is_main:
             state.seconds = self._seconds_before + begun - self._begun
             values = {**self.about, "train": state.to_json(), "scaler": self.stepper.scaler.state_dict()}
-            path = checkpoint.save(self.root, Checkpoint(state.step, self._tensors(), values))
+            path = self._write(Checkpoint(state.step, self._tensors(), values))
             checkpoint.prune(self.root, self.config.keep_last, lambda step: self._kept(step, state))
             self.observer.checkpoint_saved(CheckpointSaved(state.step, path, time.monotonic() - begun))
         self._last = time.monotonic()
+
+    def _write(self, content: Checkpoint) -> Path:
+        try:
+            return checkpoint.save(self.root, content)
+        except CheckpointError as problem:
+            raise EnvironmentProblem(
+                f"{problem}. {self.what_is_left()} Free space or mend the permissions, then run the same command."
+            ) from problem
 
     def what_is_left(self) -> str:
         """The checkpoint that a failed run can go on from, in a sentence."""
         steps = checkpoint.saved_steps(self.root)
         return f"The checkpoint of step {steps[0]:,} is kept." if steps else "Nothing had been saved yet."
 
-    def _kept(self, step: int, state: TrainState) -> bool:
+    def is_keepsake(self, step: int) -> bool:
+        """Whether the checkpoint of this step is one of those that are kept for good."""
         every = self.config.keep_every_epochs
-        regular = every is not None and step % (every * self.steps_per_epoch) == 0
-        return regular or step == state.best_step
+        return every is not None and step % (every * self.steps_per_epoch) == 0
+
+    def _kept(self, step: int, state: TrainState) -> bool:
+        return self.is_keepsake(step) or step == state.best_step
 
     def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
         return {

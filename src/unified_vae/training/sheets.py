@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from unified_vae.core.durable import STAGE_PREFIX
 from unified_vae.models.vae import VAE
-from unified_vae.training.durable import STAGE_PREFIX
 from unified_vae.training.random import fixed_noise
 
 MARGIN = 2  # pixels between pictures

@@ -20,7 +20,8 @@ class TrainState:
         validated_step: step of the last validation; -1 before the first.
         best_psnr: dB, of the best weights so far; None before the choice has begun.
         best_step: step of those weights.
-        waited: validations since then without a gain.
+        reference_psnr: dB, of the last gain that counted for patience; None before the choice has begun.
+        waited: validations since then without such a gain.
         stopped_early: patience ran out.
         plateau: state of the plateau schedule of the learning rate.
         log_sums: sums of the training numbers since they were last logged.
@@ -33,6 +34,7 @@ class TrainState:
     validated_step: int = -1
     best_psnr: float | None = None
     best_step: int | None = None
+    reference_psnr: float | None = None
     waited: int = 0
     stopped_early: bool = False
     plateau: PlateauState = field(default_factory=PlateauState)
@@ -57,9 +59,15 @@ class TrainState:
         return cls(**{**values, "plateau": PlateauState(**plateau)})
 
     def judge(self, psnr: float, min_delta: float) -> bool:
-        """Count a validation whose turn has come; returns whether it is the best so far."""
-        if self.best_psnr is None or psnr > self.best_psnr + min_delta:
-            self.best_psnr, self.best_step, self.waited = psnr, self.step, 0
-            return True
-        self.waited += 1
-        return False
+        """Count a validation whose turn has come; returns whether it is the best so far.
+
+        Any gain makes the best weights; only one of more than `min_delta` dB renews the patience.
+        """
+        if self.reference_psnr is None or psnr > self.reference_psnr + min_delta:
+            self.reference_psnr, self.waited = psnr, 0
+        else:
+            self.waited += 1
+        best = self.best_psnr is None or psnr > self.best_psnr
+        if best:
+            self.best_psnr, self.best_step = psnr, self.step
+        return best

@@ -75,6 +75,8 @@ class Stepper:
         self.ema.update(step + 1)
         measured = self.runtime.mean(measured)
         self.objective.observe(dict(zip(self.term_names, measured[len(MEASURED) :], strict=True)))
+        if self.scaler.is_enabled():  # an overflow of fp16 gradients is no news: the scaler skips it and adapts
+            norm = torch.where(torch.isfinite(norm), norm, torch.zeros_like(norm))
         return torch.cat([measured, norm.reshape(1)])
 
     def _backward(self, images: Tensor, noise: Tensor, progress: float) -> Tensor:

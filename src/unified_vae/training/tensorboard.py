@@ -47,8 +47,7 @@ class TensorBoardObserver(Observer):
     def run_started(self, event: RunStarted) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = event.start_step + 1 if event.resumed else None
-        self._writer = SummaryWriter(str(self.folder), purge_step=purge)
+        self._writer = SummaryWriter(str(self.folder), purge_step=event.start_step + 1)
         facts = "\n".join(f"| {label} | {text} |" for label, text in event.facts)
         self._writer.add_text("run", f"| what | value |\n|---|---|\n{facts}", event.start_step)
 
