@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# The tests run in as many processes as there are cores, so each computes with one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # No test downloads anything, or finds what its user has downloaded.
 os.environ["UNIFIED_VAE_OFFLINE"] = "1"
 os.environ["TORCH_HOME"] = str(Path(__file__).parent / "no-pretrained-weights")

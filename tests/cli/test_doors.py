@@ -55,6 +55,13 @@ def test_images_that_are_not_there_are_told_before_anything_is_loaded(door) -> N
     assert "no file or folder 'fotos.zip'. Did you mean 'photos.zip'" in error
 
 
+def test_a_run_may_not_write_into_its_own_images(door) -> None:
+    Path("photos").mkdir()
+    code, _, error = door.mode("--mode", "quick_test", "--data", "photos", "--run-dir", "./photos")
+    assert (code, door.requests) == (2, [])
+    assert "--run-dir and --data are the same folder" in error
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_goes_to_its_own_folder(door, mode: str) -> None:
     code, _, _ = door.mode("--mode", mode)

@@ -275,3 +275,12 @@ def test_a_name_that_is_not_unicode_is_usable(tmp_path: Path) -> None:
     data = opened(images, tmp_path / "cache")
     assert len(data.train) + len(data.validation) == 4
     assert opened(images, tmp_path / "cache").fingerprint == data.fingerprint
+
+
+def test_the_folder_of_a_run_inside_the_images_is_not_read(tmp_path: Path) -> None:
+    """`--run-dir` below `--data`: the sheets that a run draws must not become its images."""
+    images = write_files(tmp_path / "images", {f"{n}.png": png(n) for n in range(3)})
+    record = {"config.json": b"{}", "metrics.jsonl": b"", "checkpoints/step-000000001/MANIFEST.json": b"{}"}
+    write_files(images / "runs" / "mine", {**record, "samples/epoch-0001-samples.png": png(9)})
+    seen = names(opened(images, tmp_path / "cache"))
+    assert seen["train"] | seen["validation"] == {"0.png", "1.png", "2.png"}

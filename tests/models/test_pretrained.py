@@ -26,6 +26,11 @@ def test_what_was_saved_comes_back_bit_for_bit(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_the_folder_of_a_run_points_to_its_model(folder):
+    with pytest.raises(CheckpointError, match="the model is in .*model"):
+        load_pretrained(str(folder.parent))
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "noise"])
 def test_damage_is_named(folder, name, damage):

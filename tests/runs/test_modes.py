@@ -71,7 +71,7 @@ def pairs():
             yield pytest.param(loss, model, marks=[] if usual else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize(("loss", "model"), pairs())
+@pytest.mark.parametrize(("loss", "model"), list(pairs()))
 def test_every_loss_with_every_model(loss, model, source, tmp_path):
     chosen = {"loss": loss, "training": "quick_test", "model": model, "dataset": "tiny"}
     begin_and_go_on(lambda steps: plan_presets(BOOK, chosen, shortened(source, steps, *NARROW), tmp_path / "run"))

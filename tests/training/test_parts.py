@@ -28,14 +28,14 @@ def small_model():
 def test_the_average_follows_its_formula():
     model = nn.Linear(1, 1, bias=False)
     ema = EMA(model, decay=0.9)
-    expected = float(model.weight)
+    expected = model.weight.item()
     for step in range(1, 200):
         with torch.no_grad():
             model.weight += 0.1
         ema.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * float(model.weight)
-    assert float(ema.model.weight) == pytest.approx(expected, rel=1e-5)
+        expected = decay * expected + (1 - decay) * model.weight.item()
+    assert ema.model.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_average_copies_buffers_and_never_trains():

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -41,11 +42,12 @@ def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> 
     _end_in_words_when_terminated()
     try:
         job = app(args=arguments, prog_name=script, standalone_mode=False)
-        return job if isinstance(job, int) else job(restart_command(script, arguments))
+        called = script if words is not None else Path(sys.argv[0]).as_posix()
+        return job if isinstance(job, int) else job(restart_command(called, arguments))
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
+        return _fail("interrupted outside the training loop; there was nothing to save", 130)
     except _WrongWords as error:
         return _fail(error.format_message(), 2)
 

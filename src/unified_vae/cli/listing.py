@@ -10,7 +10,7 @@ from unified_vae.experiment.preset_book import Mode, PresetBook
 
 def mode_lines(book: PresetBook) -> list[str]:
     """Each mode, what it is and whom it serves."""
-    rows = [(mode.name, f"{mode.description}: {mode.use_case}") for mode in book.modes.values()]
+    rows = [(mode.name, _in_words(mode.description, mode.use_case)) for mode in book.modes.values()]
     return table([("mode", "what it is"), *rows])
 
 
@@ -21,9 +21,14 @@ def listing_lines(book: PresetBook) -> list[str]:
     for kind in SECTIONS:
         presets = book.presets(kind).values()
         lines += ["", f"{kind} presets (train_unified.py --{kind}-preset NAME)"]
-        lines += table([(preset.name, f"{preset.description}: {preset.use_case}") for preset in presets])
+        lines += table([(preset.name, _in_words(preset.description, preset.use_case)) for preset in presets])
     return [*lines, "", *(f"from {shown(file.path)}" for file in book.files)]
 
 
 def _combination(mode: Mode) -> str:
     return ", ".join(mode.presets.get(kind, "the run's") for kind in SECTIONS)
+
+
+def _in_words(*parts: str) -> str:
+    """What it is and what it is for, as far as that was said."""
+    return ": ".join(part for part in parts if part)

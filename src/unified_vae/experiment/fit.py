@@ -93,6 +93,8 @@ class _Fit:
         saved, record = self._earlier()
         found = differences(record, self.request.run.config) if record else []
         refuse_impossible(found, self.folder.root)
+        if saved is None and self.request.fix_from:
+            resume_fix.refuse_without_checkpoint(self.request.fix_from)
         data = open_images(self.request.run, self.runtime, self.observer)
         about_data = {"fingerprint": data.fingerprint, "description": data.description}
         if record and (difference := refuse_other_data(record, about_data, self.request.run.config.data.accept_change)):
@@ -253,7 +255,8 @@ class _Fit:
             names = dict(self.request.run.names)
             ending.export(self.folder, parts, resolved, state, names, self.observer)
         self.runtime.barrier()
-        return self._say(ending.finished(self.request, state, seconds, self._before_and_after(parts, data)))
+        findings = [*ending.verdict(state), *self._before_and_after(parts, data)]
+        return self._say(ending.finished(self.request, state, seconds, findings))
 
     def _before_and_after(self, parts: Parts, data: DataSets) -> list[str]:
         """For `resume_fix`: what the cure did. Every rank takes part in the examination."""

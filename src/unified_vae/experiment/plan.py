@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from unified_vae.core.errors import ConfigError
 from unified_vae.data.sources.names import check_source
 from unified_vae.experiment.earlier_run import beside, read_earlier_run
 from unified_vae.experiment.layers import Settings
@@ -73,8 +74,12 @@ def check(plan: Plan) -> None:
 
     Raises:
         DataError: the images are not where the run looks for them.
+        ConfigError: the run would write into the folder of the images.
     """
-    check_source(plan.run.config.data.source)
+    source = plan.run.config.data.source
+    check_source(source)
+    if Path(source).expanduser().resolve() == plan.run_dir.resolve():
+        raise ConfigError(f"--run-dir and --data are the same folder, {source}: give the run a folder of its own")
 
 
 def _plan_fix(book: PresetBook, mode: Mode, command_line: Settings, sick: Path) -> Plan:

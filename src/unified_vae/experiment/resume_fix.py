@@ -28,17 +28,26 @@ from unified_vae.training.saver import load_weights
 from unified_vae.training.validation import ValidationResult, validate
 
 
+def refuse_without_checkpoint(patient: Path) -> None:
+    """Tell before anything is loaded that there is nothing to fix.
+
+    Raises:
+        CheckpointError: the run in `patient` has saved nothing.
+    """
+    if not checkpoint.saved_steps(RunFolder(patient).checkpoints):
+        raise CheckpointError(
+            f"{patient} holds no checkpoint, so there is nothing to fix. Name a run that has trained with --run-dir."
+        )
+
+
 def take_over(patient: Path, parts: Parts, observer: Observer) -> None:
     """Put the averaged weights of the run in `patient` into both models.
 
     Raises:
-        CheckpointError: there is no checkpoint, or none that fits.
+        CheckpointError: no checkpoint is whole, or none fits.
     """
-    saved = checkpoint.newest_good(RunFolder(patient).checkpoints, observer.notice)
-    if saved is None:
-        raise CheckpointError(
-            f"{patient} holds no checkpoint, so there is nothing to fix. Name a run that has trained with --run-dir."
-        )
+    saved = checkpoint.newest_good(RunFolder(patient).checkpoints, observer.notice, set_aside=False)
+    assert saved, "refuse_without_checkpoint comes first"
     load_weights(parts.model, saved.groups["ema"], "model")
     load_weights(parts.ema.model, saved.groups["ema"], "model")
     observer.notice(f"resume_fix: weights of {patient} at step {saved.step:,}; that run itself is left as it is")

@@ -43,12 +43,15 @@ def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Ten
     write_text(folder / CONFIG, json.dumps({"format": FORMAT, "model": config.model_dump(), **about}, indent=2) + "\n")
 
 
-def load_pretrained(folder: Path, device: str | torch.device = "cpu") -> VAE:
+def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> VAE:
     """Read a model's folder back, ready to evaluate.
 
     Raises:
         CheckpointError: the folder is no model, or its files are damaged or do not fit each other.
     """
+    folder = Path(folder)
+    if not (folder / WEIGHTS).exists() and (folder / "model" / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} is the folder of a run; the model is in {folder / 'model'}.")
     try:
         description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config = TypeAdapter(ModelConfig).validate_python(description["model"])

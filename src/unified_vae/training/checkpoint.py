@@ -170,13 +170,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def newest_good(root: Path, notice: Callable[[str], None]) -> Checkpoint | None:
+def newest_good(root: Path, notice: Callable[[str], None], set_aside: bool = True) -> Checkpoint | None:
     """The newest checkpoint that verifies; None where there is none at all.
 
     Args:
         root: folder of the checkpoints.
-        notice: told of every damaged one that was passed over; it is set aside under another name, so that it
-            is neither counted nor pruned as a newest one.
+        notice: told of every damaged one that was passed over.
+        set_aside: give those another name, so that they are neither counted nor pruned as newest ones.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
@@ -190,7 +190,7 @@ def newest_good(root: Path, notice: Callable[[str], None]) -> Checkpoint | None:
             notice(f"checkpoint of step {step} is not used: {problem}")
             damaged.append(step)
             continue
-        for passed_over in damaged:
+        for passed_over in damaged if set_aside else ():
             _set_aside(root, passed_over)
         return found
     if steps:

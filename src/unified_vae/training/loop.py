@@ -254,7 +254,7 @@ class Loop:
             state.plateau.validated(plan.training.lr_schedule, psnr)
         patience = plan.training.early_stopping.patience
         state.stopped_early = patience is not None and state.waited >= patience and state.step < plan.total_steps
-        state.validated_step = state.step
+        state.validated_step, state.mean_image_psnr = state.step, result.values["psnr.mean_image"]
         if self.metrics:
             self.metrics.write("validation", state.step, state.step / plan.steps_per_epoch, result.values)
         epoch = round(state.step / plan.steps_per_epoch)

@@ -34,6 +34,7 @@ class Signals:
             self.save = True
         elif number == signal.SIGINT and self.stop == signal.SIGINT:
             # checkpoints are renamed into place when complete, so leaving here damages nothing
+            os.write(2, b"\nleft at once; the same command goes on from the newest checkpoint\n")
             os._exit(128 + signal.SIGINT)
         else:
             self.stop = number

@@ -20,6 +20,7 @@ class TrainState:
         validated_step: step of the last validation; -1 before the first.
         best_psnr: dB, of the best weights so far; None before the choice has begun.
         best_step: step of those weights.
+        mean_image_psnr: dB of answering with the mean image, at the last validation.
         reference_psnr: dB, of the last gain that counted for patience; None before the choice has begun.
         waited: validations since then without such a gain.
         stopped_early: patience ran out.
@@ -34,6 +35,7 @@ class TrainState:
     validated_step: int = -1
     best_psnr: float | None = None
     best_step: int | None = None
+    mean_image_psnr: float | None = None
     reference_psnr: float | None = None
     waited: int = 0
     stopped_early: bool = False

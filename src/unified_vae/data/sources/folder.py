@@ -45,6 +45,8 @@ class _Walk:
         except OSError as error:
             self.refused.append(Quarantined(self._inside(folder), f"cannot be opened: {error.strerror}"))
             return
+        if {"checkpoints", "config.json", "metrics.jsonl"} <= {child.name for child in children}:
+            return  # the folder of a run: its sheets are no data, wherever --run-dir put them
         for child in children:
             if not is_hidden(child.name):
                 self._visit(Path(child.path))
