@@ -27,7 +27,7 @@ def test_what_was_saved_comes_back_bit_for_bit(folder):
 
 
 def test_the_folder_of_a_run_points_to_its_model(folder):
-    with pytest.raises(CheckpointError, match="the model is in .*model"):
+    with pytest.raises(CheckpointError, match=r"the model is in .*model"):
         load_pretrained(str(folder.parent))
 
 
