@@ -34,6 +34,21 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
+def upsampling(channels_in: int, channels_out: int, bias: bool) -> nn.ConvTranspose2d:
+    """A transposed convolution that doubles the size, and starts as bilinear interpolation of mixed channels.
+
+    With the usual independent weights the four output phases differ from the first step on, which shows as a
+    checkerboard (Odena et al. 2016, Distill) until training has levelled them; here they start equal.
+    """
+    layer = nn.ConvTranspose2d(channels_in, channels_out, 4, 2, 1, bias=bias)
+    line = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    mix = torch.empty(channels_in, channels_out, 1, 1)
+    nn.init.normal_(mix, std=channels_in**-0.5)
+    with torch.no_grad():
+        layer.weight.copy_(mix * line[:, None] * line[None, :])
+    return layer
+
+
 class ConvEncoder(Encoder):
     """Stride-2 convolutions down to a small map, then one linear layer."""
 
@@ -71,8 +86,8 @@ class ConvDecoder(Decoder):
         self.head = nn.Linear(config.latents, self.width * self.side * self.side)
         layers: list[nn.Module] = [norm(self.width), nn.SiLU()]
         for before, after in pairwise(widths):
-            layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), norm(after), nn.SiLU()]
-        layers.append(nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1))
+            layers += [upsampling(before, after, bias=False), norm(after), nn.SiLU()]
+        layers.append(upsampling(widths[-1], channels, bias=True))
         self.stages = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:
