@@ -11,10 +11,10 @@ import pytest
 
 from unified_vae.cli import run_mode, run_presets
 from unified_vae.cli.door import enter
-from unified_vae.experiment.book_file import SECTIONS
-from unified_vae.experiment.field_paths import field_paths
-from unified_vae.experiment.layers import Settings
-from unified_vae.experiment.preset_book import PresetBook
+from unified_vae.experiment.presets.book_file import SECTIONS
+from unified_vae.experiment.presets.field_paths import field_paths
+from unified_vae.experiment.presets.layers import Settings
+from unified_vae.experiment.presets.preset_book import PresetBook
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
 

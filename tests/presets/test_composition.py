@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from unified_vae.core import schedule
-from unified_vae.experiment.book_file import SECTIONS
-from unified_vae.experiment.field_paths import dotted, field_paths
-from unified_vae.experiment.layers import Settings, leaves
-from unified_vae.experiment.overrides import from_command_line
-from unified_vae.experiment.preset_book import PresetBook
+from unified_vae.experiment.presets.book_file import SECTIONS
+from unified_vae.experiment.presets.field_paths import dotted, field_paths
+from unified_vae.experiment.presets.layers import Settings, leaves
+from unified_vae.experiment.presets.overrides import from_command_line
+from unified_vae.experiment.presets.preset_book import PresetBook
 from unified_vae.experiment.run_config import RunConfig
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"

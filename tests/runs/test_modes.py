@@ -10,9 +10,9 @@ import torch
 from lives import Recorder, write_images
 
 from unified_vae.experiment.fit import fit
-from unified_vae.experiment.overrides import from_command_line
 from unified_vae.experiment.plan import plan_mode, plan_presets
-from unified_vae.experiment.preset_book import PresetBook
+from unified_vae.experiment.presets.overrides import from_command_line
+from unified_vae.experiment.presets.preset_book import PresetBook
 from unified_vae.experiment.request import RunRequest
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"

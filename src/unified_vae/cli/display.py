@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from unified_vae.cli.text import WIDTH, table, value_text, wrapped
 from unified_vae.cli.time_left import clock_text
-from unified_vae.experiment.layers import leaves
+from unified_vae.experiment.presets.layers import leaves
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.training.observers import Difference, RunFinished, RunStarted, TermRow
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from unified_vae.cli.text import table
-from unified_vae.experiment.book_file import SECTIONS
-from unified_vae.experiment.json_with_lines import shown
-from unified_vae.experiment.preset_book import Mode, PresetBook
+from unified_vae.experiment.presets.book_file import SECTIONS
+from unified_vae.experiment.presets.json_with_lines import shown
+from unified_vae.experiment.presets.preset_book import Mode, PresetBook
 
 
 def mode_lines(book: PresetBook) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from unified_vae.experiment.layers import Settings
-from unified_vae.experiment.overrides import from_command_line
-from unified_vae.experiment.preset_book import PresetBook
+from unified_vae.experiment.presets.layers import Settings
+from unified_vae.experiment.presets.overrides import from_command_line
+from unified_vae.experiment.presets.preset_book import PresetBook
 
 Data = Annotated[
     str | None,

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from unified_vae.cli.text import value_text
-from unified_vae.experiment.book_file import SECTIONS
-from unified_vae.experiment.layers import leaves
-from unified_vae.experiment.preset_book import Preset, PresetBook
+from unified_vae.experiment.presets.book_file import SECTIONS
+from unified_vae.experiment.presets.layers import leaves
+from unified_vae.experiment.presets.preset_book import Preset, PresetBook
 
 PATH = Path("docs") / "presets.md"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from unified_vae.experiment.schema import book_schema
+from unified_vae.experiment.presets.schema import book_schema
 
 PATH = Path("config") / "config_unified.schema.json"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unified_vae.core.errors import ConfigError
-from unified_vae.experiment.book_file import read_record
-from unified_vae.experiment.layers import Settings
+from unified_vae.experiment.presets.book_file import read_record
+from unified_vae.experiment.presets.layers import Settings
 
 RECORD = "config.json"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from unified_vae.core.errors import ConfigError
 from unified_vae.data.sources.names import check_source
 from unified_vae.experiment.earlier_run import beside, read_earlier_run
-from unified_vae.experiment.layers import Settings
-from unified_vae.experiment.preset_book import Mode, PresetBook
+from unified_vae.experiment.presets.layers import Settings
+from unified_vae.experiment.presets.preset_book import Mode, PresetBook
 from unified_vae.experiment.request import ComposedRun
 
 RUNS = Path("runs")

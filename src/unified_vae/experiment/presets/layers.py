@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unified_vae.experiment.field_paths import Keys
+from unified_vae.experiment.presets.field_paths import Keys
 
 TAGS = ("kind", "family")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unified_vae.core.errors import ConfigError, nearest
-from unified_vae.experiment.book_file import (
+from unified_vae.experiment.presets.book_file import (
     SECTIONS,
     BookFile,
     Entry,
@@ -21,9 +21,9 @@ from unified_vae.experiment.book_file import (
     shipped_path,
     without_comments,
 )
-from unified_vae.experiment.explain import validate
-from unified_vae.experiment.field_paths import Keys, dotted, field_paths, suggest
-from unified_vae.experiment.layers import DEFAULT, Origin, Settings, leaves
+from unified_vae.experiment.presets.explain import validate
+from unified_vae.experiment.presets.field_paths import Keys, dotted, field_paths, suggest
+from unified_vae.experiment.presets.layers import DEFAULT, Origin, Settings, leaves
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
 

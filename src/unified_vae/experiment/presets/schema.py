@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from unified_vae.experiment.book_file import SECTIONS
+from unified_vae.experiment.presets.book_file import SECTIONS
 from unified_vae.experiment.run_config import RunConfig
 
 _COMMENTS = {"^_": {"description": "A comment: ignored."}}

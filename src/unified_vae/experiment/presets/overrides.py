@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from unified_vae.core.errors import ConfigError
-from unified_vae.experiment.field_paths import field_paths, suggest
-from unified_vae.experiment.json_with_lines import parse_json
-from unified_vae.experiment.layers import Origin, Settings
+from unified_vae.experiment.presets.field_paths import field_paths, suggest
+from unified_vae.experiment.presets.json_with_lines import parse_json
+from unified_vae.experiment.presets.layers import Origin, Settings
 from unified_vae.experiment.run_config import RunConfig
 
 FLAGS = {

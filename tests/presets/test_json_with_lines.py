@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unified_vae.core.errors import ConfigError
-from unified_vae.experiment.json_with_lines import MAX_BYTES, parse_json, read_json
+from unified_vae.experiment.presets.json_with_lines import MAX_BYTES, parse_json, read_json
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT

@@ -14,9 +14,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from unified_vae.core.errors import ConfigError, nearest
-from unified_vae.experiment.field_paths import Keys, members
-from unified_vae.experiment.json_with_lines import LocatedJSON, read_json
-from unified_vae.experiment.layers import Origin, Settings
+from unified_vae.experiment.presets.field_paths import Keys, members
+from unified_vae.experiment.presets.json_with_lines import LocatedJSON, read_json
+from unified_vae.experiment.presets.layers import Origin, Settings
 from unified_vae.experiment.run_config import RunConfig
 
 NAME = "config_unified.json"
@@ -109,7 +109,7 @@ class BookFile:
 
 def shipped_path() -> Path:
     """The preset book in use: the current folder's, else the repository's, else the installed package's."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     candidates = [Path("config") / NAME, package.parents[1] / "config" / NAME, package / NAME]
     for candidate in candidates:
         if candidate.is_file():

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from unified_vae.core.errors import ConfigError, nearest
-from unified_vae.experiment.field_paths import Keys, dotted, field_paths, models_at, suggest, tag_of
+from unified_vae.experiment.presets.field_paths import Keys, dotted, field_paths, models_at, suggest, tag_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
