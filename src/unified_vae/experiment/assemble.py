@@ -114,17 +114,17 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime) -> Parts:
     training = config.training
     per_epoch = steps_per_epoch(len(data.train), training.batch_size)
     total = min(training.epochs * per_epoch, training.max_steps or training.epochs * per_epoch)
+    objective = build_objective(config.loss, data.channels, config.model.image_size).to(runtime.device)
     plan = Plan(
         config.seed,
         total,
         per_epoch,
         training.batch_size,
-        settled_step(config.loss, training, total),
+        settled_step(objective, training, total),
         training,
         config.data,
     )
     model = build_model(config.model, seed=key(config.seed, "weights")).to(runtime.device)
-    objective = build_objective(config.loss, data.channels, config.model.image_size).to(runtime.device)
     ema = EMA(model, training.ema_decay)
     optimizer = build_optimizer(training.optimizer, model, fused=runtime.fused)
     stepper = Stepper(

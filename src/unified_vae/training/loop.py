@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from unified_vae.core.errors import Diverged, EnvironmentProblem
-from unified_vae.core.schedule import settled_at
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
 from unified_vae.data.config import DataConfig
 from unified_vae.data.packing.packed import PackedSplit
-from unified_vae.losses.config import LossConfig
+from unified_vae.losses.objective import Objective
 from unified_vae.models.vae import VAE
 from unified_vae.optim.lr import lr_factor
 from unified_vae.training.config import TrainingConfig
@@ -75,10 +74,9 @@ class Plan:
         return step / self.total_steps
 
 
-def settled_step(loss: LossConfig, training: TrainingConfig, total_steps: int) -> int:
+def settled_step(objective: Objective, training: TrainingConfig, total_steps: int) -> int:
     """The step at which all warm-ups, of weights and of the learning rate, have ended."""
-    schedules = [term.schedule for term in loss.distortion_terms().values()] + [loss.kl.schedule]
-    end = max([training.lr_schedule.warmup, *(settled_at(schedule) for schedule in schedules)])
+    end = max(training.lr_schedule.warmup, objective.settled_at())
     return min(math.ceil(end * total_steps), total_steps)
 
 
