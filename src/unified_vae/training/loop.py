@@ -55,6 +55,7 @@ class Plan:
         steps_per_epoch: steps that see every training image once.
         batch_size: images per step over all devices.
         settled: step at which every warm-up has ended, from which the best weights are chosen.
+        pca_psnr: dB that as many principal components as latents reach on the validation set; None where unknown.
     """
 
     seed: int
@@ -64,6 +65,7 @@ class Plan:
     settled: int
     training: TrainingConfig
     data: DataConfig
+    pca_psnr: float | None = None
 
     def micro_batch(self, world_size: int) -> int:
         """Images that a device holds at once."""
@@ -244,6 +246,7 @@ class Loop:
             ),
             self.runtime,
             plan.progress(state.step),
+            plan.pca_psnr,
         )
         psnr = result.values["psnr"]
         armed = state.step >= plan.settled

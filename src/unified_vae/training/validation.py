@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.objective import Objective
+from unified_vae.metrics.aggregate import AggregateSums
 from unified_vae.metrics.latent import LatentSums
 from unified_vae.metrics.reconstruction import ReconstructionSums
+from unified_vae.metrics.sharpness import SpectrumSums
 from unified_vae.models.vae import VAE
 from unified_vae.training.runtime import Runtime
 
@@ -18,7 +22,8 @@ from unified_vae.training.runtime import Runtime
 @dataclass(frozen=True)
 class ValidationResult:
     """Attributes:
-    values: `psnr`, `psnr.mean_image` (dB), `rate.nats`, `active_units`, `bits_per_dim`, and each term.
+    values: `psnr`, `psnr.mean_image` (dB), `sharpness`, `rate.nats`, `active_units`, `posterior.gap`,
+        `bits_per_dim`, ... and each term.
     kl_per_unit: [latents], nats.
     active: [latents], whether each unit is active.
     """
@@ -28,9 +33,78 @@ class ValidationResult:
     active: list[bool]
 
 
+@dataclass
+class Measured:
+    """The sums of one pass: everything that needs no objective."""
+
+    pictures: ReconstructionSums
+    spectrum: SpectrumSums
+    latents: LatentSums
+    aggregate: AggregateSums
+
+    @classmethod
+    def empty(cls, model: VAE, device: torch.device, dtype: torch.dtype) -> Measured:
+        """Sums over no image."""
+        return cls(
+            ReconstructionSums.empty(model.channels, model.image_size, device, dtype),
+            SpectrumSums.empty(model.image_size, device, dtype),
+            LatentSums.empty(model.latents, device, dtype),
+            AggregateSums.empty(model.latents, device, dtype),
+        )
+
+    def add(self, output: VAEOutput, images: Tensor) -> None:
+        """Count a batch and what the model made of it."""
+        self.pictures.add(output.reconstruction, images)
+        self.spectrum.add(output.reconstruction, images)
+        self.latents.add(output.posterior)
+        self.aggregate.add(output.posterior)
+
+    def tensors(self) -> list[Tensor]:
+        """The sums, for adding them up over devices in place."""
+        parts = (self.pictures, self.spectrum, self.latents, self.aggregate)
+        return [tensor for part in parts for tensor in part.tensors()]
+
+    def values(self) -> dict[str, float]:
+        """The figures by their names in the metrics file."""
+        rate, gap = self.latents.rate(), self.aggregate.gap()
+        return {
+            "psnr": self.pictures.psnr(),
+            "psnr.mean_image": self.pictures.mean_image_psnr(),
+            "sharpness": self.spectrum.sharpness(),
+            "rate.nats": rate,
+            "active_units": float(self.latents.active().sum()),
+            "posterior.gap": gap,
+            "posterior.information": rate - gap,
+        }
+
+
+def reconstructions(model: VAE, batches: Iterable[Tensor], runtime: Runtime) -> Iterator[tuple[VAEOutput, Tensor]]:
+    """Each batch decoded from the means of its posteriors, and its images in [0, 1], on the device.
+
+    Args:
+        model: evaluated as it is; its train/eval mode is put back afterwards.
+        batches: this rank's images, uint8 [batch, channels, size, size].
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for raw in batches:
+            images = raw.to(runtime.device).float() / 255
+            with torch.no_grad(), runtime.autocast():
+                output = model(images)
+            yield output, images
+    finally:
+        model.train(was_training)
+
+
 @torch.no_grad()
 def validate(
-    model: VAE, objective: Objective, batches: Iterable[Tensor], runtime: Runtime, progress: float
+    model: VAE,
+    objective: Objective,
+    batches: Iterable[Tensor],
+    runtime: Runtime,
+    progress: float,
+    pca_psnr: float | None = None,
 ) -> ValidationResult:
     """Reconstruct every image from the mean of its posterior.
 
@@ -39,36 +113,36 @@ def validate(
         objective: the one that trains, its calibrated scale left alone.
         batches: this rank's images, uint8 [batch, channels, size, size].
         progress: part of the run that is done, for the weights in `loss.total`.
+        pca_psnr: dB of as many principal components as there are latents, where that is known.
     """
     device, dtype = runtime.device, runtime.sums_dtype
-    pictures = ReconstructionSums.empty(model.channels, model.image_size, device, dtype)
-    latents = LatentSums.empty(model.latents, device, dtype)
+    measured = Measured.empty(model, device, dtype)
     losses = torch.zeros(2 + len(objective.terms), device=device, dtype=dtype)
-    was_training = model.training
-    model.eval()
-    try:
-        for raw in batches:
-            images = raw.to(device).float() / 255
-            with runtime.autocast():
-                output = model(images)
-            value = objective(output, images, progress)
-            terms = [value.terms[name] for name in objective.terms]
-            losses += len(images) * torch.stack([value.loss, value.nll, *terms]).to(dtype)
-            pictures.add(output.reconstruction, images)
-            latents.add(output.posterior)
-    finally:
-        model.train(was_training)
-    runtime.sum_in_place([losses, *pictures.tensors(), *latents.tensors()])
-    loss, nll, *terms = (losses / pictures.images).tolist()
-    active = latents.active()
-    values = {
-        "psnr": pictures.psnr(),
-        "psnr.mean_image": pictures.mean_image_psnr(),
-        "rate.nats": latents.rate(),
-        "active_units": float(active.sum()),
-        "bits_per_dim": float(objective.bits_per_dim(torch.tensor(nll), torch.tensor(latents.rate()))),
+    for output, images in reconstructions(model, batches, runtime):
+        value = objective(output, images, progress)
+        terms = [value.terms[name] for name in objective.terms]
+        losses += len(images) * torch.stack([value.loss, value.nll, *terms]).to(dtype)
+        measured.add(output, images)
+    runtime.sum_in_place([losses, *measured.tensors()])
+    loss, nll, *terms = (losses / measured.pictures.images).tolist()
+    values = measured.values()
+    if pca_psnr is not None:
+        values["psnr.above_pca"] = values["psnr"] - pca_psnr
+    values |= {
+        **in_bits(values["rate.nats"], nll, objective.dimensions),
+        "bits_per_dim": float(objective.bits_per_dim(torch.tensor(nll), torch.tensor(values["rate.nats"]))),
         "loss.total": loss,
         "loss.nll": nll,
         **{f"loss.{name}": term for name, term in zip(objective.terms, terms, strict=True)},
     }
-    return ValidationResult(values, latents.kl_per_unit().tolist(), active.tolist())
+    return ValidationResult(values, measured.latents.kl_per_unit().tolist(), measured.latents.active().tolist())
+
+
+def in_bits(rate: float, nll: float, dimensions: int) -> dict[str, float]:
+    """Rate and distortion of an image: the point of a run on the plane of Alemi et al. 2018 (arXiv 1711.00464)."""
+    per_dim = dimensions * math.log(2)
+    return {
+        "rate.bits_per_dim": rate / per_dim,
+        "distortion.nats": nll,
+        "distortion.bits_per_dim": nll / per_dim + 8,  # of pixels rounded to 8 bits
+    }
