@@ -42,7 +42,8 @@ def run_dir(finished, tmp_path):
 
 def test_the_folder_holds_what_the_guide_promises(run_dir):
     names = {path.name for path in run_dir.iterdir()}
-    assert names == {"config.json", "checkpoints", "samples", "tensorboard", "metrics.jsonl", "timing.jsonl", "model"}
+    files = {"config.json", "preflight.json", "metrics.jsonl", "timing.jsonl"}
+    assert names == files | {"checkpoints", "samples", "tensorboard", "model"}
     assert {path.name for path in (run_dir / "samples").iterdir()} == {
         f"epoch-000{epoch}-{tag}.png" for epoch in (1, 2) for tag in ("reconstructions", "samples", "interpolation")
     }
@@ -63,9 +64,8 @@ def test_more_epochs_continue_a_finished_run_and_say_what_changed(run_dir, sourc
 
 def test_beta_and_every_weight_are_told_at_start_and_on_resume(run_dir, source):
     (started,) = go(run_dir, source, {"training": {"epochs": 3}}).started
-    assert {row.name for row in started.terms} == {
-        f"loss.{name}" for name in ("mse", "l1", "perceptual", "lpips", "haarpsi", "ms_ssim", "kl")
-    }
+    terms = ("mse", "l1", "charbonnier", "laplacian", "focal_frequency", "perceptual", "lpips", "haarpsi", "ms_ssim")
+    assert {row.name for row in started.terms} == {f"loss.{name}" for name in (*terms, "kl")}
 
 
 @pytest.mark.parametrize(

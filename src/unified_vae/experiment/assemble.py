@@ -109,8 +109,12 @@ class Parts:
     stepper: Stepper
 
 
-def build_parts(config: RunConfig, data: DataSets, runtime: Runtime) -> Parts:
-    """Build everything that has weights or state, untrained."""
+def build_parts(config: RunConfig, data: DataSets, runtime: Runtime, pca_psnr: float | None = None) -> Parts:
+    """Build everything that has weights or state, untrained.
+
+    Args:
+        pca_psnr: dB of a PCA with as many components as latents, to measure the model against.
+    """
     training = config.training
     per_epoch = steps_per_epoch(len(data.train), training.batch_size)
     total = min(training.epochs * per_epoch, training.max_steps or training.epochs * per_epoch)
@@ -123,6 +127,7 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime) -> Parts:
         settled_step(objective, training, total),
         training,
         config.data,
+        pca_psnr,
     )
     model = build_model(config.model, seed=key(config.seed, "weights")).to(runtime.device)
     ema = EMA(model, training.ema_decay)

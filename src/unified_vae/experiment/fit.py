@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -9,10 +10,12 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from unified_vae.core.durable import write_text
 from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.open import DataSets
-from unified_vae.experiment import ending, resume_fix
+from unified_vae.experiment import ending, preflight, resume_fix
 from unified_vae.experiment.assemble import (
     Parts,
     Resolved,
@@ -27,6 +30,7 @@ from unified_vae.experiment.continuation import differences, refuse_impossible, 
 from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.experiment.environment import environment
 from unified_vae.experiment.opening import opening
+from unified_vae.experiment.preflight import Preflight, start_at_pca
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
 from unified_vae.losses.build import Substitution
@@ -100,11 +104,12 @@ class _Fit:
         if record and (difference := refuse_other_data(record, about_data, self.request.run.config.data.accept_change)):
             found.append(difference)
         known = [Substitution(*entry) for entry in record.substitutions] if record else None
+        flight, basis = self._preflight(data, record)
         resolved = resolve(self.request.run, data, self.runtime, known)
-        parts = build_parts(resolved.config, data, self.runtime)
+        parts = build_parts(resolved.config, data, self.runtime, flight.psnr_pca)
         if record:
             refuse_other_counts(record, resolved.config, parts.plan.steps_per_epoch, self.folder.root)
-        new_record = self._record(resolved, parts, about_data)
+        new_record = self._record(resolved, parts, about_data, flight)
         saver = self._saver(parts, new_record)
         state = saver.restore(saved) if saved else TrainState()
         if any(difference.path.startswith(("training.", "loss.")) for difference in found):
@@ -113,14 +118,18 @@ class _Fit:
         if self._is_over(state, parts):
             return self._say(ending.already_finished(self.request, state, parts.plan.training.epochs))
         self._say_what_was_found(data, resolved, record)
+        beta = resolved.config.loss.kl.weight
+        if warning := preflight.refuse_or_warn(flight, beta, resolved.config.preflight == "strict"):
+            self.observer.notice(warning)
         images, noise = first_batch(parts, data, self.runtime)
         self_test(parts, images, noise)
-        if saved is None:
-            self._begin(parts, resolved, data, images, noise)
+        if basis is not None:
+            self._begin(parts, resolved, data, images, noise, flight, basis)
         if self.runtime.is_main:
             new_record.write(self.folder.config)
+            write_text(self.folder.preflight, json.dumps(flight.to_json(beta), indent=2) + "\n")
         self._add_file_observers(resolved)
-        self.observer.run_started(opening(self.folder.root, self.runtime, parts, resolved, data, state, found))
+        self.observer.run_started(opening(self.folder.root, self.runtime, parts, resolved, data, state, found, flight))
         stopped_by = self._train(parts, data, saver, state)
         return self._finish(parts, resolved, data, state, stopped_by)
 
@@ -164,7 +173,20 @@ class _Fit:
         saved = newest or checkpoint.load(self.folder.checkpoints, step)
         return saved, RunRecord.from_json(saved.state["record"], self.folder.root)
 
-    def _record(self, resolved: Resolved, parts: Parts, about_data: dict[str, str]) -> RunRecord:
+    def _preflight(self, data: DataSets, record: RunRecord | None) -> tuple[Preflight, PrincipalComponents | None]:
+        """The spectrum of the images: looked at before the first step, and remembered after that.
+
+        The main process looks and tells the others, so that all ranks start from the same components.
+        """
+        if record is not None:
+            return Preflight.from_json(record.preflight), None
+        self.observer.phase("looking at the spectrum of the training images", 0, None)
+        config = self.request.run.config
+        flown = preflight.fly(config, data, self.runtime.device) if self.runtime.is_main else None
+        shared: tuple[Preflight, PrincipalComponents] = self.runtime.from_main(flown)
+        return shared
+
+    def _record(self, resolved: Resolved, parts: Parts, about_data: dict[str, str], flight: Preflight) -> RunRecord:
         run = self.request.run
         return RunRecord(
             run.config,
@@ -175,6 +197,7 @@ class _Fit:
             about_data,
             parts.plan.steps_per_epoch,
             environment(),
+            flight.to_json(resolved.config.loss.kl.weight),
         )
 
     def _saver(self, parts: Parts, record: RunRecord) -> Saver:
@@ -208,17 +231,27 @@ class _Fit:
             self.folder.quarantine.write_text(lines, encoding="utf-8")
             self.observer.notice(f"files that cannot be used are named, with reasons, in {self.folder.quarantine}")
 
-    def _begin(self, parts: Parts, resolved: Resolved, data: DataSets, images: Tensor, noise: Tensor) -> None:
-        """The state of step 0: a scale for the distortion, and for `resume_fix` the weights to be cured."""
+    def _begin(
+        self,
+        parts: Parts,
+        resolved: Resolved,
+        data: DataSets,
+        images: Tensor,
+        noise: Tensor,
+        flight: Preflight,
+        basis: PrincipalComponents,
+    ) -> None:
+        """The state of step 0: weights at PCA and a scale for the distortion; for `resume_fix` those to be cured."""
         patient = self.request.fix_from
         if patient is None:
+            start_at_pca([parts.model, parts.ema.model], basis, flight, resolved.config)
             calibrate(parts, images, noise, self.runtime)
             return
         resume_fix.take_over(patient, parts, self.observer)
         uncalibrated = {name: value.clone() for name, value in parts.objective.state_dict().items()}
         calibrate(parts, images, noise, self.runtime)
         before, result = resume_fix.examine(parts, data, self.runtime)
-        revived = resume_fix.revive(parts, resolved.config, result.active)
+        revived = resume_fix.revive(parts, resolved.config, result.active, basis, flight)
         parts.objective.load_state_dict(uncalibrated)
         calibrate(parts, images, noise, self.runtime)
         self.observer.notice(resume_fix.advice(before, revived))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from unified_vae.core import schedule
 from unified_vae.data.open import DataSets
+from unified_vae.experiment import preflight
 from unified_vae.experiment.assemble import Parts, Resolved
+from unified_vae.experiment.preflight import Preflight
 from unified_vae.losses.objective import Objective
 from unified_vae.training.observers import Difference, RunStarted, TermRow
 from unified_vae.training.runtime import Runtime
@@ -22,6 +24,7 @@ def opening(
     data: DataSets,
     state: TrainState,
     differences: Sequence[Difference],
+    flight: Preflight,
 ) -> RunStarted:
     """The event that opens a run, fresh or resumed."""
     plan = parts.plan
@@ -32,7 +35,7 @@ def opening(
         steps_per_epoch=plan.steps_per_epoch,
         batch_size=plan.batch_size,
         resumed=state.step > 0,
-        facts=_facts(runtime, parts, resolved, data),
+        facts=[*_facts(runtime, parts, resolved, data), *preflight.lines(flight, resolved.config.loss.kl.weight)],
         terms=term_rows(parts.objective, resolved, plan.progress(state.step)),
         differences=tuple(differences),
     )

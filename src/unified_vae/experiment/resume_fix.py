@@ -14,10 +14,12 @@ import torch
 
 from unified_vae.core.counter import key
 from unified_vae.core.errors import CheckpointError
+from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.open import DataSets
 from unified_vae.experiment.assemble import Parts
 from unified_vae.experiment.diagnosis import Diagnosis
+from unified_vae.experiment.preflight import Preflight, start_at_pca
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
@@ -62,10 +64,14 @@ def examine(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Diagnosis, 
     return Diagnosis.of(result.values, parts.model.latents), result
 
 
-def revive(parts: Parts, config: RunConfig, active: list[bool]) -> int:
-    """Give every unit that is not active fresh weights, in the model and its average; returns how many."""
+def revive(parts: Parts, config: RunConfig, active: list[bool], basis: PrincipalComponents, flight: Preflight) -> int:
+    """Give every unit that is not active fresh weights, in the model and its average; returns how many.
+
+    Where the model has a linear path, a unit's fresh weights are its principal component.
+    """
     dead = ~torch.tensor(active)
     donor = build_model(config.model, seed=key(config.seed, "revived units"))
+    start_at_pca([donor], basis, flight, config)
     for model in (parts.model, parts.ema.model):
         model.replace_units(dead, donor)
     return int(dead.sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from unified_vae.core.config import Config
@@ -18,6 +20,8 @@ class RunConfig(Config):
     """Decides the first weights, the order of images, augmentation and noise."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto, cpu, cuda, cuda:N or mps."""
+    preflight: Literal["warn", "strict"] = "warn"
+    """Where linear theory predicts posterior collapse before the first step: `warn`, or be `strict` and stop."""
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     model: ModelConfig = ModelConfig()

@@ -65,6 +65,11 @@ class RunFolder:
         return self.root / "before.json"
 
     @property
+    def preflight(self) -> Path:
+        """What linear theory said before the first step."""
+        return self.root / "preflight.json"
+
+    @property
     def model(self) -> Path:
         """The exported model."""
         return self.root / "model"
@@ -117,6 +122,7 @@ class RunRecord:
         data: description and fingerprint of the images.
         steps_per_epoch: optimizer steps that see every training image once.
         environment: versions and machine.
+        preflight: what linear theory said before the first step.
     """
 
     requested: RunConfig
@@ -127,6 +133,7 @@ class RunRecord:
     data: Mapping[str, Any]
     steps_per_epoch: int
     environment: Mapping[str, str]
+    preflight: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -139,6 +146,7 @@ class RunRecord:
             "data": dict(self.data),
             "steps_per_epoch": self.steps_per_epoch,
             "environment": dict(self.environment),
+            "preflight": dict(self.preflight),
         }
 
     def write(self, path: Path) -> None:
@@ -162,6 +170,7 @@ class RunRecord:
                 content["data"],
                 content["steps_per_epoch"],
                 content["environment"],
+                content["preflight"],
             )
         except (ValueError, KeyError, TypeError, ValidationError) as problem:
             reason = str(problem).splitlines()[0]

@@ -6,6 +6,7 @@ import torch
 
 from unified_vae.models.config import ModelConfig
 from unified_vae.models.conv import ConvDecoder, ConvEncoder
+from unified_vae.models.linear_path import LinearPath
 from unified_vae.models.vae import VAE
 
 
@@ -31,4 +32,5 @@ def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
 def _build(config: ModelConfig, channels: int) -> VAE:
     encoder = ConvEncoder(config, channels)
     decoder = ConvDecoder(config, channels)
-    return VAE(encoder, decoder, config.latents, channels, config.image_size)
+    linear = LinearPath(config.latents, channels, config.image_size) if config.pca_start else None
+    return VAE(encoder, decoder, config.latents, channels, config.image_size, linear)

@@ -32,6 +32,9 @@ class ConvConfig(Config):
     """Channels of the first stage; they double at each halving, up to `max_multiplier` times this."""
     max_multiplier: int = Field(default=8, ge=1)
     """Bound on the doubling of channels."""
+    pca_start: bool = True
+    """Begin at the optimal linear VAE of the images (a PCA), with a linear path beside the network; false: the
+    network alone, from random weights."""
     channels: Channels = "auto"
     """Image channels: 1 (grey), 3 (RGB), or `auto` to follow the data."""
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from unified_vae.core.linear_gaussian import LARGEST_VARIANCE, LinearVAE
 from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.principal_components import PrincipalComponents, enlarge
 from unified_vae.core.vae_output import VAEOutput
+from unified_vae.models.linear_path import LinearPath
+
+GREY = 0.5  # what a decoder without a linear path starts from
 
 
 class Encoder(nn.Module):
@@ -20,13 +25,17 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [batch, latents] -> images [batch, channels, size, size], nominally in [0, 1], not clipped.
+    """Latents [batch, latents] -> detail [batch, channels, size, size]: what is added to grey, or to a picture.
+
+    `forward` takes the latents and the linear path's picture [batch, channels, side, side], None without one.
 
     Attributes:
         head: the first layer; unit j is its column j.
+        last: the last layer that has weights.
     """
 
     head: nn.Linear
+    last: nn.Conv2d | nn.ConvTranspose2d
 
 
 class VAE(nn.Module):
@@ -36,27 +45,42 @@ class VAE(nn.Module):
         latents: number of latent units.
         channels: image channels, 1 or 3.
         image_size: height and width in pixels.
+        linear: the path beside the network that starts at PCA; None for the network alone.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, latents: int, channels: int, image_size: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        latents: int,
+        channels: int,
+        image_size: int,
+        linear: LinearPath | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.linear = linear
         self.latents = latents
         self.channels = channels
         self.image_size = image_size
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """q(z|x) of images [batch, channels, size, size] in [0, 1]; float32 whatever the network's precision."""
-        return DiagonalGaussian.from_moments(self.encoder(images))
+        posterior = DiagonalGaussian.from_moments(self.encoder(images))
+        if self.linear is None:
+            return posterior
+        return DiagonalGaussian(posterior.mean + self.linear.encode(images), posterior.logvar)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [batch, channels, size, size] of latents [batch, latents], not clipped.
 
         Given as float32, computed in the network's precision.
         """
-        images: Tensor = self.decoder(latents)
-        return images.float()
+        picture = None if self.linear is None else self.linear.decode(latents)
+        detail: Tensor = self.decoder(latents, picture)
+        base = GREY if picture is None else enlarge(picture, self.image_size)
+        return base + detail.float()
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> VAEOutput:
         """Encode, draw, decode, in one call, so that wrappers of `forward` see the whole pass.
@@ -70,6 +94,23 @@ class VAE(nn.Module):
         return VAEOutput(self.decode(latents), posterior, latents)
 
     @torch.no_grad()
+    def start_at(self, basis: PrincipalComponents, linear: LinearVAE) -> None:
+        """Become the optimal linear VAE: the network adds nothing yet, and posteriors have the best variance.
+
+        Units that this VAE does not use keep the first weights of the network.
+        """
+        assert self.linear is not None, "this model has no linear path"
+        kept, head = self.linear.start(basis, linear), self.encoder.head
+        for first in (0, self.latents):
+            head.weight[first : first + kept] = 0
+            head.bias[first : first + kept] = 0
+        logvar = torch.from_numpy(linear.posterior_variances[:kept]).clamp(max=LARGEST_VARIANCE).log()
+        head.bias[self.latents : self.latents + kept] = logvar.to(head.bias)
+        nn.init.zeros_(self.decoder.last.weight)
+        if self.decoder.last.bias is not None:
+            nn.init.zeros_(self.decoder.last.bias)
+
+    @torch.no_grad()
     def replace_units(self, which: Tensor, donor: VAE) -> None:
         """Take the latent units `which` ([latents], bool) from a model of the same shape, in place."""
         device = self.encoder.head.weight.device
@@ -78,3 +119,5 @@ class VAE(nn.Module):
         self.encoder.head.weight[rows] = donor.encoder.head.weight.to(device)[rows]
         self.encoder.head.bias[rows] = donor.encoder.head.bias.to(device)[rows]
         self.decoder.head.weight[:, which] = donor.decoder.head.weight.to(device)[:, which]
+        if self.linear is not None and donor.linear is not None:
+            self.linear.replace_units(which, donor.linear)

@@ -1,0 +1,106 @@
+"""The linear VAE in closed form: what a spectrum, beta and a number of latents lead to, before any training.
+
+Lucas, Tucker, Grosse, Norouzi, "Don't blame the ELBO!", NeurIPS 2019 (arXiv 1911.02469): the optimum of a
+linear-Gaussian VAE is probabilistic PCA (Tipping & Bishop 1999). With beta and the calibrated noise sigma^2 of
+docs/objective.md, component i of variance lambda_i is kept iff lambda_i > beta sigma^2, the water level. Then
+
+    posterior variance  s_i^2 = beta sigma^2 / lambda_i      encoder gain  sqrt((1 - s_i^2) / lambda_i)
+    KL_i = -log(s_i)                                         decoder gain  sqrt(lambda_i (1 - s_i^2))
+    sigma^2 D = sum_kept beta sigma^2 + sum_lost lambda_i    (each kept component leaves lambda_i s_i^2 of error)
+
+Only numpy is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Spectrum = npt.NDArray[np.float64]
+"""Variances of the principal components, descending, in squared pixel values summed over an image."""
+
+SMALLEST_SIGMA = 1 / (255 * math.sqrt(12))  # what rounding to 8 bits leaves
+LARGEST_VARIANCE = 0.999  # of a posterior at the start: 1 would leave it without a gradient
+SMALLEST_VARIANCE = 1e-8  # of a posterior, where beta is 0 and nothing else bounds it
+
+
+@dataclass(frozen=True)
+class LinearVAE:
+    """The optimum.
+
+    Attributes:
+        posterior_variances: [latents], 1 for a unit that carries nothing.
+        active_units: units that carry something.
+        rate: KL, nats per image.
+        sigma: root of the mean squared error of decoded draws, part of the pixel range.
+        psnr: dB of decoded posterior means, on the images that the spectrum is of.
+        beta: that leads here.
+    """
+
+    posterior_variances: Spectrum
+    active_units: int
+    rate: float
+    sigma: float
+    psnr: float
+    beta: float
+
+    def encoder_gains(self, eigenvalues: Spectrum) -> Spectrum:
+        """[latents]: what a projection on the components is multiplied by; 0 for a unit that carries nothing."""
+        return _safe_root((1 - self.posterior_variances) / np.maximum(eigenvalues, np.finfo(float).tiny))
+
+    def decoder_gains(self, eigenvalues: Spectrum) -> Spectrum:
+        """[latents]: what a latent is multiplied by on its way to its component."""
+        return _safe_root((1 - self.posterior_variances) * eigenvalues)
+
+
+def optimum(eigenvalues: Spectrum, rest: float, dimensions: int, beta: float) -> LinearVAE:
+    """The optimal linear VAE at `beta`.
+
+    Args:
+        eigenvalues: [latents], the largest of the spectrum, descending.
+        rest: variance of all components beyond these.
+        dimensions: D, pixel values per image.
+        beta: weight of the rate; 0 keeps everything.
+    """
+    for kept in range(len(eigenvalues), -1, -1):
+        lost = rest + float(eigenvalues[kept:].sum())
+        if kept * beta >= dimensions:
+            continue  # so many components at such a level would be more noise than there are pixels
+        level = max(beta * lost / (dimensions - kept * beta), beta * SMALLEST_SIGMA**2)
+        if kept == 0 or eigenvalues[kept - 1] > level:
+            return _at(level, kept, eigenvalues, lost, dimensions, beta)
+    raise AssertionError("no components at all is always a solution")
+
+
+def at_level(eigenvalues: Spectrum, rest: float, dimensions: int, level: float) -> LinearVAE:
+    """The optimum for a fixed water level: for objectives that fix the decoder's noise instead of calibrating it.
+
+    Args:
+        level: the variance below which a component is not worth its nats; `beta` of the result is the calibrated
+            beta that leads to the same.
+    """
+    kept = int((eigenvalues > level).sum())
+    lost = rest + float(eigenvalues[kept:].sum())
+    sigma_square = max((kept * level + lost) / dimensions, SMALLEST_SIGMA**2)
+    return _at(level, kept, eigenvalues, lost, dimensions, level / sigma_square)
+
+
+def _at(level: float, kept: int, eigenvalues: Spectrum, lost: float, dimensions: int, beta: float) -> LinearVAE:
+    variances = np.ones(len(eigenvalues))
+    variances[:kept] = np.maximum(level / eigenvalues[:kept], SMALLEST_VARIANCE)
+    error = lost + float((eigenvalues[:kept] * variances[:kept] ** 2).sum())
+    return LinearVAE(
+        posterior_variances=variances,
+        active_units=kept,
+        rate=float(-0.5 * np.log(variances).sum()),
+        sigma=max(math.sqrt((kept * level + lost) / dimensions), SMALLEST_SIGMA),
+        psnr=-10 * math.log10(max(error / dimensions, SMALLEST_SIGMA**2)),
+        beta=beta,
+    )
+
+
+def _safe_root(values: Spectrum) -> Spectrum:
+    return np.sqrt(np.maximum(values, 0.0))

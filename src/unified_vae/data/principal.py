@@ -1,0 +1,76 @@
+"""Randomized PCA of the training images as the network will see them, augmentation included.
+
+Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 2011 (arXiv 0909.4061).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_vae.core.counter import key, permutation
+from unified_vae.core.principal_components import PrincipalComponents, shrink, working_side
+from unified_vae.data.augment import augment, chosen
+from unified_vae.data.batches import gather
+from unified_vae.data.config import AugmentConfig
+from unified_vae.data.packing.packed import PackedSplit
+
+MOST_ROWS = 10_000  # images and augmented versions: 0.5 GB at 64 px, and the spectrum has settled
+MOST_VERSIONS = 8  # of one image
+PIECE = 500  # images at a time
+OVERSAMPLING = 16  # further directions that the randomized method follows and drops
+POWER_ITERATIONS = 2
+
+
+def principal_components(
+    split: PackedSplit, count: int, augmentation: AugmentConfig, seed: int, device: torch.device | None = None
+) -> PrincipalComponents:
+    """The first `count` components, or as many as the images have.
+
+    Args:
+        split: the training images; a random part of them where they are many.
+        count: components asked for.
+        augmentation: few images are seen in several versions where it changes them.
+        seed: of the order, the augmentation and the randomized method. The global generator is left alone.
+        device: where the sums are done, the CPU unless told; the result lies on the CPU.
+    """
+    numbers = permutation(key(seed, "principal components"), len(split))[:MOST_ROWS]
+    versions = max(1, min(MOST_ROWS // len(numbers), MOST_VERSIONS)) if chosen(augmentation) else 1
+    rows, total = _rows(split, np.sort(numbers), versions, augmentation, seed)
+    flat = rows.flatten(1).to(device or torch.device("cpu"))
+    mean = flat.mean(0)
+    flat -= mean
+    follow = min(count + OVERSAMPLING, *flat.shape)
+    with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
+        torch.random.manual_seed(key(seed, "randomized PCA") % 2**63)
+        _, singular, vectors = torch.svd_lowrank(flat, q=follow, niter=POWER_ITERATIONS)
+    kept = min(count, max(len(flat) - 1, 1), len(singular))
+    covered = (split.images.shape[1] / rows.shape[-1]) ** 2  # pixels that an averaged one stands for
+    return PrincipalComponents(
+        mean=mean.cpu().unflatten(0, rows.shape[1:]),
+        components=vectors[:, :kept].T.contiguous().cpu().unflatten(1, rows.shape[1:]),
+        eigenvalues=(singular[:kept].cpu().double().square() * covered / len(flat)).numpy(),
+        total=total,
+        covered=covered,
+        images=len(flat),
+    )
+
+
+def _rows(
+    split: PackedSplit, numbers: np.ndarray, versions: int, augmentation: AugmentConfig, seed: int
+) -> tuple[Tensor, float]:
+    """Averaged-down images [n * versions, channels, side, side], and the variance of the full-size ones."""
+    side = working_side(split.images.shape[1])
+    pieces, images, squares, sums = [], 0, 0.0, None
+    for version in range(versions):
+        for start in range(0, len(numbers), PIECE):
+            some = numbers[start : start + PIECE]
+            raw = augment(gather(split, some), some, config=augmentation, seed=seed, epoch=version)
+            pixels = raw.float() / 255
+            sums = pixels.double().sum(0) if sums is None else sums + pixels.double().sum(0)
+            squares += float(pixels.square().sum(dtype=torch.float64))
+            images += len(some)
+            pieces.append(shrink(pixels, side))
+    assert sums is not None
+    return torch.cat(pieces), squares / images - float((sums / images).square().sum())

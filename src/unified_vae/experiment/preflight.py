@@ -1,0 +1,222 @@
+"""The pre-flight: what linear theory says about a run before its first step (docs/objective.md).
+
+A PCA of the training images gives the spectrum. With beta and the number of latents it predicts how many units
+will be active, the KL and the PSNR; it is also where a model with a linear path starts from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_vae.core.errors import ConfigError
+from unified_vae.core.linear_gaussian import LinearVAE, optimum
+from unified_vae.core.principal_components import PrincipalComponents, compose, project
+from unified_vae.data.batches import validation_batches
+from unified_vae.data.open import DataSets
+from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.principal import principal_components
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.metrics.reconstruction import psnr
+from unified_vae.models.vae import VAE
+
+USUAL_COUNTS = (16, 32, 64, 128, 256, 512, 1024)
+MOST_FOR_ADVICE = 512  # components looked at beyond the latents, to say what more of them would bring
+PIECE = 250  # validation images at a time
+FEW = 0.5  # part of the units below which a run counts as collapsed
+WORTH = 0.5  # dB that more latents have to promise to be mentioned
+SEARCHED_BETAS = (1e-6, 1e6)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known before the first step, in plain numbers: kept in the run's record and in preflight.json.
+
+    Attributes:
+        dimensions: D, pixel values per image.
+        latents: of the model.
+        eigenvalues: variances of the principal components, descending, squared pixel values summed over an image.
+        rest: variance beyond them.
+        images: images and augmented versions that these are of.
+        validation_variances: the same variances, of the validation images along the same components.
+        validation_total: mean squared distance of the validation images from the mean training image.
+        psnr_by_components: dB of a PCA with so many components on the validation images.
+        seconds: that this took.
+    """
+
+    dimensions: int
+    latents: int
+    eigenvalues: tuple[float, ...]
+    rest: float
+    images: int
+    validation_variances: tuple[float, ...]
+    validation_total: float
+    psnr_by_components: Mapping[str, float]
+    seconds: float
+
+    @property
+    def psnr_pca(self) -> float | None:
+        """dB of a PCA with as many components as there are latents; None where the images have too few."""
+        return self.psnr_by_components.get(str(self.latents))
+
+    def linear(self, beta: float) -> LinearVAE:
+        """The optimal linear VAE with these latents."""
+        spectrum = np.array(self.eigenvalues)
+        beyond = self.rest + float(spectrum[self.latents :].sum())
+        return optimum(spectrum[: self.latents], beyond, self.dimensions, beta)
+
+    def validation_psnr(self, linear: LinearVAE) -> float:
+        """dB of decoded posterior means of a linear VAE on the validation images."""
+        inside = np.array(self.validation_variances[: self.latents])
+        explained = float((inside * (1 - linear.posterior_variances**2)).sum())
+        return psnr((self.validation_total - explained) / self.dimensions)
+
+    def largest_beta(self) -> float:
+        """The beta up to which at least half of the units are predicted to stay active."""
+        low, high = SEARCHED_BETAS
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if self.linear(middle).active_units >= self.half() else (low, middle)
+        return low
+
+    def half(self) -> float:
+        """Units below which a run counts as collapsed: half of those that the images can use at all."""
+        return FEW * min(self.latents, len(self.eigenvalues))
+
+    def to_json(self, beta: float) -> dict[str, Any]:
+        """Plain values, with the prediction at `beta`."""
+        linear = self.linear(beta)
+        predicted = {
+            "beta": beta,
+            "active_units": linear.active_units,
+            "rate": linear.rate,
+            "psnr": self.validation_psnr(linear),
+            "sigma": linear.sigma,
+        }
+        return {**asdict(self), "psnr_pca": self.psnr_pca, "predicted": predicted}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Preflight:
+        """The inverse of `to_json`."""
+        known = {name: content[name] for name in cls.__dataclass_fields__}
+        tuples = {name: tuple(known[name]) for name in ("eigenvalues", "validation_variances")}
+        return cls(**{**known, **tuples})
+
+
+def fly(config: RunConfig, data: DataSets, device: torch.device) -> tuple[Preflight, PrincipalComponents]:
+    """Look at the spectrum of the training images, and at what it is worth on the validation images.
+
+    Args:
+        device: where a GPU can do the sums; anything but CUDA uses the CPU.
+    """
+    begun = time.monotonic()
+    latents, size = config.model.latents, config.model.image_size
+    count = max(latents, min(2 * latents, MOST_FOR_ADVICE))
+    place = device if device.type == "cuda" else torch.device("cpu")
+    basis = principal_components(data.train, count, config.data.augment, config.seed, place)
+    known = len(basis.eigenvalues)
+    counts = sorted({number for number in (*USUAL_COUNTS, latents, 2 * latents) if number <= known})
+    measured = _on_validation(basis.to(place), data.validation, counts, place)
+    flight = Preflight(
+        dimensions=data.channels * size**2,
+        latents=latents,
+        eigenvalues=tuple(map(float, basis.eigenvalues)),
+        rest=basis.rest(known),
+        images=basis.images,
+        validation_variances=tuple((measured.squares * basis.covered).tolist()),
+        validation_total=measured.total,
+        psnr_by_components={str(count): psnr(measured.clipped[count]) for count in counts},
+        seconds=time.monotonic() - begun,
+    )
+    return flight, basis
+
+
+@dataclass
+class _Measured:
+    """Means over the validation images.
+
+    Attributes:
+        squares: [count], squared coordinates.
+        total: squared distance from the mean image.
+        clipped: components -> mean squared error per value of the clipped linear reconstruction.
+    """
+
+    squares: Tensor
+    total: float
+    clipped: dict[int, float]
+
+
+def _on_validation(
+    basis: PrincipalComponents, split: PackedSplit, counts: Sequence[int], device: torch.device
+) -> _Measured:
+    measured = _Measured(torch.zeros(len(basis.eigenvalues), dtype=torch.float64), 0.0, dict.fromkeys(counts, 0.0))
+    for raw in validation_batches(split, batch_size=PIECE):
+        images = raw.to(device).float() / 255
+        coordinates = project(images, basis)
+        share = len(images) / len(split)
+        measured.squares += share * coordinates.double().square().mean(0).cpu()
+        away = images - compose(coordinates[:, :0], basis, images.shape[-1])
+        measured.total += share * float(away.square().flatten(1).sum(1).mean())
+        for count in counts:
+            linear = compose(coordinates[:, :count], basis, images.shape[-1]).clamp(0, 1)
+            measured.clipped[count] += share * float((linear - images).square().mean())
+    return measured
+
+
+def start_at_pca(models: Sequence[VAE], basis: PrincipalComponents, flight: Preflight, config: RunConfig) -> None:
+    """Make the models with a linear path the optimal linear VAE; the others are left as they are."""
+    for model in models:
+        if model.linear is not None:
+            model.start_at(basis, flight.linear(config.loss.kl.weight))
+
+
+def refuse_or_warn(flight: Preflight, beta: float, strict: bool) -> str | None:
+    """The warning where collapse is predicted, None where it is not.
+
+    Raises:
+        ConfigError: it is predicted, and `preflight` is `strict`.
+    """
+    linear = flight.linear(beta)
+    if linear.active_units >= flight.half():
+        return None
+    advice = f"--beta {flight.largest_beta():.3g} or less, or --set model.latents={max(linear.active_units, 1)}"
+    words = (
+        f"posterior collapse is predicted: at beta {beta:g} only {linear.active_units} of {flight.latents} units "
+        f"would carry anything on these images. Give {advice}"
+    )
+    if strict:
+        raise ConfigError(f"{words} (preflight=strict).")
+    return f"{words}."
+
+
+def lines(flight: Preflight, beta: float) -> list[tuple[str, str]]:
+    """(label, text) facts to print before step 0."""
+    linear = flight.linear(beta)
+    active = f"{linear.active_units} of {flight.latents} units active, KL {linear.rate:.0f} nats"
+    psnr_text = f"{flight.validation_psnr(linear):.1f} dB"
+    source = f"linear theory on {flight.images:,} training images, {flight.seconds:.0f} s"
+    facts = [("predicted", f"{active}, {psnr_text} or more at beta {beta:g} ({source})")]
+    if flight.psnr_pca is not None:
+        facts.append(("PCA line", f"{flight.psnr_pca:.2f} dB: a PCA of {flight.latents} on the validation images"))
+    if advice := latents_advice(flight, beta):
+        facts.append(("latents", advice))
+    return facts
+
+
+def latents_advice(flight: Preflight, beta: float) -> str:
+    """A better number of latents, in words; empty where this one is good."""
+    linear = flight.linear(beta)
+    if linear.active_units < flight.latents:
+        return f"{linear.active_units} are enough at this beta: the others would carry nothing linear"
+    known = {int(count): value for count, value in flight.psnr_by_components.items()}
+    more = [count for count in known if count > flight.latents]
+    if not more or flight.psnr_pca is None or known[max(more)] < flight.psnr_pca + WORTH:
+        return ""
+    gain = known[max(more)] - flight.psnr_pca
+    return f"{max(more)} would be worth {gain:+.1f} dB more to a PCA (--set model.latents={max(more)})"

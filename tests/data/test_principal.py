@@ -1,0 +1,89 @@
+"""The PCA of the training images against an exact one, and its independence of everything but the data."""
+
+import numpy as np
+import pytest
+import torch
+
+from unified_vae.core.principal_components import compose, project
+from unified_vae.data.config import AugmentConfig
+from unified_vae.data.principal import principal_components
+
+PLAIN = AugmentConfig()
+FLIP = AugmentConfig(horizontal_flip=True)
+
+
+class Images:
+    """What the PCA needs of a packed split."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+        self.shape = images.shape
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def some_images(count: int = 60, size: int = 8, channels: int = 3, seed: int = 0) -> Images:
+    """A few strong directions and a little noise."""
+    rng = np.random.default_rng(seed)
+    patterns = rng.normal(0, 1, (5, size, size, channels))
+    strengths = rng.normal(0, 1, (count, 5)) * [30, 20, 12, 8, 5]
+    pictures = 128 + np.einsum("nk,khwc->nhwc", strengths, patterns) + rng.normal(0, 1, (count, size, size, channels))
+    return Images(pictures.clip(0, 255).round().astype(np.uint8))
+
+
+def exact(images: np.ndarray) -> np.ndarray:
+    flat = images.reshape(len(images), -1) / 255
+    return np.linalg.svd(flat - flat.mean(0), compute_uv=False) ** 2 / len(flat)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_spectrum_is_the_exact_one(channels):
+    split = some_images(channels=channels)
+    basis = principal_components(split, 5, PLAIN, seed=0)
+    np.testing.assert_allclose(basis.eigenvalues, exact(split.images)[:5], rtol=1e-3)
+    assert basis.total == pytest.approx(exact(split.images).sum(), rel=1e-5)
+    assert (basis.covered, basis.images) == (1.0, len(split))
+
+
+def test_the_components_are_orthonormal_and_rebuild_the_images():
+    split = some_images()
+    basis = principal_components(split, 59, PLAIN, seed=0)
+    flat = basis.components.flatten(1)
+    torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat)), atol=1e-4, rtol=0)
+    images = torch.from_numpy(split.images).permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(compose(project(images, basis), basis, 8), images, atol=2e-3, rtol=0)
+
+
+def test_fewer_images_than_components_give_what_they_have():
+    basis = principal_components(some_images(count=4), 10, PLAIN, seed=0)
+    assert len(basis.eigenvalues) == len(basis.components) == 3
+    single = principal_components(some_images(count=1), 10, PLAIN, seed=0)
+    assert len(single.eigenvalues) == 1 and float(single.eigenvalues[0]) == pytest.approx(0, abs=1e-9)
+
+
+def test_augmentation_is_in_the_spectrum():
+    """Several versions of each image: nearly the spectrum of the images and all their mirror images."""
+    split = some_images(count=200)
+    basis = principal_components(split, 6, FLIP, seed=0)
+    assert basis.images == 8 * 200
+    both = exact(np.concatenate([split.images, split.images[:, :, ::-1]]))
+    np.testing.assert_allclose(basis.eigenvalues, both[:6], rtol=0.1)
+    assert abs(both[0] / exact(split.images)[0] - 1) > 0.2  # which differs from that of the images alone
+
+
+def test_large_images_are_averaged_down_and_keep_their_variance():
+    small = some_images(size=16)
+    large = Images(small.images.repeat(8, axis=1).repeat(8, axis=2))  # 128 px, each pixel 64 times
+    basis, plain = (principal_components(images, 5, PLAIN, seed=0) for images in (large, small))
+    assert basis.mean.shape == (3, 64, 64) and basis.covered == 4.0
+    np.testing.assert_allclose(basis.eigenvalues, 64 * plain.eigenvalues, rtol=1e-3)
+    assert basis.total == pytest.approx(64 * plain.total, rel=1e-4)
+
+
+def test_it_depends_on_the_seed_only_and_leaves_the_global_generator_alone():
+    split = some_images()
+    before = torch.random.get_rng_state()
+    first, again = (principal_components(split, 5, PLAIN, seed=3) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first.components, again.components)

@@ -1,0 +1,107 @@
+"""The linear path: a model that starts as the optimal linear VAE, and a network beside it that then learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from unified_vae.core.linear_gaussian import optimum
+from unified_vae.core.principal_components import LARGEST_SIDE, PrincipalComponents, enlarge, working_side
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ConvConfig
+from unified_vae.models.linear_path import at_size, folding
+
+
+def basis_of(size: int, channels: int = 3, count: int = 6, seed: int = 0) -> PrincipalComponents:
+    side = working_side(size)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn(channels * side**2, count, generator=generator))[0].T
+    eigenvalues = np.array([40.0, 20.0, 10.0, 5.0, 2.0, 1.0])[:count]
+    mean = torch.rand(channels, side, side, generator=generator)
+    covered = (size / side) ** 2
+    shaped = directions.reshape(count, channels, side, side).contiguous()
+    return PrincipalComponents(mean, shaped, eigenvalues, float(eigenvalues.sum()) + 9, covered, 100)
+
+
+def started(size: int, latents: int = 6, beta: float = 2.0, count: int = 6):
+    basis = basis_of(size, count=count)
+    spectrum = basis.eigenvalues[:latents]
+    linear = optimum(spectrum, basis.rest(latents), 3 * size**2, beta)
+    model = build_model(ConvConfig(image_size=size, latents=latents, base_channels=4, channels=3), seed=0).eval()
+    model.start_at(basis, linear)
+    return model, basis, linear
+
+
+@pytest.mark.parametrize("size", [16, 31, 64])
+def test_the_start_is_the_optimal_linear_vae(size):
+    model, basis, linear = started(size)
+    coordinates = torch.randn(4, 6) * torch.from_numpy(basis.eigenvalues).sqrt().float()
+    images = basis.mean + torch.einsum("nk,kchw->nchw", coordinates, basis.components)
+    output = model(images)
+    gains = torch.from_numpy(linear.encoder_gains(basis.eigenvalues)).float()
+    torch.testing.assert_close(output.posterior.mean, coordinates * gains, rtol=1e-3, atol=1e-3)
+    variances = torch.from_numpy(linear.posterior_variances).float()
+    torch.testing.assert_close(output.posterior.logvar.exp(), variances.expand(4, -1))
+    kept = coordinates * (1 - variances)
+    expected = basis.mean + torch.einsum("nk,kchw->nchw", kept, basis.components)
+    torch.testing.assert_close(output.reconstruction, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_large_images_go_through_their_averaged_versions():
+    model, basis, linear = started(2 * LARGEST_SIDE)
+    pooled = basis.mean + 3 * basis.components[0]
+    images = pooled.repeat_interleave(2, 1).repeat_interleave(2, 2)[None]
+    mean = model.encode(images).mean[0].detach()
+    expected = 3 * linear.encoder_gains(basis.eigenvalues)[0] * basis.covered**0.5
+    assert float(mean[0]) == pytest.approx(expected, rel=1e-3)
+    assert float(mean[1:].abs().max()) < 1e-3
+    assert torch.equal(model.decode(torch.zeros(1, 6))[0], enlarge(basis.mean[None], 2 * LARGEST_SIDE)[0])
+
+
+def test_units_without_a_component_keep_the_networks_first_weights():
+    model, _, linear = started(16, latents=9, count=4)
+    fresh = build_model(ConvConfig(image_size=16, latents=9, base_channels=4, channels=3), seed=0)
+    kept = linear.active_units
+    assert kept == 4
+    assert torch.equal(model.encoder.head.weight[kept:9], fresh.encoder.head.weight[kept:9])
+    assert not model.encoder.head.weight[:kept].any()
+
+
+def test_the_network_learns_from_the_start():
+    """Silent, but not stuck: its last layer and its first step move."""
+    model, _, _ = started(16)
+    model.train()
+    output = model(torch.rand(4, 3, 16, 16), torch.randn(4, 6))
+    (output.reconstruction.square().sum() + output.posterior.kl_per_unit().sum()).backward()
+    for layer in (model.decoder.last, model.encoder.head):
+        assert bool((layer.weight.grad != 0).any())
+    assert all(parameter.grad is None for parameter in model.linear.parameters())
+
+
+def test_the_picture_reaches_every_map():
+    """With the last layer awake, changing the picture alone changes the detail."""
+    model = build_model(ConvConfig(image_size=32, latents=6, base_channels=4, channels=3), seed=0)
+    latents, picture = torch.randn(1, 6), torch.rand(1, 3, 32, 32)
+    for stage in model.decoder.stages:
+        assert stage.look.in_channels in (12, 48)
+    assert not torch.equal(model.decoder(latents, picture), model.decoder(latents, 1 - picture))
+
+
+@pytest.mark.parametrize(("size", "side", "fold"), [(8, 64, 4), (16, 64, 4), (32, 64, 2), (64, 64, 1), (64, 32, 1)])
+def test_folding_keeps_the_bound_and_the_details_that_fit(size, side, fold):
+    assert folding(3, size, side, 48) == fold
+    picture = torch.rand(2, 3, side, side)
+    features = at_size(picture, size, 48)
+    assert features.shape == (2, 3 * fold**2, size, size)
+    if size * fold == side:
+        assert torch.equal(torch.nn.functional.pixel_shuffle(features, fold) if fold > 1 else features, picture)
+
+
+def test_replaced_units_take_their_part_of_the_path():
+    model, *_ = started(16)
+    donor, *_ = started(16, beta=0.1)
+    which = torch.tensor([True, False, True, False, False, False])
+    before = model.linear.to_picture.weight.clone()
+    model.replace_units(which, donor)
+    assert torch.equal(model.linear.to_picture.weight[:, which], donor.linear.to_picture.weight[:, which])
+    assert torch.equal(model.linear.to_picture.weight[:, ~which], before[:, ~which])
+    assert torch.equal(model.linear.to_latents.bias[which], donor.linear.to_latents.bias[which])

@@ -1,0 +1,101 @@
+"""What is said before the first step: it is what the run then starts with, and collapse is refused or warned of."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from lives import Recorder, request, write_images
+
+from unified_vae.core.errors import ConfigError
+from unified_vae.data.config import DataConfig
+from unified_vae.data.open import open_data
+from unified_vae.experiment import preflight
+from unified_vae.experiment.fit import fit
+from unified_vae.experiment.preflight import Preflight
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.models.config import ConvConfig
+
+SIZE, LATENTS = 16, 4
+
+
+def noisy_images(path, count=120):
+    """Six directions of falling strength, and noise."""
+    rng = np.random.default_rng(0)
+    patterns = rng.normal(0, 1, (6, SIZE, SIZE, 3))
+    strengths = rng.normal(0, 1, (count, 6)) * [20, 14, 10, 7, 5, 4]
+    pictures = 128 + np.einsum("nk,khwc->nhwc", strengths, patterns) + rng.normal(0, 3, (count, SIZE, SIZE, 3))
+    np.save(path, pictures.clip(0, 255).round().astype(np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def flown(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flight")
+    source = noisy_images(folder / "images.npy")
+    data = open_data(DataConfig(source=str(source), cache_dir=str(folder)), SIZE, None, lambda *_: None)
+    config = RunConfig(model=ConvConfig(image_size=SIZE, latents=LATENTS))
+    return preflight.fly(config, data, torch.device("cpu"))[0], data
+
+
+def test_the_pca_line_is_that_of_an_exact_pca(flown):
+    flight, data = flown
+    train, validation = (
+        np.asarray(split.images).reshape(len(split), -1) / 255 for split in (data.train, data.validation)
+    )
+    mean = train.mean(0)
+    vectors = np.linalg.svd(train - mean, full_matrices=False)[2][:LATENTS]
+    linear = ((validation - mean) @ vectors.T @ vectors + mean).clip(0, 1)
+    expected = -10 * np.log10(((linear - validation) ** 2).mean())
+    assert flight.psnr_pca == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_prediction_is_where_the_run_begins(tmp_path):
+    """A first step of size zero leaves the model at its start: its validation is the prediction."""
+    source = noisy_images(tmp_path / "images.npy")
+    change = {
+        "loss": {"l1": {"weight": 0.0}, "kl": {"weight": 2.0, "schedule": {"kind": "constant"}}},
+        "training": {"max_steps": 1, "optimizer": {"kind": "sgd", "lr": 1e-12, "momentum": 0.0}},
+        "data": {"augment": {"horizontal_flip": False}},
+    }
+    seen = Recorder()
+    fit(request(tmp_path / "run", source, change), [seen])
+    predicted = json.loads((tmp_path / "run" / "preflight.json").read_text())["predicted"]
+    values = seen.validations[0].values
+    assert values["psnr"] == pytest.approx(predicted["psnr"], abs=0.05)
+    assert values["rate.nats"] == pytest.approx(predicted["rate"], rel=0.1)
+    assert values["active_units"] == predicted["active_units"] == LATENTS
+    assert values["psnr"] > values["psnr.mean_image"] + 3
+
+
+def test_the_flight_survives_its_file(flown):
+    flight, _ = flown
+    assert Preflight.from_json(json.loads(json.dumps(flight.to_json(2.0)))) == flight
+
+
+def test_collapse_is_warned_of_with_a_beta_that_avoids_it(flown):
+    flight, _ = flown
+    assert preflight.refuse_or_warn(flight, 2.0, strict=True) is None
+    warning = preflight.refuse_or_warn(flight, 1e5, strict=False)
+    assert "posterior collapse is predicted" in warning
+    largest = flight.largest_beta()
+    assert flight.linear(largest).active_units >= LATENTS / 2 > flight.linear(largest * 1.01).active_units
+    with pytest.raises(ConfigError, match="preflight=strict"):
+        preflight.refuse_or_warn(flight, 1e5, strict=True)
+
+
+def test_a_strict_run_ends_before_its_first_step(tmp_path):
+    source = write_images(tmp_path / "images.npy")
+    seen = Recorder()
+    change = {"preflight": "strict", "loss": {"kl": {"weight": 1e6}}}
+    with pytest.raises(ConfigError, match="0 of 4 units"):
+        fit(request(tmp_path / "run", source, change), [seen])
+    assert not seen.logged
+    fit(request(tmp_path / "warned", source, {**change, "preflight": "warn", "training": {"max_steps": 1}}), [seen])
+    assert any("posterior collapse is predicted" in notice for notice in seen.notices)
+
+
+def test_more_latents_are_advised_where_they_are_worth_it(flown):
+    flight, _ = flown
+    assert "(--set model.latents=" in preflight.latents_advice(flight, 2.0)
+    assert "are enough at this beta" in preflight.latents_advice(flight, 300.0)
