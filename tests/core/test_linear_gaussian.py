@@ -1,6 +1,7 @@
 """The closed form of the linear VAE against its definition: stationarity, accounting, limits."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_encoding_and_decoding_keep_the_right_parts():
 
 def test_more_beta_never_raises_the_rate_or_the_psnr():
     found = [optimum(SPECTRUM, REST, DIMENSIONS, beta) for beta in np.geomspace(1e-2, 1e3, 40)]
-    assert all(a.rate >= b.rate - 1e-9 and a.psnr >= b.psnr - 1e-9 for a, b in zip(found, found[1:], strict=False))
+    assert all(a.rate >= b.rate - 1e-9 and a.psnr >= b.psnr - 1e-9 for a, b in pairwise(found))
     assert found[0].active_units == len(SPECTRUM) and found[-1].active_units == 0
 
 

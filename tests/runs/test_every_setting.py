@@ -41,6 +41,7 @@ CHANGES = {
     "loss.ms_ssim.weight": (0.1, {}),
     "loss.ms_ssim.schedule": (RAMP, {"loss": {"ms_ssim": {"weight": 0.1}}}),
     "loss.kl.weight": (0.5, {}),
+    "loss.kl.convention": ("mean_sum", {}),
     "loss.kl.schedule": ({"kind": "cyclical", "cycles": 2, "ramp": 0.7}, {}),
     "loss.calibration.decay": (0.1, {}),
     "training.epochs": (2, {}),

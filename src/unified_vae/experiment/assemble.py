@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,10 +14,12 @@ from unified_vae.core.errors import ConfigError
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import steps_per_epoch, train_batches
 from unified_vae.data.open import DataSets, open_data
+from unified_vae.experiment.preflight import Preflight
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.losses.build import Substitution, build_objective, resolve_terms
-from unified_vae.losses.config import LossConfig
+from unified_vae.losses.config import KLConfig, LossConfig
+from unified_vae.losses.convention import equivalent
 from unified_vae.losses.objective import Objective
 from unified_vae.models.build import build_model
 from unified_vae.models.vae import VAE
@@ -52,10 +55,13 @@ def open_images(run: ComposedRun, runtime: Runtime, observer: Observer) -> DataS
     return data or read()
 
 
-def resolve(run: ComposedRun, data: DataSets, runtime: Runtime, known: Sequence[Substitution] | None) -> Resolved:
+def resolve(
+    run: ComposedRun, data: DataSets, runtime: Runtime, known: Sequence[Substitution] | None, flight: Preflight
+) -> Resolved:
     """Answer what the config left open.
 
     Args:
+        flight: the spectrum of the images, for a KL weight in another trainer's convention.
         known: on resume, the terms that were replaced when the run began; None for a fresh run.
 
     Raises:
@@ -68,6 +74,9 @@ def resolve(run: ComposedRun, data: DataSets, runtime: Runtime, known: Sequence[
     for entry in substitutions:
         reasons[f"loss.{entry.term}"] = f"replaced by {entry.replacement}"
         reasons[f"loss.{entry.replacement}"] = f"in place of {entry.term}"
+    if loss.kl.convention != "nats":
+        reasons["loss.kl"] = f"{loss.kl.weight:g} in {loss.kl.convention}, converted for these images"
+        loss = loss.model_copy(update={"kl": _in_nats(loss.kl, flight)})
     batch = _batch_size(config.training.batch_size, len(data.train), runtime.world_size)
     if batch != config.training.batch_size:
         reasons["training.batch_size"] = f"the set has {len(data.train)} training images"
@@ -77,6 +86,14 @@ def resolve(run: ComposedRun, data: DataSets, runtime: Runtime, known: Sequence[
     model = config.model.model_copy(update={"channels": data.channels})
     resolved = config.model_copy(update={"loss": loss, "training": training, "model": model})
     return Resolved(resolved, substitutions, reasons)
+
+
+def _in_nats(kl: KLConfig, flight: Preflight) -> KLConfig:
+    """The same rate and distortion, in linear theory, in this project's unit."""
+    spectrum = np.array(flight.eigenvalues[: flight.latents])
+    rest = flight.rest + sum(flight.eigenvalues[flight.latents :])
+    there = equivalent(kl.convention, kl.weight, spectrum, rest, flight.dimensions)
+    return kl.model_copy(update={"weight": there.beta, "convention": "nats"})
 
 
 def _resolved_terms(

@@ -105,7 +105,7 @@ class _Fit:
             found.append(difference)
         known = [Substitution(*entry) for entry in record.substitutions] if record else None
         flight, basis = self._preflight(data, record)
-        resolved = resolve(self.request.run, data, self.runtime, known)
+        resolved = resolve(self.request.run, data, self.runtime, known, flight)
         parts = build_parts(resolved.config, data, self.runtime, flight.psnr_pca)
         if record:
             refuse_other_counts(record, resolved.config, parts.plan.steps_per_epoch, self.folder.root)
@@ -183,7 +183,8 @@ class _Fit:
         self.observer.phase("looking at the spectrum of the training images", 0, None)
         config = self.request.run.config
         flown = preflight.fly(config, data, self.runtime.device) if self.runtime.is_main else None
-        shared: tuple[Preflight, PrincipalComponents] = self.runtime.from_main(flown)
+        shared = self.runtime.from_main(flown)
+        assert shared is not None
         return shared
 
     def _record(self, resolved: Resolved, parts: Parts, about_data: dict[str, str], flight: Preflight) -> RunRecord:
@@ -225,6 +226,12 @@ class _Fit:
             self.observer.notice(
                 f"loss.{entry.term} is replaced by loss.{entry.replacement}{since}: {entry.reason.rstrip('.')}. "
                 f"To make this an error: --set loss.{entry.term}.missing=strict"
+            )
+        asked = self.request.run.config.loss.kl
+        if asked.convention != "nats":
+            beta = resolved.config.loss.kl.weight
+            self.observer.notice(
+                f"kl.weight {asked.weight:g} in the convention {asked.convention} is beta {beta:.4g} for these images"
             )
         if data.quarantined and self.runtime.is_main:
             lines = "".join(f"{entry.name}\t{entry.reason}\n" for entry in data.quarantined)

@@ -8,8 +8,10 @@ from pydantic import Field, model_validator
 
 from unified_vae.core.config import Config
 from unified_vae.core.schedule import Constant, WeightSchedule, factor
+from unified_vae.losses.constraint import Geco, RateConstraint, Unconstrained
 
 MissingWeights = Literal["replace", "strict"]
+KLConvention = Literal["nats", "sum_sum", "half_sum_sum", "mean_sum", "mean_mean", "l1_sum"]
 
 
 class TermConfig(Config):
@@ -30,6 +32,24 @@ class MSEConfig(TermConfig):
 
 class L1Config(TermConfig):
     """Mean absolute error per pixel value: edges."""
+
+
+class CharbonnierConfig(TermConfig):
+    """Absolute error, rounded off near zero (Charbonnier et al. 1994; Lai et al. 2017, arXiv 1704.03915)."""
+
+    epsilon: float = Field(default=1e-3, gt=0, le=0.005)
+    """Error, as a part of the pixel range, below which the distance is quadratic; LapSRN's value by default."""
+
+
+class LaplacianConfig(TermConfig):
+    """Absolute error of a Laplacian pyramid's levels, Lap1 (Bojanowski et al. 2018, arXiv 1707.05776): detail."""
+
+
+class FocalFrequencyConfig(TermConfig):
+    """Squared error of the spectrum, the worst frequencies first (Jiang et al. 2021, arXiv 2012.12821)."""
+
+    alpha: float = Field(default=1.0, ge=0, le=4)
+    """How much the worst frequencies are preferred; at 0 the term is the mean squared error."""
 
 
 class HaarPSIConfig(TermConfig):
@@ -69,8 +89,25 @@ class KLConfig(Config):
 
     weight: float = Field(default=1.0, ge=0)
     """Beta. 1 is the ELBO; above 1 the latents are closer to N(0, I) and samples better."""
+    convention: KLConvention = "nats"
+    """What `weight` is written in: `nats` is this project's beta; a weight of another trainer (`sum_sum`,
+    `half_sum_sum`, `mean_sum`, `mean_mean`, `l1_sum`) is converted to the beta that does the same on these images."""
     schedule: WeightSchedule = Constant()
     """How beta changes over the run."""
+    constraint: RateConstraint = Unconstrained()
+    """What bounds the rate: `none`, `free_bits` a unit, a `capacity` that grows, or `geco`, which moves beta itself."""
+
+    @model_validator(mode="after")
+    def _starts_within_the_bounds(self) -> KLConfig:
+        geco = self.constraint
+        if isinstance(geco, Geco) and self.convention != "nats":
+            raise ValueError("geco moves beta itself: give its start, kl.weight, in the convention nats")
+        if isinstance(geco, Geco) and not geco.min_beta <= self.weight <= geco.max_beta:
+            raise ValueError(
+                f"weight {self.weight:g} is where geco starts, so it has to lie between constraint.min_beta "
+                f"{geco.min_beta:g} and constraint.max_beta {geco.max_beta:g}"
+            )
+        return self
 
 
 class CalibrationConfig(Config):
@@ -85,6 +122,9 @@ class LossConfig(Config):
 
     mse: MSEConfig = MSEConfig()
     l1: L1Config = L1Config()
+    charbonnier: CharbonnierConfig = CharbonnierConfig()
+    laplacian: LaplacianConfig = LaplacianConfig()
+    focal_frequency: FocalFrequencyConfig = FocalFrequencyConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
     lpips: LPIPSConfig = LPIPSConfig()
     haarpsi: HaarPSIConfig = HaarPSIConfig()
@@ -103,6 +143,15 @@ class LossConfig(Config):
             raise ValueError(
                 "every distortion weight is warmed up from 0, so the first step would have nothing to "
                 "learn from: give one of them, mse say, a constant schedule"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _error_for_geco(self) -> LossConfig:
+        if isinstance(self.kl.constraint, Geco) and self.mse.weight == 0:
+            raise ValueError(
+                "kl.constraint geco holds a PSNR, which is the squared error, and mse has weight 0: "
+                "give mse a weight above 0"
             )
         return self
 
