@@ -239,6 +239,7 @@ def test_the_state_is_the_running_means_alone(pair: tuple[VAEOutput, Tensor]) ->
     objective = calibrated(MIX, *pair)
     assert set(objective.state_dict()) == {
         "observations",
+        "beta_multiplier",
         "mean_mse",
         "mean_l1",
         "mean_haarpsi",

@@ -97,7 +97,13 @@ def test_the_backbone_is_frozen_and_not_in_the_checkpoint(
     value = objective(output, target, 0.0)
     value.loss.backward()
     assert list(objective.parameters()) == []
-    assert set(objective.state_dict()) == {"observations", "mean_mse", "mean_perceptual", "mean_lpips"}
+    assert set(objective.state_dict()) == {
+        "observations",
+        "beta_multiplier",
+        "mean_mse",
+        "mean_perceptual",
+        "mean_lpips",
+    }
     assert reconstruction.grad is not None and reconstruction.grad.abs().sum() > 0
     assert all(torch.equal(before[name], buffer) for name, buffer in objective.named_buffers())
     for name in (

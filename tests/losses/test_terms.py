@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unified_vae.losses.config import PerceptualConfig
+from unified_vae.losses.charbonnier import Charbonnier
+from unified_vae.losses.config import LossConfig, PerceptualConfig, TermConfig
+from unified_vae.losses.focal_frequency import FocalFrequency
 from unified_vae.losses.haarpsi import HaarPSI
 from unified_vae.losses.l1 import L1
+from unified_vae.losses.laplacian import Laplacian
 from unified_vae.losses.lpips import LPIPS
 from unified_vae.losses.ms_ssim import MSSSIM
 from unified_vae.losses.mse import MSE
@@ -20,7 +23,7 @@ from unified_vae.losses.perceptual import Perceptual
 from unified_vae.losses.term import DistortionTerm
 
 Images = Callable[..., Tensor]
-NAMES = ["mse", "l1", "haarpsi", "ms_ssim", "perceptual", "lpips"]
+NAMES = ["mse", "l1", "charbonnier", "laplacian", "focal_frequency", "haarpsi", "ms_ssim", "perceptual", "lpips"]
 
 
 @pytest.fixture
@@ -33,6 +36,12 @@ def term(
             return MSE()
         case "l1":
             return L1()
+        case "charbonnier":
+            return Charbonnier(1e-3)
+        case "laplacian":
+            return Laplacian(32)
+        case "focal_frequency":
+            return FocalFrequency(1.0)
         case "haarpsi":
             return HaarPSI()
         case "ms_ssim":
@@ -44,6 +53,11 @@ def term(
 
 
 every_term = pytest.mark.parametrize("term", NAMES, indirect=True)
+
+
+def test_no_term_is_left_out() -> None:
+    fields = LossConfig.model_fields
+    assert {name for name in fields if isinstance(getattr(LossConfig(), name), TermConfig)} == {*NAMES}
 
 
 @every_term

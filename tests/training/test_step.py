@@ -5,7 +5,7 @@ import torch
 
 from unified_vae.core.errors import ConfigError
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import HaarPSIConfig, KLConfig, L1Config, LossConfig, MSEConfig
+from unified_vae.losses.config import HaarPSIConfig, KLConfig, L1Config, LossConfig, MSEConfig, TermConfig
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ConvConfig
 from unified_vae.optim.build import build_optimizer
@@ -103,6 +103,18 @@ def test_every_enabled_term_passes_the_self_test_and_a_detached_one_does_not(mon
     assert dead_terms(some.model, some.objective, IMAGES, noise) == ["loss.l1"]
     with pytest.raises(ConfigError, match=r"loss\.l1"):
         refuse_dead_terms(some.model, some.objective, IMAGES, noise)
+
+
+def test_every_term_that_needs_no_weights_passes_the_self_test():
+    fields = {name: getattr(LossConfig(), name) for name in LossConfig.model_fields}
+    terms = {
+        name: field.model_copy(update={"weight": 1.0})
+        for name, field in fields.items()
+        if isinstance(field, TermConfig) and "weights_path" not in type(field).model_fields
+    }
+    objective = build_objective(LossConfig(**terms), 3, 16)
+    assert len(objective.terms) >= 7
+    assert dead_terms(stepper().model, objective, IMAGES, torch.randn(8, 5)) == []
 
 
 def test_a_term_of_weight_zero_is_not_computed():

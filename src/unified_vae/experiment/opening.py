@@ -10,6 +10,8 @@ from unified_vae.data.open import DataSets
 from unified_vae.experiment import preflight
 from unified_vae.experiment.assemble import Parts, Resolved
 from unified_vae.experiment.preflight import Preflight
+from unified_vae.losses import constraint
+from unified_vae.losses.config import KLConfig, TermConfig
 from unified_vae.losses.objective import Objective
 from unified_vae.training.observers import Difference, RunStarted, TermRow
 from unified_vae.training.runtime import Runtime
@@ -44,10 +46,12 @@ def opening(
 def _facts(runtime: Runtime, parts: Parts, resolved: Resolved, data: DataSets) -> list[tuple[str, str]]:
     plan = parts.plan
     count = sum(parameter.numel() for parameter in parts.model.parameters())
+    fixed = sum(parameter.numel() for parameter in parts.model.parameters() if not parameter.requires_grad)
+    path = f", {fixed:,} of them the fixed linear path's" if fixed else ""
     facts = [
         ("device", runtime.describe()),
         ("data", data.description),
-        ("model", f"{resolved.config.model.family}, {count:,} parameters, {data.channels} channel(s)"),
+        ("model", f"{resolved.config.model.family}, {count:,} parameters{path}, {data.channels} channel(s)"),
         ("steps", f"{plan.total_steps:,} of {plan.batch_size} images, {plan.steps_per_epoch:,} an epoch"),
         ("best weights", f"chosen by validation PSNR from step {plan.settled:,} on, when all warm-ups are over"),
         ("self-test", "every enabled term moves the weights it should"),
@@ -65,16 +69,25 @@ def term_rows(objective: Objective, resolved: Resolved, progress: float) -> list
     shares = {
         row.name: f"{row.share:.0%} of the distortion" for row in objective.rows(progress) if row.share is not None
     }
-    notes |= shares | {"kl": "beta, per nat of KL"}
+    kl = "beta, per nat of KL"
+    bound = constraint.describe(loss.kl.constraint, progress)
+    notes |= shares | {"kl": f"{kl}; {bound}" if bound else kl}
     terms = {name: getattr(loss, name) for name in type(loss).model_fields}
     return [
         TermRow(
             name=f"loss.{name}",
             weight=term.weight,
             schedule=schedule.describe(term.schedule),
-            factor=schedule.factor(term.schedule, progress),
+            factor=_factor(name, term, objective, progress),
             note=notes.get(name, ""),
         )
         for name, term in terms.items()
         if hasattr(term, "weight")
     ]
+
+
+def _factor(name: str, term: TermConfig | KLConfig, objective: Objective, progress: float) -> float:
+    """What the weight is multiplied by at this moment; GECO moves beta by itself."""
+    if name == "kl" and term.weight > 0:
+        return objective.beta(progress) / term.weight
+    return schedule.factor(term.schedule, progress)

@@ -12,9 +12,13 @@ from torch import Tensor
 
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.schedule import factor
+from unified_vae.losses.charbonnier import Charbonnier
 from unified_vae.losses.config import (
+    CharbonnierConfig,
+    FocalFrequencyConfig,
     HaarPSIConfig,
     L1Config,
+    LaplacianConfig,
     LossConfig,
     LPIPSConfig,
     MSEConfig,
@@ -22,8 +26,10 @@ from unified_vae.losses.config import (
     PerceptualConfig,
     TermConfig,
 )
+from unified_vae.losses.focal_frequency import FocalFrequency
 from unified_vae.losses.haarpsi import HaarPSI
 from unified_vae.losses.l1 import L1
+from unified_vae.losses.laplacian import Laplacian
 from unified_vae.losses.lpips import ARCHITECTURES, LPIPS
 from unified_vae.losses.ms_ssim import MSSSIM
 from unified_vae.losses.mse import MSE
@@ -110,6 +116,12 @@ def _build_term(name: str, config: TermConfig, image_size: int) -> DistortionTer
             return MSE()
         case L1Config():
             return L1()
+        case CharbonnierConfig():
+            return Charbonnier(config.epsilon)
+        case LaplacianConfig():
+            return Laplacian(image_size)
+        case FocalFrequencyConfig():
+            return FocalFrequency(config.alpha)
         case HaarPSIConfig():
             return HaarPSI()
         case MSSSIMConfig():

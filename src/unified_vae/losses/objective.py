@@ -15,15 +15,19 @@ from torch import Tensor, nn
 
 from unified_vae.core.schedule import describe, factor, settled_at
 from unified_vae.core.vae_output import VAEOutput
+from unified_vae.losses import constraint
 from unified_vae.losses.config import LossConfig
-from unified_vae.losses.kl import rate
+from unified_vae.losses.constraint import Geco
+from unified_vae.losses.geco import next_multiplier
+from unified_vae.losses.kl import priced_rate, rate
 from unified_vae.losses.term import DistortionTerm
 
 
 @dataclass(frozen=True)
 class ObjectiveValue:
     """Attributes:
-    loss: scalar, to be minimised: (nll + beta * rate) / D, mean over the batch.
+    loss: scalar, to be minimised: (nll + beta * rate) / D, mean over the batch; with a constraint on the rate,
+        what it makes of the rate.
     terms: name -> scalar, mean over the batch, unweighted, detached.
     rate: scalar, nats per image, detached.
     nll: scalar, nats per image, constants included, detached.
@@ -69,12 +73,13 @@ class Objective(nn.Module):
     degree at that point, sum_i (w_i m_i / s) p_i (Euler's theorem on homogeneous functions). W = sum_i w_i
     makes the value, like the gradient, independent of the weights' common factor. s and p take no gradient.
 
-    The running means are the only state. They are float32 (Apple's GPUs know no float64): a mean of decay
-    0.99 is exact to 1e-5 of the term, and a saved one returns bit for bit. Forward never changes them, so the
-    micro-batches of a step share one scale, and validation is free of side effects.
+    The running means are the state, and with GECO the multiplier of beta. They are float32 (Apple's GPUs know no
+    float64): a mean of decay 0.99 is exact to 1e-5 of the term, and a saved one returns bit for bit. Forward never
+    changes them, so the micro-batches of a step share one scale, and validation is free of side effects.
     """
 
     observations: Tensor
+    beta_multiplier: Tensor
 
     def __init__(self, config: LossConfig, terms: dict[str, DistortionTerm], dimensions: int) -> None:
         """Use `build.build_objective`.
@@ -89,6 +94,7 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict(terms)
         self.dimensions = dimensions
         self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("beta_multiplier", torch.ones(()))  # stays 1 without GECO
         for name in terms:
             self.register_buffer(f"mean_{name}", torch.zeros(()))
         self._calibrated = False  # observations > 0, known without asking the device
@@ -111,7 +117,8 @@ class Objective(nn.Module):
             fit = energy / scale + torch.log(scale / sum(weights.values()))
             per_value = fit / degree + log_normaliser(degree)
             kl = rate(output.posterior).mean()
-            loss = per_value + self.beta(progress) * kl / self.dimensions
+            priced = priced_rate(output.posterior, self.config.kl.constraint, progress)
+            loss = per_value + self._beta(progress) * priced / self.dimensions
         detached = {name: value.detach() for name, value in terms.items()}
         return ObjectiveValue(loss, detached, kl.detach(), (self.dimensions * per_value).detach())
 
@@ -122,7 +129,9 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def observe(self, terms: dict[str, Tensor]) -> None:
-        """Fold one optimizer step's mean terms into the running means, without a host synchronisation.
+        """Fold one optimizer step's mean terms into the running means, and move GECO's beta.
+
+        Nothing here waits for the device.
 
         The first observation sets the mean; the next ones weigh more than `calibration.decay` says, so that
         the start, where the error falls fast, is forgotten soon.
@@ -132,9 +141,12 @@ class Objective(nn.Module):
         """
         count = self.observations.float()
         decay = torch.clamp((1 + count) / (10 + count), max=self.config.calibration.decay) * (count > 0)
+        error_before = self._mean("mse") if self._geco else None
         for name in self.terms:
             mean = self.get_buffer(f"mean_{name}")
             mean.copy_(decay * mean + (1 - decay) * terms[name].to(mean))
+        if error_before is not None:
+            self._move_beta(terms["mse"], error_before)
         self.observations += 1
         self._calibrated = True
 
@@ -145,12 +157,13 @@ class Objective(nn.Module):
 
     def beta(self, progress: float) -> float:
         """The weight of the rate at `progress`."""
-        return self.config.kl.weight * factor(self.config.kl.schedule, progress)
+        return float(self._beta(progress))
 
     def settled_at(self) -> float:
         """The progress from which no weight changes any more."""
         schedules = [term.schedule for term in self.config.distortion_terms().values()]
-        return max(settled_at(schedule) for schedule in [*schedules, self.config.kl.schedule])
+        ends = [settled_at(schedule) for schedule in [*schedules, self.config.kl.schedule]]
+        return max(*ends, constraint.settled_at(self.config.kl.constraint))
 
     def scale(self, progress: float) -> Tensor:
         """s: the expected distortion energy, scalar."""
@@ -169,7 +182,11 @@ class Objective(nn.Module):
 
     def bits_per_dim(self, nll: Tensor, rate: Tensor) -> Tensor:
         """Code length of 8-bit pixels in bits per value; a bound on the likelihood for MSE or L1 alone."""
-        return (nll + rate) / (self.dimensions * math.log(2)) + 8
+        return self.bits(nll + rate) + 8
+
+    def bits(self, nats: Tensor) -> Tensor:
+        """Nats per image as bits per value."""
+        return nats / (self.dimensions * math.log(2))
 
     def rows(self, progress: float) -> list[TermRow]:
         """A line for each enabled term."""
@@ -186,6 +203,25 @@ class Objective(nn.Module):
             )
             for name in self.terms
         ]
+
+    @property
+    def _geco(self) -> Geco | None:
+        asked = self.config.kl.constraint
+        return asked if isinstance(asked, Geco) else None
+
+    def _beta(self, progress: float) -> float | Tensor:
+        """A tensor with GECO, so that training never waits for its value."""
+        scheduled = self.config.kl.weight * factor(self.config.kl.schedule, progress)
+        return scheduled * self.beta_multiplier if self._geco else scheduled
+
+    def _move_beta(self, error: Tensor, error_before: Tensor) -> None:
+        assert self._geco
+        error = error.to(error_before).clamp(min=self._term("mse").floor)
+        moved = next_multiplier(
+            self._geco, self.config.kl.weight, self.beta_multiplier, error, error_before, self._mean("mse")
+        )
+        # the first observation is that of the untrained model: it sets the scale and says nothing of beta
+        self.beta_multiplier.copy_(torch.where(self.observations > 0, moved, self.beta_multiplier))
 
     def _terms(self, output: VAEOutput, images: Tensor) -> dict[str, Tensor]:
         reconstruction, target = output.reconstruction.float(), images.float()

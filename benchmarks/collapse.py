@@ -1,0 +1,131 @@
+"""Does any shipped objective collapse? Every loss preset with every model preset, at the shipped beta.
+
+Short runs of narrow networks at each preset's real image size and latents. A run counts as collapsed when fewer than
+half of its units are active. `control` runs have a beta that no one would choose: they must collapse, or the
+runs are too short to show anything. Models of larger images get fewer seeds, so that each size takes about as long.
+Parts (--models, --sets, --losses) merge into one result.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from runs import Job, images, train_all
+from script import earlier, overrides, parser, result_name, save, settle, source, start, table
+from unified_vae.experiment.presets.preset_book import PresetBook
+
+NAME = "collapse"
+CONTROL, CONTROL_BETA = "control", 1e6
+BOOK = PresetBook.load()
+SIZES = {name: preset.settings.values["image_size"] for name, preset in BOOK.presets("model").items()}
+
+
+def read_options() -> argparse.Namespace:
+    options = parser(NAME, __doc__)
+    options.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
+    options.add_argument("--losses", nargs="+", choices=[*BOOK.presets("loss"), CONTROL])
+    options.add_argument("--sets", nargs="+", default=["cifar10", "faces128", "fashion_mnist"])
+    options.add_argument("--steps", type=int, default=100)
+    options.add_argument("--images", type=int, default=256, help="training images; 64 validate")
+    options.add_argument("--batch-size", type=int, default=4)
+    options.add_argument("--base-channels", type=int, default=8)
+    given = settle(options.parse_args())
+    given.losses = given.losses or [*BOOK.presets("loss"), CONTROL]
+    if given.quick:
+        given.models, given.losses, given.sets, given.steps = ["small"], ["mse_l1", CONTROL], given.sets[:1], 4
+    return given
+
+
+def seeds(options: argparse.Namespace, size: int) -> list[int]:
+    """All of them at 64 px; of larger images as many as take the same time, one at least."""
+    return options.seeds[: max(1, len(options.seeds) * 64**2 // size**2)]
+
+
+def jobs(options: argparse.Namespace) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Each run, and what names it in the result."""
+    for model in options.models:
+        for name in options.sets:
+            for loss in options.losses:
+                for seed in seeds(options, SIZES[model]):
+                    about = {"model": model, "set": name, "loss": loss, "seed": seed}
+                    yield Job(", ".join(map(str, about.values())), _settings(options, about), _presets(about)), about
+
+
+def _presets(about: dict[str, Any]) -> dict[str, str]:
+    return {"model": about["model"], "loss": "mse_only" if about["loss"] == CONTROL else about["loss"]}
+
+
+def _settings(options: argparse.Namespace, about: dict[str, Any]) -> dict[str, object]:
+    control = {"loss.kl.weight": CONTROL_BETA, "loss.kl.schedule.kind": "constant"}
+    return {
+        "data.source": source(options, about["set"]),
+        "data.max_images": options.images,
+        "seed": about["seed"],
+        "model.base_channels": options.base_channels,
+        "training.max_steps": options.steps,
+        "training.epochs": options.steps,
+        "training.validate_every_epochs": options.steps,  # once, at the end
+        "training.batch_size": options.batch_size,
+        "training.samples.count": 1,
+        **(control if about["loss"] == CONTROL else {}),
+        **overrides(options),
+    }
+
+
+def merged(options: argparse.Namespace, settings: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, and those of an earlier result of the same settings which they do not replace."""
+    before = earlier(options, NAME)
+    if before and before["runs_have"] != settings:
+        print(f"{result_name(options, NAME)}.json has runs of other settings; they are left out of the new result")
+        return rows
+    known = {_key(row): row for row in before.get("runs", [])}
+    return list((known | {_key(row): row for row in rows}).values())
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["set"], row["loss"], row["seed"]
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of collapsed runs, of the presets and of the controls, and by model."""
+
+    def count(some: list[dict[str, Any]]) -> dict[str, int]:
+        return {"runs": len(some), "collapsed": sum(2 * row["active_units"] < row["latents"] for row in some)}
+
+    presets = [row for row in rows if row["loss"] != CONTROL]
+    by_model = {model: count([row for row in presets if row["model"] == model]) for model in SIZES}
+    controls = count([row for row in rows if row["loss"] == CONTROL])
+    return {"presets": count(presets), "controls": controls, "presets_by_model": by_model}
+
+
+def main() -> None:
+    options = read_options()
+    for size in sorted({SIZES[model] for model in options.models}):
+        for name in options.sets:
+            images(source(options, name), size, options.images)  # packed once, not by each process
+    planned = list(jobs(options))
+    about = {job.name: entry for job, entry in planned}
+    rows = []
+    for job, found in train_all([job for job, _ in planned], options.work_dir, options.processes, options.threads):
+        rows.append(about[job.name] | found)
+        print(
+            f"{len(rows)}/{len(planned)} {job.name}: {found['active_units']} of {found['latents']} active", flush=True
+        )
+    settings = {
+        "steps": options.steps,
+        "images": options.images,
+        "batch_size": options.batch_size,
+        "base_channels": options.base_channels,
+        "set": options.set,
+    }
+    rows = merged(options, settings, rows)
+    counts = summary(rows)
+    save(options, NAME, {"runs_have": settings, "summary": counts, "runs": rows})
+    table(["model", "runs", "collapsed"], [[k, *v.values()] for k, v in counts["presets_by_model"].items()])
+    print(f"\npresets: {counts['presets']}, controls: {counts['controls']}")
+
+
+if __name__ == "__main__":
+    start(main)

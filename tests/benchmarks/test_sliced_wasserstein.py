@@ -1,0 +1,65 @@
+"""The sliced Wasserstein distance: 0 to itself, small between halves of one set, large to what looks different."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sliced_wasserstein import descriptors, distances, pyramid
+
+
+def pictures(count, size=32, seed=0):
+    """Random ramps with edges: something at every scale."""
+    generator = torch.Generator().manual_seed(seed)
+    line = torch.linspace(-1, 1, size)
+    slopes, places = torch.rand(2, count, 3, 1, 1, generator=generator) * 2 - 1
+    ramps = slopes * line[:, None] + places * line[None, :]
+    return (0.5 + 0.3 * ramps + 0.2 * (ramps > 0)).clamp(0, 1)
+
+
+def blurred(images):
+    return F.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)
+
+
+def test_a_set_has_no_distance_to_itself():
+    images = pictures(20)
+    assert set(distances(images, images).values()) == {0.0}
+
+
+def test_halves_of_one_set_are_nearer_than_a_blurred_copy():
+    images = pictures(200)
+    halves, blur = distances(images[:100], images[100:]), distances(images[:100], blurred(images[:100]))
+    assert list(halves) == ["32", "16", "mean"]
+    assert 0 < halves["mean"] < blur["mean"]
+    assert 0 < halves["32"] < blur["32"] / 2
+
+
+def test_it_is_symmetric_and_repeats():
+    first, second = pictures(10), pictures(10, seed=1)
+    there, back = distances(first, second), distances(second, first)
+    assert there == pytest.approx(back)
+    assert there == distances(first, second)
+
+
+def test_the_seed_decides_where_it_looks():
+    images = pictures(4)
+    assert not torch.equal(descriptors(images, 1), descriptors(images, 2))
+
+
+def test_the_descriptors_are_normalised():
+    patches = descriptors(pictures(10), 0).unflatten(1, (3, 49))
+    assert patches.mean(dim=(0, 2)).abs().max() < 1e-4
+    assert (patches.std(dim=(0, 2)) - 1).abs().max() < 1e-4
+
+
+def test_the_pyramid_keeps_the_image():
+    """A constant has nothing in the fine levels; the number of levels follows from the size."""
+    levels = pyramid(torch.full((2, 3, 64, 64), 0.7))
+    assert [level.shape[-1] for level in levels] == [64, 32, 16]
+    assert levels[0].abs().max() < 1e-5 and levels[1].abs().max() < 1e-5
+    assert torch.allclose(levels[2], torch.tensor(0.7), atol=1e-5)
+
+
+@pytest.mark.parametrize("shapes", [((2, 3, 32, 32), (3, 3, 32, 32)), ((2, 3, 28, 28),) * 2])
+def test_what_cannot_be_compared_is_refused(shapes):
+    with pytest.raises(ValueError):
+        distances(*(torch.rand(shape) for shape in shapes))

@@ -1,0 +1,133 @@
+"""Free bits, capacity and GECO: what each does to the gradient, and where each ends."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.vae_output import VAEOutput
+from unified_vae.losses.build import build_objective
+from unified_vae.losses.config import KLConfig, LossConfig
+from unified_vae.losses.constraint import Capacity, FreeBits, Geco, capacity_at
+from unified_vae.losses.kl import priced_rate, rate
+from unified_vae.losses.objective import Objective
+
+
+def posterior(seed: int = 0, latents: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(16, latents, generator=generator) * torch.tensor([0.05, 0.1, 1.0, 2.0])[:latents]
+    return mean.requires_grad_(), torch.full((16, latents), -0.05, requires_grad=True)
+
+
+def test_free_bits_leave_units_below_the_bound_alone_and_the_others_as_they_were() -> None:
+    mean, logvar = posterior()
+    (bounded,) = torch.autograd.grad(priced_rate(DiagonalGaussian(mean, logvar), FreeBits(nats_per_unit=0.1), 0), mean)
+    (plain,) = torch.autograd.grad(rate(DiagonalGaussian(mean, logvar)).mean(), mean)
+    free = DiagonalGaussian(mean, logvar).kl_per_unit().mean(0) < 0.1
+    assert free.tolist() == [True, True, False, False]
+    assert not bounded[:, free].any()
+    assert torch.equal(bounded[:, ~free], plain[:, ~free])
+
+
+@pytest.mark.parametrize(("nats", "direction"), [(0.0, 1.0), (1000.0, -1.0)])
+def test_capacity_pulls_the_rate_to_its_target_from_both_sides(nats: float, direction: float) -> None:
+    mean, logvar = posterior()
+    target = Capacity(nats=nats, start_nats=0.0, warmup=1.0)
+    (pulled,) = torch.autograd.grad(priced_rate(DiagonalGaussian(mean, logvar), target, 1.0), mean)
+    (plain,) = torch.autograd.grad(rate(DiagonalGaussian(mean, logvar)).mean(), mean)
+    torch.testing.assert_close(pulled, direction * plain)
+
+
+def test_the_capacity_grows_in_a_line_and_stays() -> None:
+    target = Capacity(nats=200.0, start_nats=20.0, warmup=0.5)
+    assert [capacity_at(target, t) for t in (0.0, 0.25, 0.5, 1.0)] == [20.0, 110.0, 200.0, 200.0]
+
+
+class Linear(nn.Module):
+    """A linear VAE of data with four directions; its best errors and rates are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.out = nn.Linear(48, 4), nn.Linear(4, 48)
+        self.logvar = nn.Parameter(torch.zeros(4))
+
+    def forward(self, images: Tensor, noise: Tensor) -> VAEOutput:
+        found = DiagonalGaussian(self.into(images.flatten(1)), self.logvar.expand(len(images), -1))
+        latents = found.sample(noise)
+        return VAEOutput(self.out(latents).view_as(images), found, latents)
+
+
+def trained(kl: KLConfig, steps: int = 2500) -> tuple[float, float, Objective]:
+    """(dB of decoded draws, nats, objective) at the end of training."""
+    generator = torch.Generator().manual_seed(1)
+    directions = torch.linalg.qr(torch.randn(48, 4, generator=generator))[0].T
+    strengths = torch.tensor([1.0, 0.6, 0.4, 0.2])
+    model = Linear()
+    objective = build_objective(LossConfig(kl=kl), 3, 4)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    rates, errors = [], []
+    for step in range(steps):
+        coordinates = torch.randn(64, 4, generator=generator) * strengths
+        noise = 0.01 * torch.randn(64, 48, generator=generator)
+        images = (0.5 + coordinates @ directions + noise).view(64, 3, 4, 4)
+        output = model(images, torch.randn(64, 4, generator=generator))
+        if step == 0:
+            objective.observe(objective.measure(output, images))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (1 - step / steps) + 1e-4
+        value = objective(output, images, step / steps)
+        optimizer.zero_grad()
+        value.loss.backward()
+        optimizer.step()
+        objective.observe(value.terms)
+        if step > 0.9 * steps:
+            rates.append(float(value.rate))
+            errors.append(float(value.terms["mse"]))
+    return -10 * math.log10(sum(errors) / len(errors)), sum(rates) / len(rates), objective
+
+
+@pytest.mark.parametrize("start", [0.2, 20.0])
+def test_geco_meets_its_target_from_both_sides(start: float) -> None:
+    psnr, _, objective = trained(KLConfig(weight=start, constraint=Geco(psnr=28.0)))
+    assert psnr == pytest.approx(28.0, abs=0.3)
+    assert objective.beta(1.0) != start
+
+
+def test_geco_spends_no_more_nats_than_its_target_needs() -> None:
+    good_enough = trained(KLConfig(weight=1.0, constraint=Geco(psnr=28.0)))
+    too_good = trained(KLConfig(weight=0.5))
+    assert too_good[0] > good_enough[0] + 1
+    assert good_enough[1] < 0.8 * too_good[1]
+
+
+def test_the_multiplier_is_saved_to_the_bit() -> None:
+    _, _, objective = trained(KLConfig(weight=1.0, constraint=Geco(psnr=28.0)), steps=50)
+    again = build_objective(objective.config, 3, 4)
+    again.load_state_dict(objective.state_dict())
+    assert torch.equal(again.beta_multiplier, objective.beta_multiplier) and float(again.beta_multiplier) != 1
+    assert again.beta(0.5) == objective.beta(0.5)
+
+
+def test_without_geco_the_multiplier_stays_one() -> None:
+    assert float(trained(KLConfig(weight=1.0), steps=20)[2].beta_multiplier) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mse": {"weight": 0.0}, "l1": {"weight": 1.0}, "kl": {"constraint": {"kind": "geco"}}}, "holds a PSNR"),
+        ({"kl": {"weight": 1e9, "constraint": {"kind": "geco"}}}, "max_beta"),
+        ({"kl": {"convention": "mean_sum", "constraint": {"kind": "geco"}}}, "convention nats"),
+        ({"kl": {"constraint": {"kind": "capacity", "nats": 1.0, "start_nats": 2.0}}}, "swap"),
+        ({"kl": {"constraint": {"kind": "geco", "min_beta": 2.0, "max_beta": 1.0}}}, "has to be below"),
+    ],
+)
+def test_contradictions_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        LossConfig.model_validate(settings)
