@@ -19,7 +19,7 @@ from machine import RESULTS, write_result
 from unified_vae.core.errors import ConfigError, DataError, UserError
 
 DATA_VARIABLE = "UNIFIED_VAE_BENCHMARK_DATA"
-PLACES = ("data_dir", "work_dir", "run", "processes")  # options that say nothing of what is computed
+PLACES = ("data_dir", "images", "work_dir", "run", "processes")  # options that say nothing of what is computed
 
 
 def parser(name: str, purpose: str | None) -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ README = PAGES["README.md"]
 BOOK = PresetBook.load(shipped=ROOT / "config" / "config_unified.json")
 DOORS = {"train.py": run_mode.app, "train_unified.py": run_presets.app}
 PLACEHOLDER = re.compile(r"--(mode|\w+-preset) NAME\b")
-OF_OTHER_PROGRAMS = {"--extra", "--standalone", "--nproc-per-node", "--logdir", "--check"}
+OF_OTHER_PROGRAMS = {"--extra", "--standalone", "--nproc-per-node", "--logdir", "--check", "--images"}
 OF_USERS = (
     "runs/",
     "photos",
@@ -47,11 +47,11 @@ VARIABLE = (
 )
 EXAMPLES = {  # files and settings that extending.md makes up, and the file that there shall never be
     "utils.py",
-    "src/unified_vae/losses/charbonnier.py",
+    "src/unified_vae/losses/huber.py",
     "src/unified_vae/models/mlp.py",
     "src/unified_vae/data/sources/file_list.py",
-    "loss.charbonnier",
-    "loss.charbonnier.weight",
+    "loss.huber",
+    "loss.huber.weight",
 }
 
 
