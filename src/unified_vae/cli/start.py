@@ -32,7 +32,7 @@ def start(plan: Plan, shared: Shared, command: str) -> int:
     check(plan)
     request = RunRequest(plan.run, plan.run_dir, shared.resume, command, plan.fix_from)
     with ExitStack() as open_until_the_end:
-        watchers = [] if _is_follower() else [_screen(), LogFile(command)]
+        watchers = [] if _is_follower() else [to_screen(), LogFile(command)]
         for watcher in watchers:
             open_until_the_end.callback(watcher.close)
             watcher.show(lines)
@@ -43,7 +43,7 @@ def start(plan: Plan, shared: Shared, command: str) -> int:
         return fit(request, watchers).exit_code
 
 
-def _screen() -> RunLines:
+def to_screen() -> RunLines:
     """Bars on a terminal, plain lines in a pipe or a file."""
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from unified_vae.cli.progress import TerminalProgress

@@ -7,7 +7,7 @@ will be active, the KL and the PSNR; it is also where a model with a linear path
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,11 +23,13 @@ from unified_vae.data.open import DataSets
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.data.principal import principal_components
 from unified_vae.experiment.run_config import RunConfig
+from unified_vae.losses.config import KLConfig
+from unified_vae.losses.constraint import Capacity
 from unified_vae.metrics.reconstruction import psnr
 from unified_vae.models.vae import VAE
 
 USUAL_COUNTS = (16, 32, 64, 128, 256, 512, 1024)
-MOST_FOR_ADVICE = 512  # components looked at beyond the latents, to say what more of them would bring
+LEAST_FOR_ADVICE, MOST_FOR_ADVICE = 32, 512  # components looked at, to say what more latents would bring
 PIECE = 250  # validation images at a time
 FEW = 0.5  # part of the units below which a run counts as collapsed
 WORTH = 0.5  # dB that more latents have to promise to be mentioned
@@ -79,11 +81,15 @@ class Preflight:
 
     def largest_beta(self) -> float:
         """The beta up to which at least half of the units are predicted to stay active."""
-        low, high = SEARCHED_BETAS
-        for _ in range(60):
-            middle = (low * high) ** 0.5
-            low, high = (middle, high) if self.linear(middle).active_units >= self.half() else (low, middle)
-        return low
+        return _largest(lambda beta: self.linear(beta).active_units >= self.half())
+
+    def planned_beta(self, kl: KLConfig) -> float:
+        """The beta whose optimum a run heads for: the weight, or where a capacity holds the rate, the lower beta
+        that leads to this rate by itself."""
+        if not isinstance(kl.constraint, Capacity):
+            return kl.weight
+        nats = kl.constraint.nats
+        return min(kl.weight, _largest(lambda beta: self.linear(beta).rate >= nats))
 
     def half(self) -> float:
         """Units below which a run counts as collapsed: half of those that the images can use at all."""
@@ -117,7 +123,7 @@ def fly(config: RunConfig, data: DataSets, device: torch.device) -> tuple[Prefli
     """
     begun = time.monotonic()
     latents, size = config.model.latents, config.model.image_size
-    count = max(latents, min(2 * latents, MOST_FOR_ADVICE))
+    count = max(latents, min(max(2 * latents, LEAST_FOR_ADVICE), MOST_FOR_ADVICE))
     place = device if device.type == "cuda" else torch.device("cpu")
     basis = principal_components(data.train, count, config.data.augment, config.seed, place)
     known = len(basis.eigenvalues)
@@ -135,6 +141,15 @@ def fly(config: RunConfig, data: DataSets, device: torch.device) -> tuple[Prefli
         seconds=time.monotonic() - begun,
     )
     return flight, basis
+
+
+def _largest(holds: Callable[[float], bool]) -> float:
+    """The largest beta at which a condition holds that fails above some beta."""
+    low, high = SEARCHED_BETAS
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 @dataclass
@@ -173,7 +188,7 @@ def start_at_pca(models: Sequence[VAE], basis: PrincipalComponents, flight: Pref
     """Make the models with a linear path the optimal linear VAE; the others are left as they are."""
     for model in models:
         if model.linear is not None:
-            model.start_at(basis, flight.linear(config.loss.kl.weight))
+            model.start_at(basis, flight.linear(flight.planned_beta(config.loss.kl)))
 
 
 def refuse_or_warn(flight: Preflight, beta: float, strict: bool) -> str | None:
@@ -207,6 +222,15 @@ def lines(flight: Preflight, beta: float) -> list[tuple[str, str]]:
     if advice := latents_advice(flight, beta):
         facts.append(("latents", advice))
     return facts
+
+
+def capacity_advice(flight: Preflight, kl: KLConfig) -> list[tuple[str, str]]:
+    """The fact that beta is too low to hold the rate at its capacity; empty where it holds."""
+    if not isinstance(kl.constraint, Capacity) or flight.planned_beta(kl) < kl.weight:
+        return []
+    nats, there = kl.constraint.nats, flight.linear(kl.weight).rate
+    words = f"beta {kl.weight:g} is too low to hold the KL at {nats:g} nats: linear theory expects {there:.0f}"
+    return [("capacity", f"{words}. Give a higher --beta, ten times as much say")]
 
 
 def latents_advice(flight: Preflight, beta: float) -> str:

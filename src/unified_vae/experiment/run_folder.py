@@ -70,6 +70,16 @@ class RunFolder:
         return self.root / "preflight.json"
 
     @property
+    def diagnosis(self) -> Path:
+        """What `diagnose.py` found."""
+        return self.root / "diagnosis.json"
+
+    @property
+    def diagnosis_picture(self) -> Path:
+        """The same as a picture."""
+        return self.root / "diagnosis.png"
+
+    @property
     def model(self) -> Path:
         """The exported model."""
         return self.root / "model"

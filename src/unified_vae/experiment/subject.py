@@ -1,0 +1,168 @@
+"""What is to be diagnosed: a run, one of its checkpoints, or an exported model. Everything here is only read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from unified_vae.core.errors import CheckpointError, ConfigError
+from unified_vae.data.config import DataConfig
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.experiment.run_folder import RunFolder, RunRecord
+from unified_vae.losses.config import LossConfig
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ModelConfig
+from unified_vae.models.pretrained import CONFIG, WEIGHTS, load_pretrained
+from unified_vae.models.vae import VAE
+from unified_vae.training import checkpoint
+from unified_vae.training.checkpoint import Checkpoint
+from unified_vae.training.saver import load_weights
+from unified_vae.training.state import TrainState
+
+PIXEL_TERMS = ("mse", "l1", "charbonnier")  # means of pixel errors
+_STEP = re.compile(r"step-(\d{9})")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what is known of its training.
+
+    Attributes:
+        name: for the title, e.g. `runs/x at step 1,234`.
+        model: the averaged weights, on the CPU.
+        config: as resolved; for a model without its run, what its own file says.
+        home: folder where the diagnosis is written unless told otherwise.
+        run_dir: None for a model without its run.
+        record: what the run says of itself; None likewise.
+        step: of the weights; None where unknown.
+        state: the numbers of the newest checkpoint; None without one.
+        terms: name -> running mean of a distortion term.
+    """
+
+    name: str
+    model: VAE
+    config: RunConfig
+    home: Path
+    run_dir: Path | None = None
+    record: RunRecord | None = None
+    step: int | None = None
+    state: TrainState | None = None
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+    def pixel_share(self) -> float | None:
+        """The part of the distortion that is a mean of pixel errors."""
+        enabled = self.config.loss.distortion_terms()
+        parts = {name: enabled[name].weight * mean for name, mean in self.terms.items() if name in enabled}
+        total = sum(parts.values())
+        return sum(parts.get(name, 0.0) for name in PIXEL_TERMS) / total if total > 0 else None
+
+
+def find(target: Path, which: str | None, data: str | None, notice: Callable[[str], None]) -> Subject:
+    """Read what `target` names.
+
+    Args:
+        target: a run's folder, a checkpoint's folder inside it, or the folder of an exported model.
+        which: a step, `best` or `last`; None takes the best where the run knows one.
+        data: the images, for a model without its run.
+
+    Raises:
+        ConfigError: it is none of these, or a model without its run and without `data`.
+        CheckpointError: the run has no such checkpoint, or none that is whole.
+    """
+    if match := _STEP.fullmatch(target.resolve().name):
+        if which is not None:
+            raise ConfigError(f"{target} is one checkpoint already: leave --checkpoint out, or name the run's folder")
+        return _of_run(target.resolve().parents[1], match[1], notice)
+    if (target / WEIGHTS).is_file() and (target / CONFIG).is_file():
+        return _of_model(target, which, data)
+    if not RunFolder(target).has_run():
+        known = "Name the folder of a run (runs/NAME), of one of its checkpoints, or of an exported model"
+        raise ConfigError(f"{target} is {'no run' if target.is_dir() else 'not there'}. {known}.")
+    return _of_run(target, which, notice)
+
+
+def _of_run(run_dir: Path, which: str | None, notice: Callable[[str], None]) -> Subject:
+    root = RunFolder(run_dir).checkpoints
+    newest = checkpoint.newest_good(root, notice, set_aside=False)
+    if newest is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint yet: a run saves its first one after its first epoch.")
+    state = TrainState.from_json(newest.state["train"])
+    saved, words = _chosen(root, which, newest, state)
+    record = RunRecord.from_json(saved.state["record"], run_dir)
+    model = build_model(record.resolved.model, seed=0)
+    load_weights(model, saved.groups["ema"], "model")
+    means = {name.removeprefix("mean_"): value for name, value in saved.groups["objective"].items()}
+    return Subject(
+        name=f"{run_dir.as_posix()} at step {saved.step:,}{words}",
+        model=model.eval(),
+        config=record.resolved,
+        home=run_dir,
+        run_dir=run_dir,
+        record=record,
+        step=saved.step,
+        state=state,
+        terms=_floats(means),
+    )
+
+
+def _chosen(root: Path, which: str | None, newest: Checkpoint, state: TrainState) -> tuple[Checkpoint, str]:
+    """The checkpoint that is meant, and what to call it."""
+    if which == "last" or (which is None and state.best_step is None):
+        return newest, " (last)"
+    if which in (None, "best"):
+        if state.best_step is None:
+            raise CheckpointError(f"the run in {root.parent} has no best weights yet: its warm-ups are not over.")
+        words = " (best)" if state.best_step != newest.step else " (best and last)"
+        return newest if state.best_step == newest.step else checkpoint.load(root, state.best_step), words
+    assert which is not None
+    steps = checkpoint.saved_steps(root)
+    if not which.isdigit() or int(which) not in steps:
+        have = ", ".join(str(step) for step in steps)
+        raise ConfigError(f"--checkpoint {which}: the run in {root.parent} has best, last and the steps {have}")
+    return checkpoint.load(root, int(which)), ""
+
+
+def _of_model(folder: Path, which: str | None, data: str | None) -> Subject:
+    if which is not None:
+        raise ConfigError(f"{folder} is an exported model, which has one set of weights: leave --checkpoint out")
+    model = load_pretrained(folder)
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    step = about.get("run", {}).get("step")
+    record = _record_beside(folder)
+    if record is not None:
+        run_dir = folder.resolve().parent
+        return Subject(f"{folder.as_posix()}", model, record.resolved, run_dir, run_dir, record, step)
+    if data is None:
+        raise ConfigError(f"{folder} is a model without its run: name the images to look at with --data")
+    try:
+        loss = LossConfig.model_validate_json(json.dumps(about["loss"]))
+    except (KeyError, ValidationError) as problem:
+        raise CheckpointError(
+            f"the model in {folder} was exported by another version of unified-vae: its {CONFIG} says nothing of the "
+            "loss that this one understands. Diagnose it with that version."
+        ) from problem
+    shape = TypeAdapter(ModelConfig).validate_python(about["model"])
+    config = RunConfig(model=shape, loss=loss, data=DataConfig(source=data))
+    return Subject(f"{folder.as_posix()}", model, config, folder, step=step)
+
+
+def _record_beside(folder: Path) -> RunRecord | None:
+    """The record of the run that a model lies in; None where it was copied elsewhere."""
+    path = RunFolder(folder.resolve().parent).config
+    try:
+        return RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")), path.parent)
+    except (OSError, ValueError):
+        return None
+
+
+def _floats(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    return {
+        name: float(value) for name, value in tensors.items() if value.numel() == 1 and torch.is_floating_point(value)
+    }
