@@ -72,6 +72,13 @@ CHANGES = {
     "data.max_images": (20, {}),
     "data.validation_fraction": (0.4, {}),
     "data.augment.horizontal_flip": (True, {}),
+    "data.augment.affine.rotate_degrees": (20.0, {}),
+    "data.augment.affine.scale": (0.2, {}),
+    "data.augment.affine.translate": (0.2, {}),
+    "data.augment.crop.min_scale": (0.7, {}),
+    "data.augment.colour.brightness": (0.2, {}),
+    "data.augment.colour.contrast": (0.2, {}),
+    "data.augment.colour.saturation": (0.3, {}),
 }
 ELSEWHERE = {
     "device": "tests/training/test_runtime.py",

@@ -7,11 +7,43 @@ from pydantic import Field
 from unified_vae.core.config import Config
 
 
+class AffineConfig(Config):
+    """Random rotation, scaling and shifting, with the picture mirrored beyond its edges."""
+
+    rotate_degrees: float = Field(default=0.0, ge=0, le=180)
+    """Turn by up to this angle, either way."""
+    scale: float = Field(default=0.0, ge=0, le=1)
+    """Enlarge or shrink by a factor of up to 1 + this; what shrinks is not low-passed, so stay below about 0.2."""
+    translate: float = Field(default=0.0, ge=0, le=0.5)
+    """Shift by up to this part of the side, each way, in whole pixels: alone it loses nothing."""
+
+
+class CropConfig(Config):
+    """A random part of the picture, enlarged to the whole."""
+
+    min_scale: float = Field(default=1.0, ge=0.1, le=1)
+    """Side of the smallest part, as a part of the picture's side; 1 is off. What is enlarged is softer."""
+
+
+class ColourConfig(Config):
+    """Random changes of colour. Grey images take brightness and contrast alone."""
+
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    """Lighten or darken by up to this part of the pixel range."""
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    """Multiply the distance from mid grey by 1 plus or minus up to this."""
+    saturation: float = Field(default=0.0, ge=0, le=1)
+    """Multiply the distance from the pixel's own grey by 1 plus or minus up to this."""
+
+
 class AugmentConfig(Config):
     """Random changes of the training images, drawn anew each epoch as a function of (seed, epoch, image)."""
 
     horizontal_flip: bool = False
     """Mirror half of the images. Leave off for text, digits and anything with a handed side."""
+    affine: AffineConfig = AffineConfig()
+    crop: CropConfig = CropConfig()
+    colour: ColourConfig = ColourConfig()
 
 
 class DataConfig(Config):

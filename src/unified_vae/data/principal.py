@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.principal_components import PrincipalComponents, shrink, working_side
-from unified_vae.data.augment import augment, chosen
+from unified_vae.data.augment import augment
 from unified_vae.data.batches import gather
 from unified_vae.data.config import AugmentConfig
 from unified_vae.data.packing.packed import PackedSplit
@@ -36,7 +36,7 @@ def principal_components(
         device: where the sums are done, the CPU unless told; the result lies on the CPU.
     """
     numbers = permutation(key(seed, "principal components"), len(split))[:MOST_ROWS]
-    versions = max(1, min(MOST_ROWS // len(numbers), MOST_VERSIONS)) if chosen(augmentation) else 1
+    versions = max(1, min(MOST_ROWS // len(numbers), MOST_VERSIONS)) if augmentation != AugmentConfig() else 1
     rows, total = _rows(split, np.sort(numbers), versions, augmentation, seed)
     flat = rows.flatten(1).to(device or torch.device("cpu"))
     mean = flat.mean(0)
