@@ -94,6 +94,11 @@ class RunLines(Observer):
         cells = [f"epoch {event.epoch}/{self.epochs()}"]
         if "psnr" in values:
             cells.append(f"PSNR {values['psnr']:.2f} dB{' best' if event.best else ''}")
+        if "psnr.above_pca" in values:
+            above = values["psnr.above_pca"]
+            cells.append(f"{abs(above):.1f} dB {'over' if above >= 0 else 'below'} PCA")
+        if "sharpness" in values:
+            cells.append(f"sharp {values['sharpness']:.2f}")
         if "rate.nats" in values:
             cells.append(f"KL {number(values['rate.nats'])} nats")
         if "active_units" in values:

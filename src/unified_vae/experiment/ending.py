@@ -15,8 +15,6 @@ from unified_vae.training import checkpoint
 from unified_vae.training.observers import Observer, RunFinished
 from unified_vae.training.state import TrainState
 
-LITTLE = 6.0  # dB over the mean image below which reconstructions are still vague
-
 
 def export(
     folder: RunFolder, parts: Parts, resolved: Resolved, state: TrainState, names: dict[str, str], observer: Observer
@@ -45,20 +43,6 @@ def is_exported(folder: RunFolder, state: TrainState) -> bool:
         return bool(about["run"]["trained_steps"] == state.step) and (folder.model / WEIGHTS).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def verdict(state: TrainState) -> list[str]:
-    """A line for a run that is not far beyond the mean image, which its pictures will show."""
-    if state.best_psnr is None or state.mean_image_psnr is None:
-        return []
-    gain = state.best_psnr - state.mean_image_psnr
-    if gain >= LITTLE:
-        return []
-    line = (
-        f"{gain:+.1f} dB over the mean image: too few steps for good pictures yet ({state.step:,} were taken). "
-        "More --epochs, or more images, bring them."
-    )
-    return [line]
 
 
 def interrupted(request: RunRequest, state: TrainState, number: int, seconds: float) -> RunFinished:

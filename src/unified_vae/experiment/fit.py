@@ -15,7 +15,7 @@ from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.open import DataSets
-from unified_vae.experiment import ending, preflight, resume_fix
+from unified_vae.experiment import closing, ending, preflight, resume_fix
 from unified_vae.experiment.assemble import (
     Parts,
     Resolved,
@@ -131,7 +131,7 @@ class _Fit:
         self._add_file_observers(resolved)
         self.observer.run_started(opening(self.folder.root, self.runtime, parts, resolved, data, state, found, flight))
         stopped_by = self._train(parts, data, saver, state)
-        return self._finish(parts, resolved, data, state, stopped_by)
+        return self._finish(parts, resolved, data, state, stopped_by, flight)
 
     def _train(self, parts: Parts, data: DataSets, saver: Saver, state: TrainState) -> int:
         """Run the loop; returns the number of the signal that stopped it, 0 for none.
@@ -286,7 +286,13 @@ class _Fit:
     # --- after the last step -------------------------------------------------------------------------
 
     def _finish(
-        self, parts: Parts, resolved: Resolved, data: DataSets, state: TrainState, stopped_by: int
+        self,
+        parts: Parts,
+        resolved: Resolved,
+        data: DataSets,
+        state: TrainState,
+        stopped_by: int,
+        flight: Preflight,
     ) -> RunFinished:
         seconds = time.monotonic() - self.begun
         if stopped_by and state.step < parts.plan.total_steps and not state.stopped_early:
@@ -295,7 +301,8 @@ class _Fit:
             names = dict(self.request.run.names)
             ending.export(self.folder, parts, resolved, state, names, self.observer)
         self.runtime.barrier()
-        findings = [*ending.verdict(state), *self._before_and_after(parts, data)]
+        found = closing.diagnosed(parts, data, self.runtime, self.folder, flight)
+        findings = [*closing.lines(found, self.folder), *self._before_and_after(parts, data)]
         return self._say(ending.finished(self.request, state, seconds, findings))
 
     def _before_and_after(self, parts: Parts, data: DataSets) -> list[str]:

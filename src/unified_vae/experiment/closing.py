@@ -1,0 +1,66 @@
+"""The diagnosis at the end of every run, in two lines: the cause, and the command that shows its evidence."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unified_vae.data.batches import gather, share
+from unified_vae.data.open import DataSets
+from unified_vae.experiment.assemble import Parts
+from unified_vae.experiment.diagnosis import HEALTHY, Diagnosis
+from unified_vae.experiment.history import History
+from unified_vae.experiment.pca_line import PCALine
+from unified_vae.experiment.preflight import Preflight
+from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.experiment.subject import PIXEL_TERMS
+from unified_vae.metrics.reconstruction import ReconstructionSums
+from unified_vae.training.runtime import Runtime
+from unified_vae.training.validation import reconstructions
+
+MOST_IMAGES = 1000  # of the training set: the gap to validation shows with fewer, and the pass stays short
+
+
+def diagnosed(parts: Parts, data: DataSets, runtime: Runtime, folder: RunFolder, flight: Preflight) -> Diagnosis | None:
+    """What the last validation, the run's course and a look at some training images say.
+
+    Every rank takes part; only the main one, which has the metrics file, gets an answer.
+    """
+    training_psnr = _on_training_images(parts, data, runtime)
+    if not runtime.is_main:
+        return None
+    history = History.read(folder.metrics)
+    shares = {row.name: row.share for row in parts.objective.rows(1.0) if row.share is not None}
+    return Diagnosis.of(
+        history.last,
+        parts.model.latents,
+        images=len(data.validation),
+        training_psnr=training_psnr,
+        pixel_share=sum(shares.get(name, 0.0) for name in PIXEL_TERMS),
+        beta=history.beta,
+        sigma=history.sigma,
+        history=history,
+        line=PCALine.from_json(flight.to_json(parts.objective.beta(1.0))),
+    )
+
+
+def lines(found: Diagnosis | None, folder: RunFolder) -> list[str]:
+    """For the end of the run."""
+    if found is None:
+        return []
+    row = next((row for row in found.evidence() if row.cause == found.cause), None)
+    reason = found.figures() if row is None else row.figures
+    more = "more" if found.cause == HEALTHY else "evidence and what to do"
+    return [f"diagnosis: {found.cause} ({reason})", f"{more}: uv run diagnose.py {folder.root.as_posix()}"]
+
+
+def _on_training_images(parts: Parts, data: DataSets, runtime: Runtime) -> float:
+    """dB of the averaged weights on as many training images as there are validation images, or MOST_IMAGES."""
+    model, size = parts.ema.model, parts.plan.micro_batch(runtime.world_size)
+    count = min(len(data.train), len(data.validation), MOST_IMAGES)
+    own = np.arange(count)[share(count, runtime.rank, runtime.world_size)]
+    sums = ReconstructionSums.empty(model.channels, model.image_size, runtime.device, runtime.sums_dtype)
+    pieces = (gather(data.train, own[start : start + size]) for start in range(0, len(own), size))
+    for output, images in reconstructions(model, pieces, runtime):
+        sums.add(output.reconstruction, images)
+    runtime.sum_in_place(sums.tensors())
+    return sums.psnr()
