@@ -82,11 +82,22 @@ def test_the_side_door_composes_the_same_run_as_the_mode(door) -> None:
     assert by_presets.run_dir == Path("runs/high_quality-fast_high_quality_training-fast_high_quality-full")
 
 
+def test_another_augmentation_is_another_folder(door) -> None:
+    """So that a run of the four older options is found again where it always was."""
+    for words in ([], ["--augment-preset", "none"], ["--augment-preset", "flip"]):
+        assert door.presets(*words)[0] == 0
+    usual, none, flip = door.requests
+    assert usual.run_dir == none.run_dir == Path("runs/mse_l1-standard_training-small-full")
+    assert flip.run_dir == Path("runs/mse_l1-standard_training-small-full-flip")
+    assert usual.run.config == none.run.config
+    assert flip.run.config.data.augment.horizontal_flip
+
+
 def test_the_usual_presets_of_the_side_door_are_in_its_help(door) -> None:
     door.presets()
     _, help_text, _ = door.presets("--help")
     names = door.request().run.names
-    assert set(names) == {"loss", "training", "model", "dataset"}
+    assert set(names) == {"loss", "training", "model", "dataset", "augment"}
     assert all(f"({name})" in help_text for name in names.values())
 
 
@@ -186,7 +197,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(door, words: list[str], part: str
     assert part in error
 
 
-@pytest.mark.parametrize("kind", ["loss", "training", "model", "dataset"])
+@pytest.mark.parametrize("kind", ["loss", "training", "model", "dataset", "augment"])
 def test_an_unknown_preset_names_the_nearest(door, kind: str) -> None:
     code, _, error = door.presets(f"--{kind}-preset", "smal" if kind != "training" else "quick_tset")
     assert code == 2
@@ -250,6 +261,8 @@ def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(door) -> No
         "photos.zip",
         "--set",
         "model.latents=33",
+        "--set",
+        "data.augment.affine.rotate_degrees=5",
         "--batch-size",
         "5",
         "--lr",
@@ -266,6 +279,8 @@ def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(door) -> No
     assert request.run_dir == Path("runs/mine-fixed")
     assert config.model == earlier.model
     assert config.data == earlier.data
+    assert config.data.augment.affine.rotate_degrees == 5
+    assert request.run.names["augment"] == "none"
     assert config.seed == earlier.seed
     assert config.training.batch_size == earlier.training.batch_size
     assert config.training.optimizer.lr < 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -43,21 +44,21 @@ def test_the_presets_of_the_users_guide_are_there() -> None:
 @pytest.mark.parametrize(
     ("mode", "epochs", "pixels", "names"),
     [
-        ("quick_test", 1, 64, "mse_l1 quick_test small tiny"),
-        ("fast_high_quality", 100, 128, "high_quality fast_high_quality_training fast_high_quality full"),
+        ("quick_test", 1, 64, "mse_l1 quick_test small tiny none"),
+        ("fast_high_quality", 100, 128, "high_quality fast_high_quality_training fast_high_quality full none"),
         (
             "ultra_high_quality",
             200,
             256,
-            "ultra_high_quality_loss ultra_high_quality_training ultra_high_quality full",
+            "ultra_high_quality_loss ultra_high_quality_training ultra_high_quality full none",
         ),
         (
             "balanced_high_quality",
             150,
             128,
-            "high_quality balanced_high_quality_training balanced_high_quality full",
+            "high_quality balanced_high_quality_training balanced_high_quality full none",
         ),
-        ("full_retrain", 150, 128, "full_retrain_optimal full_retrain_training fast_high_quality full"),
+        ("full_retrain", 150, 128, "full_retrain_optimal full_retrain_training fast_high_quality full none"),
     ],
 )
 def test_a_mode_is_what_the_table_says(mode: str, epochs: int, pixels: int, names: str) -> None:
@@ -90,10 +91,38 @@ def test_a_dataset_preset_is_what_the_table_says(name: str, count: int | None) -
     assert BOOK.preset("dataset", name).settings.values["max_images"] == count
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("none", 0), ("flip", 1), ("gentle", 2), ("strong", 8)],
+)
+def test_an_augment_preset_is_what_the_table_says(name: str, changes: int) -> None:
+    run = BOOK.compose({"augment": name}, Settings())
+    before, after = Settings(values=RunConfig().model_dump()), Settings(values=run.config.model_dump())
+    paths = [keys for keys in leaves(after.values) if before.value(keys) != after.value(keys)]
+    assert len(paths) == changes
+    assert all(dotted(keys).startswith("data.augment.") for keys in paths)
+
+
+def test_a_mode_may_name_an_augment_preset_and_need_not(tmp_path: Path) -> None:
+    mode = {"loss": "mse_l1", "training": "quick_test", "model": "small", "dataset": "tiny"}
+    book = load_with(tmp_path, {"modes": {"plain": mode, "flipped": {**mode, "augment": "flip"}}})
+    plain, flipped = compose(book, "plain"), compose(book, "flipped")
+    assert plain.config == compose(BOOK, "quick_test").config
+    assert flipped.config.data.augment.horizontal_flip
+    assert flipped.config.data.max_images == 1000
+    assert flipped.origins["data.augment.horizontal_flip"].startswith("augment preset flip (")
+
+
 def test_every_combination_of_presets_is_valid_and_fully_explained() -> None:
     paths = {dotted(keys) for keys in leaves(RunConfig().model_dump())}
-    for names in itertools.product(*PRESETS.values()):
-        run = BOOK.compose(dict(zip(SECTIONS, names, strict=True)), Settings())
+    inner = ("dataset", "augment")  # two parts of `data`; all other kinds fill parts of their own
+    both = itertools.cycle(itertools.product(*(PRESETS[kind] for kind in inner)))
+    outer = [kind for kind in SECTIONS if kind not in inner]
+    combinations = [*itertools.product(*(PRESETS[kind] for kind in outer))]
+    assert len(combinations) >= math.prod(len(PRESETS[kind]) for kind in inner)
+    for names, others in zip(combinations, both, strict=False):
+        chosen = dict(zip(outer, names, strict=True)) | dict(zip(inner, others, strict=True))
+        run = BOOK.compose(chosen, Settings())
         assert set(run.origins) == {dotted(keys) for keys in leaves(run.config.model_dump())}
         assert {path for path in paths if path.startswith(("seed", "model", "data"))} <= set(run.origins)
 

@@ -51,7 +51,7 @@ def _setting_rows(rows: Sequence[tuple[str, str, str]]) -> list[str]:
 
 def _short_origin(origin: str) -> str:
     """Without what the section's heading says already, and with the file's name instead of its path."""
-    return _FOLDERS.sub(r"\1", re.sub(r"^(loss|training|model|dataset) preset ", "preset ", origin))
+    return _FOLDERS.sub(r"\1", re.sub(r"^(loss|training|model|dataset|augment) preset ", "preset ", origin))
 
 
 def _is_idle(path: str, values: Mapping[str, object], origins: Mapping[str, str]) -> bool:

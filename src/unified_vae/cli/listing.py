@@ -26,7 +26,8 @@ def listing_lines(book: PresetBook) -> list[str]:
 
 
 def _combination(mode: Mode) -> str:
-    return ", ".join(mode.presets.get(kind, "the run's") for kind in SECTIONS)
+    absent = "defaults" if mode.fixes is None else "the run's"
+    return ", ".join(mode.presets.get(kind, absent) for kind in SECTIONS)
 
 
 def _in_words(*parts: str) -> str:

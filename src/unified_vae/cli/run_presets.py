@@ -31,6 +31,9 @@ def train_unified(
         str | None, typer.Option(help="Image size, latents, width.", show_default=_usual("model"))
     ] = None,
     dataset_preset: Annotated[str | None, typer.Option(help="How many images.", show_default=_usual("dataset"))] = None,
+    augment_preset: Annotated[
+        str | None, typer.Option(help="Random changes of the training images.", show_default=_usual("augment"))
+    ] = None,
     data: options.Data = None,
     run_dir: options.RunDir = None,
     resume: options.Resume = True,
@@ -46,12 +49,13 @@ def train_unified(
     dry_run: options.DryRun = False,
     list_presets: options.ListPresets = False,
 ) -> Job:
-    """Train an image VAE from four presets: loss, training, model and dataset."""
+    """Train an image VAE from five presets: loss, training, model, dataset and augment."""
     chosen = {
         "loss": loss_preset,
         "training": training_preset,
         "model": model_preset,
         "dataset": dataset_preset,
+        "augment": augment_preset,
     }
     flags = {
         "--data": data,

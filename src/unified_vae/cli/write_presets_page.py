@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from unified_vae.cli.text import value_text
 from unified_vae.experiment.presets.book_file import SECTIONS
 from unified_vae.experiment.presets.layers import leaves
-from unified_vae.experiment.presets.preset_book import Preset, PresetBook
+from unified_vae.experiment.presets.preset_book import Mode, Preset, PresetBook
 
 PATH = Path("docs") / "presets.md"
 
@@ -28,7 +28,7 @@ def presets_page(book: PresetBook) -> str:
     lines = [_INTRODUCTION, "## Modes", "", "`uv run train.py --mode NAME`", ""]
     lines += _table(
         ("Mode", "What it is", "Use case", *(kind.capitalize() for kind in SECTIONS)),
-        ((f"`{mode.name}`", mode.description, mode.use_case, *_names(mode.presets)) for mode in book.modes.values()),
+        ((f"`{mode.name}`", mode.description, mode.use_case, *_names(mode)) for mode in book.modes.values()),
     )
     for kind in SECTIONS:
         lines += [
@@ -45,8 +45,9 @@ def presets_page(book: PresetBook) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _names(presets: Mapping[str, str]) -> list[str]:
-    return [f"`{presets[kind]}`" if kind in presets else "that run's" for kind in SECTIONS]
+def _names(mode: Mode) -> list[str]:
+    absent = "defaults" if mode.fixes is None else "that run's"
+    return [f"`{mode.presets[kind]}`" if kind in mode.presets else absent for kind in SECTIONS]
 
 
 def _settings(preset: Preset) -> str:

@@ -1,4 +1,4 @@
-"""From a mode or four preset names to a run and the folder it goes to: what both doors share."""
+"""From a mode or five preset names to a run and the folder it goes to: what both doors share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from unified_vae.experiment.request import ComposedRun
 
 RUNS = Path("runs")
 
-USUAL_PRESETS = {"loss": "mse_l1", "training": "standard_training", "model": "small", "dataset": "full"}
+USUAL_PRESETS = {
+    "loss": "mse_l1",
+    "training": "standard_training",
+    "model": "small",
+    "dataset": "full",
+    "augment": "none",
+}
 """What train_unified.py takes where an option is left out."""
 
 
@@ -50,7 +56,9 @@ def plan_mode(book: PresetBook, name: str, command_line: Settings, run_dir: Path
 def plan_presets(
     book: PresetBook, chosen: Mapping[str, str | None], command_line: Settings, run_dir: Path | None
 ) -> Plan:
-    """The run of four presets; its folder is `runs/<loss>-<training>-<model>-<dataset>` unless named.
+    """The run of five presets; its folder is `runs/<loss>-<training>-<model>-<dataset>` unless named.
+
+    An augment preset other than the usual one is added to the folder's name.
 
     Args:
         chosen: kind of preset -> name; None takes the usual one, or what a run's own config.json says.
@@ -61,7 +69,8 @@ def plan_presets(
         return Plan(run, run_dir or _usual_folder(book, ""))
     presets = USUAL_PRESETS | given
     run = book.compose(presets, command_line)
-    return Plan(run, run_dir or RUNS / "-".join(presets[kind] for kind in USUAL_PRESETS))
+    kinds = [kind for kind in presets if kind != "augment" or presets[kind] != USUAL_PRESETS[kind]]
+    return Plan(run, run_dir or RUNS / "-".join(presets[kind] for kind in kinds))
 
 
 def plan_record(book: PresetBook, command_line: Settings, run_dir: Path | None) -> Plan:
@@ -84,7 +93,7 @@ def check(plan: Plan) -> None:
 
 def _plan_fix(book: PresetBook, mode: Mode, command_line: Settings, sick: Path) -> Plan:
     earlier = read_earlier_run(sick)
-    handed = {kind: earlier.names[kind] for kind in ("model", "dataset") if kind in earlier.names}
+    handed = {kind: earlier.names[kind] for kind in ("model", "dataset", "augment") if kind in earlier.names}
     run = book.compose(
         mode.presets, command_line, mode=mode, carried=earlier.handed_on(), names={**handed, **mode.presets}
     )

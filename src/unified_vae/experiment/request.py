@@ -17,7 +17,7 @@ class ComposedRun:
         config: the run.
         origins: dotted path of every leaf -> its origin in words, e.g. `default`,
             `loss preset mse_l1 (config/config_unified.json:12)`, `--beta`, `--set`.
-        names: what was composed: mode, loss, training, model and dataset preset, where given.
+        names: what was composed: mode, loss, training, model, dataset and augment preset, where given.
     """
 
     config: RunConfig

@@ -1,6 +1,6 @@
 """One file of presets: where it is, what it may hold, and its entries with their places.
 
-The shipped file holds five sections. A user's own file may hold the same sections, and settings beside them
+The shipped file holds six sections. A user's own file may hold the same sections, and settings beside them
 (`loss`, `training`, `model`, `data`, `seed`, `device`); a run's own `config.json` is also understood.
 Keys that begin with `_` are comments.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from unified_vae.core.errors import ConfigError, nearest
-from unified_vae.experiment.presets.field_paths import Keys, members
+from unified_vae.experiment.presets.field_paths import Keys, models_at
 from unified_vae.experiment.presets.json_with_lines import LocatedJSON, read_json
 from unified_vae.experiment.presets.layers import Origin, Settings
 from unified_vae.experiment.run_config import RunConfig
@@ -27,17 +27,24 @@ class Section:
     """A kind of preset.
 
     Attributes:
-        kind: as in `--loss-preset`: loss, training, model or dataset.
-        field: the part of the run that it fills.
+        kind: as in `--loss-preset`: loss, training, model, dataset or augment.
+        field: dotted path of the part of the run that it fills.
+        optional: a mode need not name one; defaults stand where it names none.
     """
 
     kind: str
     field: str
+    optional: bool = False
 
     @property
     def configs(self) -> list[type[BaseModel]]:
         """The classes that the part may be of."""
-        return members(RunConfig.model_fields[self.field].annotation)
+        return models_at(RunConfig, self.keys, None)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The path of the part, key by key."""
+        return tuple(self.field.split("."))
 
     @property
     def key(self) -> str:
@@ -52,6 +59,7 @@ SECTIONS = {
         Section("training", "training"),
         Section("model", "model"),
         Section("dataset", "data"),
+        Section("augment", "data.augment", optional=True),
     )
 }
 
@@ -142,7 +150,7 @@ def read_book_file(path: Path, *, may_set: bool) -> BookFile:
 
 
 def section_keys() -> list[str]:
-    """The five sections, modes first."""
+    """The six sections, modes first."""
     return ["modes", *(section.key for section in SECTIONS.values())]
 
 

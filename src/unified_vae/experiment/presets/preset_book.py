@@ -33,7 +33,7 @@ class Preset:
     """A named part of a run.
 
     Attributes:
-        kind: loss, training, model or dataset.
+        kind: loss, training, model, dataset or augment.
         settings: its values and those it inherits by `_extends`, each with its origin.
     """
 
@@ -143,7 +143,7 @@ class PresetBook:
         if carried is not None:
             settings.put_settings(carried)
         for kind, name in presets.items():
-            settings.put_settings(self.preset(kind, name).settings.below(SECTIONS[kind].field))
+            settings.put_settings(self.preset(kind, name).settings.below(*SECTIONS[kind].keys))
         if mode is not None:
             settings.put_settings(mode.settings)
         for file in self.files:
@@ -159,7 +159,7 @@ class PresetBook:
         for ancestor in self._ancestry(section, entry):
             _put_entry(settings, section, ancestor)
         whole = defaults(RunConfig)
-        whole.put_settings(settings.below(section.field))
+        whole.put_settings(settings.below(*section.keys))
         validate(RunConfig, whole.values, lambda keys: whole.origin(keys).where)
         return Preset(section.kind, name, entry.text("_description"), entry.text("_use_case"), settings)
 
@@ -194,7 +194,7 @@ class PresetBook:
         fixes = body.get("fixes")
         if fixes is not None and not isinstance(fixes, str):
             raise ConfigError(f"{entry.where('fixes')}: fixes should be the folder of a run, as text")
-        absent = [kind for kind in SECTIONS if kind not in names]
+        absent = [kind for kind, section in SECTIONS.items() if kind not in names and not section.optional]
         if absent and fixes is None:
             raise ConfigError(f"{entry.where()}: mode {entry.name!r} names no preset for {' and '.join(absent)}")
         return Mode(

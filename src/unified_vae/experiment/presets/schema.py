@@ -59,7 +59,7 @@ def _preset(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mode() -> dict[str, Any]:
-    names = {kind: {"type": "string", "description": f"Name of a {kind} preset."} for kind in SECTIONS}
+    names = {kind: {"type": "string", "description": f"One of the {kind} presets."} for kind in SECTIONS}
     return {
         "type": "object",
         "description": "A combination of presets.",
