@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.schedule import Linear as Warmup
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.config import KLConfig, LossConfig
-from unified_vae.losses.constraint import Capacity, FreeBits, Geco, capacity_at
+from unified_vae.losses.constraint import Capacity, FreeBits, Geco, RateConstraint, capacity_at
 from unified_vae.losses.kl import priced_rate, rate
 from unified_vae.losses.objective import Objective
 
@@ -48,6 +51,24 @@ def test_the_capacity_grows_in_a_line_and_stays() -> None:
     assert [capacity_at(target, t) for t in (0.0, 0.25, 0.5, 1.0)] == [20.0, 110.0, 200.0, 200.0]
 
 
+@pytest.mark.parametrize("constraint", [FreeBits(nats_per_unit=0.1), Capacity(nats=1.0, warmup=0.1)])
+def test_pieces_of_a_batch_add_up_where_they_lie_on_the_same_side_and_cost_no_less_elsewhere(
+    constraint: RateConstraint,
+) -> None:
+    mean, logvar = posterior()
+
+    def price(part: slice, some: RateConstraint) -> Tensor:
+        return priced_rate(DiagonalGaussian(mean[part], logvar[part]), some, 1.0)
+
+    halves = (price(slice(0, 8), constraint) + price(slice(8, 16), constraint)) / 2
+    whole = price(slice(0, 16), constraint)
+    torch.testing.assert_close(halves, whole)
+    gradients = [torch.autograd.grad(value, mean, retain_graph=True)[0] for value in (halves, whole)]
+    torch.testing.assert_close(*gradients)
+    between = Capacity(nats=rate(DiagonalGaussian(mean, logvar)).mean().item(), warmup=0.1)
+    assert (price(slice(0, 8), between) + price(slice(8, 16), between)) / 2 > price(slice(0, 16), between)
+
+
 class Linear(nn.Module):
     """A linear VAE of data with four directions; its best errors and rates are known."""
 
@@ -63,7 +84,8 @@ class Linear(nn.Module):
         return VAEOutput(self.out(latents).view_as(images), found, latents)
 
 
-def trained(kl: KLConfig, steps: int = 2500) -> tuple[float, float, Objective]:
+@functools.cache
+def trained(kl: KLConfig, steps: int = 1200) -> tuple[float, float, Objective]:
     """(dB of decoded draws, nats, objective) at the end of training."""
     generator = torch.Generator().manual_seed(1)
     directions = torch.linalg.qr(torch.randn(48, 4, generator=generator))[0].T
@@ -92,6 +114,15 @@ def trained(kl: KLConfig, steps: int = 2500) -> tuple[float, float, Objective]:
     return -10 * math.log10(sum(errors) / len(errors)), sum(rates) / len(rates), objective
 
 
+@pytest.mark.parametrize("start", [0.0, 4.0])
+@pytest.mark.parametrize("nats", [4.0, 14.0])
+def test_training_ends_at_the_capacity(nats: float, start: float) -> None:
+    """The plain ELBO ends between the two."""
+    held = KLConfig(weight=10.0, constraint=Capacity(nats=nats, start_nats=start, warmup=0.3))
+    assert trained(held, 600)[1] == pytest.approx(nats, rel=0.05)
+    assert 4.5 < trained(KLConfig(weight=1.0), 600)[1] < 13.0
+
+
 @pytest.mark.parametrize("start", [0.2, 20.0])
 def test_geco_meets_its_target_from_both_sides(start: float) -> None:
     psnr, _, objective = trained(KLConfig(weight=start, constraint=Geco(psnr=28.0)))
@@ -107,15 +138,60 @@ def test_geco_spends_no_more_nats_than_its_target_needs() -> None:
 
 
 def test_the_multiplier_is_saved_to_the_bit() -> None:
-    _, _, objective = trained(KLConfig(weight=1.0, constraint=Geco(psnr=28.0)), steps=50)
+    _, _, objective = trained(KLConfig(weight=1.0, constraint=Geco(psnr=28.0)), 50)
     again = build_objective(objective.config, 3, 4)
     again.load_state_dict(objective.state_dict())
     assert torch.equal(again.beta_multiplier, objective.beta_multiplier) and float(again.beta_multiplier) != 1
     assert again.beta(0.5) == objective.beta(0.5)
 
 
+def test_beta_moves_against_the_error_and_within_its_bounds() -> None:
+    kl = KLConfig(weight=2.0, constraint=Geco(psnr=20.0, min_beta=1.0, max_beta=3.0))
+    ends = {}
+    for error in (0.02, 0.01, 0.005):
+        objective = build_objective(LossConfig(kl=kl), 3, 4)
+        betas = []
+        for _ in range(200):
+            objective.observe({"mse": torch.tensor(error)})
+            betas.append(objective.beta(1.0))
+        assert betas[0] == 2.0, "the untrained model's error says nothing"
+        assert betas == sorted(betas, reverse=error > 0.01)
+        ends[error] = betas[-1]
+    assert ends == pytest.approx({0.02: 1.0, 0.01: 2.0, 0.005: 3.0})
+
+
+def test_the_schedule_of_beta_is_a_factor_of_what_geco_found() -> None:
+    kl = KLConfig(weight=2.0, schedule=Warmup(warmup=0.5), constraint=Geco(psnr=20.0))
+    objective = build_objective(LossConfig(kl=kl), 3, 4)
+    for _ in range(5):
+        objective.observe({"mse": torch.tensor(0.02)})
+    assert objective.beta(0.0) == 0
+    assert objective.beta(0.25) == pytest.approx(objective.beta(1.0) / 2)
+    assert 0 < objective.beta(1.0) < 2
+
+
+def test_a_step_with_geco_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device `meta` there are no values to wait for: whoever asked for one would fail."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know this device
+    objective = build_objective(LossConfig(kl=KLConfig(constraint=Geco())), 3, 4)
+    objective.observe({"mse": torch.tensor(0.1)})
+    objective.to("meta")
+    images, latents = torch.empty(2, 3, 4, 4, device="meta"), torch.empty(2, 4, device="meta")
+    value = objective(VAEOutput(images, DiagonalGaussian(latents, latents), latents), images, 0.5)
+    objective.observe(value.terms)
+    assert objective.beta_multiplier.is_meta and value.loss.is_meta
+
+
+@pytest.mark.parametrize(
+    ("constraint", "end"), [(FreeBits(), 0.1), (Capacity(warmup=0.4), 0.4), (Geco(), 1.0)], ids=lambda value: str(value)
+)
+def test_the_best_weights_are_chosen_when_the_constraint_rests(constraint: RateConstraint, end: float) -> None:
+    kl = KLConfig(schedule=Warmup(warmup=0.1), constraint=constraint)
+    assert build_objective(LossConfig(kl=kl), 3, 4).settled_at() == end
+
+
 def test_without_geco_the_multiplier_stays_one() -> None:
-    assert float(trained(KLConfig(weight=1.0), steps=20)[2].beta_multiplier) == 1
+    assert float(trained(KLConfig(weight=1.0), 20)[2].beta_multiplier) == 1
 
 
 @pytest.mark.parametrize(

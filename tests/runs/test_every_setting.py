@@ -17,6 +17,14 @@ BASE = {
 }
 RAMP = {"kind": "linear", "warmup": 0.9, "start": 0.2}
 
+
+def constrained(**settings):
+    return {"loss": {"kl": {"constraint": settings}}}
+
+
+CAPACITY = constrained(kind="capacity", nats=40.0)
+SHARP, VAGUE = constrained(kind="geco", psnr=45.0), constrained(kind="geco", psnr=5.0)
+
 # dotted path -> the value it is changed to, and what else has to be so for it to matter
 CHANGES = {
     "seed": (1, {}),
@@ -43,6 +51,15 @@ CHANGES = {
     "loss.kl.weight": (0.5, {}),
     "loss.kl.convention": ("mean_sum", {}),
     "loss.kl.schedule": ({"kind": "cyclical", "cycles": 2, "ramp": 0.7}, {}),
+    "loss.kl.constraint": ({"kind": "geco"}, {}),
+    "loss.kl.constraint.nats_per_unit": (3.0, constrained(kind="free_bits")),
+    "loss.kl.constraint.nats": (3.0, CAPACITY),
+    "loss.kl.constraint.start_nats": (20.0, CAPACITY),
+    "loss.kl.constraint.warmup": (1.0, CAPACITY),
+    "loss.kl.constraint.psnr": (20.0, SHARP),
+    "loss.kl.constraint.speed": (0.1, SHARP),
+    "loss.kl.constraint.min_beta": (1.9, SHARP),
+    "loss.kl.constraint.max_beta": (2.1, VAGUE),
     "loss.calibration.decay": (0.1, {}),
     "training.epochs": (2, {}),
     "training.batch_size": (11, {}),

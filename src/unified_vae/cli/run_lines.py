@@ -101,6 +101,10 @@ class RunLines(Observer):
             cells.append(f"sharp {values['sharpness']:.2f}")
         if "rate.nats" in values:
             cells.append(f"KL {number(values['rate.nats'])} nats")
+        if "loss.nll" in values:
+            cells.append(f"NLL {number(values['loss.nll'])} nats")
+        if "bits_per_dim" in values:
+            cells.append(f"{values['bits_per_dim']:.3f} bits/dim")
         if "active_units" in values:
             cells.append(f"active {values['active_units']:.0f}/{len(event.kl_per_unit)}")
         cells += [f"val {loss}" if place == 0 else loss for place, loss in enumerate(loss_cells(values))]
@@ -109,7 +113,7 @@ class RunLines(Observer):
         cells.append(f"{clock_text(self._seconds_left())} left")
         if event.patience is not None:
             waited = f"patience {event.epochs_without_gain}/{event.patience}"
-            cells.append(waited if event.armed else "warming up")
+            cells.append(waited if event.armed else "patience waits")
         return joined(cells)
 
     def _pace_lines(self, event: LossesLogged) -> list[str]:

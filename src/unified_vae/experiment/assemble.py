@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unified_vae.core.counter import key
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import steps_per_epoch, train_batches
 from unified_vae.data.open import DataSets, open_data
@@ -198,12 +199,36 @@ def self_test(parts: Parts, images: Tensor, noise: Tensor) -> None:
 @torch.no_grad()
 def calibrate(parts: Parts, images: Tensor, noise: Tensor, runtime: Runtime) -> None:
     """Give the distortion's scale its first value: the terms of the untrained (or given) model on one batch."""
+    names = parts.stepper.term_names
+
+    def terms(output: VAEOutput, some: Tensor) -> Tensor:
+        values = parts.objective.measure(output, some)
+        return torch.stack([values[name] for name in names])
+
+    means = _mean_over_batch(parts, images, noise, runtime, terms)
+    parts.objective.observe(dict(zip(names, means, strict=True)))
+
+
+@torch.no_grad()
+def first_point(parts: Parts, images: Tensor, noise: Tensor, runtime: Runtime, progress: float) -> tuple[float, float]:
+    """Distortion and rate of the model as it stands, in nats per image, on one batch with drawn latents."""
+
+    def point(output: VAEOutput, some: Tensor) -> Tensor:
+        value = parts.objective(output, some, progress)
+        return torch.stack([value.nll, value.rate])
+
+    nll, rate = _mean_over_batch(parts, images, noise, runtime, point).tolist()
+    return nll, rate
+
+
+def _mean_over_batch(
+    parts: Parts, images: Tensor, noise: Tensor, runtime: Runtime, measure: Callable[[VAEOutput, Tensor], Tensor]
+) -> Tensor:
+    """The mean of a measured vector over the micro-batches and ranks of a batch."""
     pieces = parts.plan.training.accumulate
-    totals = torch.zeros(len(parts.stepper.term_names), device=runtime.device)
+    total = torch.zeros((), device=runtime.device)
     for some_images, some_noise in zip(images.tensor_split(pieces), noise.tensor_split(pieces), strict=True):
         with runtime.autocast():
             output = parts.model(some_images, some_noise)
-        values = parts.objective.measure(output, some_images)
-        totals += len(some_images) / len(images) * torch.stack([values[name] for name in parts.stepper.term_names])
-    means = runtime.mean(totals)
-    parts.objective.observe(dict(zip(parts.stepper.term_names, means, strict=True)))
+        total = total + len(some_images) / len(images) * measure(output, some_images)
+    return runtime.mean(total)

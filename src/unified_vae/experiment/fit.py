@@ -22,6 +22,7 @@ from unified_vae.experiment.assemble import (
     build_parts,
     calibrate,
     first_batch,
+    first_point,
     open_images,
     resolve,
     self_test,
@@ -115,10 +116,12 @@ class _Fit:
         if any(difference.path.startswith(("training.", "loss.")) for difference in found):
             # a changed setting reopens a run that patience had ended
             state.stopped_early, state.waited = False, 0
+        if state.step < parts.plan.settled == parts.plan.total_steps:
+            state.forget_best()  # nothing is settled before the end, and the end has moved
         if self._is_over(state, parts):
             return self._say(ending.already_finished(self.request, state, parts.plan.training.epochs))
         self._say_what_was_found(data, resolved, record)
-        beta = resolved.config.loss.kl.weight
+        beta = flight.planned_beta(resolved.config.loss.kl)
         if warning := preflight.refuse_or_warn(flight, beta, resolved.config.preflight == "strict"):
             self.observer.notice(warning)
         images, noise = first_batch(parts, data, self.runtime)
@@ -129,7 +132,10 @@ class _Fit:
             new_record.write(self.folder.config)
             write_text(self.folder.preflight, json.dumps(flight.to_json(beta), indent=2) + "\n")
         self._add_file_observers(resolved)
-        self.observer.run_started(opening(self.folder.root, self.runtime, parts, resolved, data, state, found, flight))
+        point = first_point(parts, images, noise, self.runtime, parts.plan.progress(state.step))
+        self.observer.run_started(
+            opening(self.folder.root, self.runtime, parts, resolved, data, state, found, flight, point)
+        )
         stopped_by = self._train(parts, data, saver, state)
         return self._finish(parts, resolved, data, state, stopped_by, flight)
 
@@ -198,7 +204,7 @@ class _Fit:
             about_data,
             parts.plan.steps_per_epoch,
             environment(),
-            flight.to_json(resolved.config.loss.kl.weight),
+            flight.to_json(flight.planned_beta(resolved.config.loss.kl)),
         )
 
     def _saver(self, parts: Parts, record: RunRecord) -> Saver:

@@ -12,10 +12,13 @@ from unified_vae.experiment.assemble import Parts, Resolved
 from unified_vae.experiment.preflight import Preflight
 from unified_vae.losses import constraint
 from unified_vae.losses.config import KLConfig, TermConfig
+from unified_vae.losses.constraint import Geco
 from unified_vae.losses.objective import Objective
+from unified_vae.training.loop import Plan
 from unified_vae.training.observers import Difference, RunStarted, TermRow
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.state import TrainState
+from unified_vae.training.validation import in_bits
 
 
 def opening(
@@ -27,9 +30,15 @@ def opening(
     state: TrainState,
     differences: Sequence[Difference],
     flight: Preflight,
+    point: tuple[float, float],
 ) -> RunStarted:
-    """The event that opens a run, fresh or resumed."""
-    plan = parts.plan
+    """The event that opens a run, fresh or resumed.
+
+    Args:
+        point: distortion and rate on the first batch, nats per image.
+    """
+    plan, kl = parts.plan, resolved.config.loss.kl
+    expected = [*preflight.lines(flight, flight.planned_beta(kl)), *preflight.capacity_advice(flight, kl)]
     return RunStarted(
         run_dir=run_dir,
         start_step=state.step,
@@ -37,7 +46,7 @@ def opening(
         steps_per_epoch=plan.steps_per_epoch,
         batch_size=plan.batch_size,
         resumed=state.step > 0,
-        facts=[*_facts(runtime, parts, resolved, data), *preflight.lines(flight, resolved.config.loss.kl.weight)],
+        facts=[*_facts(runtime, parts, resolved, data), _first_batch(point, parts.objective), *expected],
         terms=term_rows(parts.objective, resolved, plan.progress(state.step)),
         differences=tuple(differences),
     )
@@ -53,13 +62,28 @@ def _facts(runtime: Runtime, parts: Parts, resolved: Resolved, data: DataSets) -
         ("data", data.description),
         ("model", f"{resolved.config.model.family}, {count:,} parameters{path}, {data.channels} channel(s)"),
         ("steps", f"{plan.total_steps:,} of {plan.batch_size} images, {plan.steps_per_epoch:,} an epoch"),
-        ("best weights", f"chosen by validation PSNR from step {plan.settled:,} on, when all warm-ups are over"),
+        ("best weights", _choice(plan)),
         ("self-test", "every enabled term moves the weights it should"),
     ]
     if (sigma := parts.objective.sigma()) is not None:
         text = f"{sigma:.4f} of the pixel range: the decoder's noise, calibrated as it trains"
         facts.append(("sigma", text))
     return facts
+
+
+def _choice(plan: Plan) -> str:
+    """Which weights count as the best."""
+    if plan.settled == plan.total_steps:
+        return "those of the last step: what is minimised changes until then, and patience does not count"
+    return f"chosen by validation PSNR from step {plan.settled:,} on, when all warm-ups are over"
+
+
+def _first_batch(point: tuple[float, float], objective: Objective) -> tuple[str, str]:
+    """Distortion and rate of the model as it stands."""
+    nll, rate = point
+    bits = in_bits(rate, nll, objective.dimensions)
+    distortion = f"NLL {nll:,.0f} nats an image ({bits['distortion.bits_per_dim']:.3f} bits per dimension)"
+    return "first batch", f"{distortion}, KL {rate:,.1f} nats ({bits['rate.bits_per_dim']:.4f})"
 
 
 def term_rows(objective: Objective, resolved: Resolved, progress: float) -> list[TermRow]:
@@ -69,9 +93,7 @@ def term_rows(objective: Objective, resolved: Resolved, progress: float) -> list
     shares = {
         row.name: f"{row.share:.0%} of the distortion" for row in objective.rows(progress) if row.share is not None
     }
-    kl = "beta, per nat of KL"
-    bound = constraint.describe(loss.kl.constraint, progress)
-    notes |= shares | {"kl": f"{kl}; {bound}" if bound else kl}
+    notes |= shares | {"kl": _about_beta(loss.kl, objective, progress)}
     terms = {name: getattr(loss, name) for name in type(loss).model_fields}
     return [
         TermRow(
@@ -84,6 +106,15 @@ def term_rows(objective: Objective, resolved: Resolved, progress: float) -> list
         for name, term in terms.items()
         if hasattr(term, "weight")
     ]
+
+
+def _about_beta(kl: KLConfig, objective: Objective, progress: float) -> str:
+    words = ["beta, per nat of KL"]
+    if bound := constraint.describe(kl.constraint, progress):
+        words.append(bound)
+    if isinstance(kl.constraint, Geco):
+        words.append(f"beta now {objective.beta(progress):.3g}")
+    return "; ".join(words)
 
 
 def _factor(name: str, term: TermConfig | KLConfig, objective: Objective, progress: float) -> float:

@@ -182,11 +182,7 @@ class Objective(nn.Module):
 
     def bits_per_dim(self, nll: Tensor, rate: Tensor) -> Tensor:
         """Code length of 8-bit pixels in bits per value; a bound on the likelihood for MSE or L1 alone."""
-        return self.bits(nll + rate) + 8
-
-    def bits(self, nats: Tensor) -> Tensor:
-        """Nats per image as bits per value."""
-        return nats / (self.dimensions * math.log(2))
+        return (nll + rate) / (self.dimensions * math.log(2)) + 8
 
     def rows(self, progress: float) -> list[TermRow]:
         """A line for each enabled term."""

@@ -60,6 +60,11 @@ class TrainState:
             plateau["best"] = -math.inf
         return cls(**{**values, "plateau": PlateauState(**plateau)})
 
+    def forget_best(self) -> None:
+        """Begin the choice of the best weights anew."""
+        self.best_psnr = self.best_step = self.reference_psnr = None
+        self.waited = 0
+
     def judge(self, psnr: float, min_delta: float) -> bool:
         """Count a validation whose turn has come; returns whether it is the best so far.
 

@@ -1,0 +1,116 @@
+"""Runs whose KL is constrained: what they say, what they choose, and that they go on to the same bits."""
+
+import json
+import math
+import os
+import re
+import signal
+import sys
+
+import pytest
+import torch
+from lives import Recorder, outcome, request, write_images
+
+from unified_vae.experiment.fit import fit
+
+GECO = {"loss": {"kl": {"constraint": {"kind": "geco", "psnr": 45.0, "speed": 0.1}}}}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    torch.set_num_threads(1)
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """A run with GECO that nobody interrupts."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    recorder = Recorder()
+    fit(request(run_dir, source, GECO), [recorder])
+    return run_dir, recorder
+
+
+def rows(run_dir, split):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def fact(recorder, label):
+    (started,) = recorder.started
+    return dict(started.facts)[label]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("stop", [5, 13])
+def test_geco_goes_on_to_the_same_bits(stop, source, whole, tmp_path):
+    class StopAt(Recorder):
+        def step_done(self, event):
+            if event.step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    some = request(tmp_path / "run", source, GECO)
+    assert fit(some, [StopAt()]).step == stop
+    again = Recorder()
+    assert fit(some, [again]).outcome == "finished"
+    assert outcome(tmp_path / "run") == outcome(whole[0])
+    (beta,) = [row for row in again.started[0].terms if row.name == "loss.kl"]
+    assert beta.weight * beta.factor == pytest.approx(float(re.search(r"beta now ([\d.]+)", beta.note)[1]), rel=0.01)
+    assert "geco: at least 45 dB at the least KL" in beta.note
+
+
+def test_beta_is_logged_as_it_moves(whole):
+    betas = [row["beta"] for row in rows(whole[0], "train")]
+    assert len(set(betas[len(betas) // 2 :])) > 3, "the warm-up is over and beta still moves"
+
+
+def test_with_geco_the_last_weights_are_the_best_ones_also_of_a_longer_run(source, whole, tmp_path):
+    recorder = whole[1]
+    assert [event.armed for event in recorder.validations] == [False] * 5 + [True]
+    assert recorder.finished.best_step == recorder.finished.step
+    assert "those of the last step" in fact(recorder, "best weights")
+    geco = {"kind": "geco", "psnr": 8.0, "speed": 1.0, "max_beta": 1e6}
+    fast = {"ema_decay": 0.1, "optimizer": {"kind": "adamw", "lr": 2e-2}}
+    vague = {"loss": {"kl": {"weight": 100.0, "schedule": {"kind": "constant"}, "constraint": geco}}}
+    short, longer = Recorder(), Recorder()
+    for epochs, recorder in ((3, short), (6, longer)):
+        fit(request(tmp_path / "run", source, {**vague, "training": {**fast, "epochs": epochs}}), [recorder])
+    assert longer.finished.values["psnr"] < short.finished.values["psnr"] - 1, "GECO gives up what was not asked for"
+    assert short.finished.best_step < longer.finished.best_step == longer.finished.step
+
+
+def test_a_run_may_take_up_geco_on_its_way(source, tmp_path):
+    fit(request(tmp_path / "run", source, {"training": {"epochs": 2}}), [Recorder()])
+    fit(request(tmp_path / "run", source, {"training": {"epochs": 4}, **GECO}), [again := Recorder()])
+    assert again.finished.outcome == "finished"
+    assert any(difference.path == "loss.kl.constraint.kind" for difference in again.started[0].differences)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_distortion_and_rate_are_told_in_nats_and_bits(resumed, source, tmp_path):
+    recorder = Recorder()
+    for epochs in (1, 2) if resumed else (1,):
+        recorder = Recorder()
+        fit(request(tmp_path / "run", source, {"training": {"epochs": epochs}}), [recorder])
+    numbers = re.findall(r"-?\d[\d,.]*", fact(recorder, "first batch"))
+    nll, nll_bits, kl, kl_bits = (float(number.replace(",", "")) for number in numbers)
+    dimensions = 3 * 16**2
+    assert nll_bits == pytest.approx(nll / dimensions / math.log(2) + 8, abs=2e-3)
+    assert kl_bits == pytest.approx(kl / dimensions / math.log(2), abs=2e-4)
+    first = rows(tmp_path / "run", "train")[0]
+    if not resumed:  # the first entry is the mean of a few steps from there
+        assert kl == pytest.approx(first["rate.nats"], rel=0.3)
+
+
+def test_a_capacity_starts_where_it_will_be_held_and_says_when_beta_is_too_low(source, tmp_path):
+    def start(beta, name):
+        held = {"kind": "capacity", "nats": 5.0, "start_nats": 5.0}
+        change = {"loss": {"kl": {"weight": beta, "constraint": held}}, "training": {"epochs": 1}}
+        fit(request(tmp_path / name, source, change), [recorder := Recorder()])
+        return recorder
+
+    firm, weak = start(1000.0, "firm"), start(1.0, "weak")
+    assert "KL 5 nats" in fact(firm, "predicted")
+    assert not [notice for notice in firm.notices if "collapse" in notice]
+    assert "capacity" not in dict(firm.started[0].facts)
+    assert "too low to hold the KL at 5 nats" in fact(weak, "capacity")
