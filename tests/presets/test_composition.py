@@ -169,6 +169,9 @@ def _other(value: object, path: str) -> object:
         "training.optimizer.kind": "sgd",
         "training.lr_schedule.kind": "constant",
         "loss.kl.schedule.kind": "cosine",
+        "loss.kl.constraint.kind": "free_bits",
+        "loss.kl.convention": "mean_sum",
+        "preflight": "strict",
     }
     if path in words:
         return words[path]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def _units(axes: Axes, found: Diagnosis, views: Views) -> None:
     idle = kl < ACTIVE_NATS
     axes.bar(np.arange(1, len(kl) + 1), kl, width=0.9 if len(kl) < 60 else 1.0, color=np.where(idle, ORANGE, BLUE))
     axes.axhline(ACTIVE_NATS, color=RED, linestyle="--", linewidth=1)
-    words = {"color": RED, "va": "bottom", "transform": _across(axes), "bbox": BOX}
+    words: dict[str, Any] = {"color": RED, "va": "bottom", "transform": _across(axes), "bbox": BOX}
     axes.text(0.02, 1.3 * ACTIVE_NATS, "idle below", **words)
     axes.set_yscale("log")
     axes.set_ylim(max(min(kl.min(), ACTIVE_NATS) / 3, SMALLEST / 2), max(kl.max(), 10 * ACTIVE_NATS) * 3)
