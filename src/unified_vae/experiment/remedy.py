@@ -18,6 +18,7 @@ from unified_vae.experiment.run_config import RunConfig
 
 LONGER = 2  # times the epochs of a run that still rises
 MUCH_LONGER = 10  # times those of one that has hardly begun
+FEWEST_EPOCHS = 10
 USUAL_BETA, LARGEST_BETA = 4.0, 10.0
 ROOM = 0.5  # of a needed component's variance is where a new beta puts the water level
 HAARPSI_SIDE = 16  # pixels that haarpsi needs at least
@@ -109,7 +110,7 @@ def _longer(place: Situation, times: int, advice: str) -> Remedy:
     if not place.finished:
         return Remedy("the run is not over: let it go on, or continue it", place.further())
     training = place.config.training
-    words = ["--epochs", str(times * training.epochs)]
+    words = ["--epochs", str(max(times * training.epochs, FEWEST_EPOCHS))]
     if training.max_steps is not None:
         words += ["--set", f"training.max_steps={times * training.max_steps}"]
     return Remedy(advice, place.further(*words))
