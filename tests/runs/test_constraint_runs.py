@@ -114,3 +114,20 @@ def test_a_capacity_starts_where_it_will_be_held_and_says_when_beta_is_too_low(s
     assert not [notice for notice in firm.notices if "collapse" in notice]
     assert "capacity" not in dict(firm.started[0].facts)
     assert "too low to hold the KL at 5 nats" in fact(weak, "capacity")
+
+
+def test_geco_says_before_the_start_what_its_target_costs_or_that_it_is_out_of_reach(source, tmp_path):
+    def start(psnr, latents=4):
+        kl = {"constraint": {"kind": "geco", "psnr": psnr}}
+        change = {"loss": {"kl": kl}, "training": {"epochs": 1}, "model": {"latents": latents}}
+        fit(request(tmp_path / f"{psnr:g}", source, change), [recorder := Recorder()])
+        return fact(recorder, "geco")
+
+    words = start(25.0)
+    beta, nats = map(float, re.search(r"meets 25 dB at beta ([\d.]+), with KL (\d+) nats", words).groups())
+    change = {"loss": {"kl": {"weight": beta}}, "training": {"epochs": 1}}
+    fit(request(tmp_path / "plain", source, change), [recorder := Recorder()])
+    assert f"KL {nats:.0f} nats" in fact(recorder, "predicted")
+    sigma = json.loads((tmp_path / "plain" / "preflight.json").read_text())["predicted"]["sigma"]
+    assert -20 * math.log10(sigma) == pytest.approx(25.0, abs=0.3)  # beta is told in three digits
+    assert "Give more latents or a lower psnr" in start(40.0, latents=1)

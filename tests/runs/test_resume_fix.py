@@ -8,6 +8,7 @@ import torch
 from lives import Recorder, request, write_images
 
 from unified_vae.core.errors import CheckpointError, ConfigError
+from unified_vae.core.schedule import settled_at
 from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.experiment.fit import fit
 from unified_vae.experiment.plan import plan_mode
@@ -66,9 +67,20 @@ def test_it_is_not_the_mode_that_made_the_run(collapsed):
     usual = plan_mode(book, "fast_high_quality", from_command_line({}, []), None).run.config
     made = json.loads((collapsed / "config.json").read_text())["requested"]
     assert fix.model.model_dump() == made["model"] and fix.data.source == made["data"]["source"]
-    assert fix.loss.kl.schedule.warmup > usual.loss.kl.schedule.warmup and fix.loss.kl.schedule.start == 0
+    assert settled_at(fix.loss.kl.schedule) > settled_at(usual.loss.kl.schedule) and fix.loss.kl.schedule.start == 0
     assert fix.training.optimizer.lr < usual.training.optimizer.lr and fix.training.lr_schedule.warmup > 0
     assert fix.loss.perceptual.weight > usual.loss.perceptual.weight
+
+
+def test_a_constraint_of_the_sick_run_is_not_taken_over(collapsed, tmp_path):
+    record = json.loads((collapsed / "config.json").read_text())
+    for part in ("config", "requested"):
+        record[part]["loss"]["kl"]["constraint"] = {"kind": "capacity", "nats": 1.0, "start_nats": 0.0, "warmup": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    book = PresetBook.load(shipped=SHIPPED)
+    for words, kind in (([], "none"), (["loss.kl.constraint.kind=free_bits"], "free_bits")):
+        plan = plan_mode(book, "resume_fix", from_command_line({}, words), tmp_path)
+        assert plan.run.config.loss.kl.constraint.kind == kind
 
 
 def test_no_run_to_fix_says_what_to_do(tmp_path):

@@ -9,6 +9,7 @@ from unified_vae.core import schedule
 from unified_vae.data.open import DataSets
 from unified_vae.experiment import preflight
 from unified_vae.experiment.assemble import Parts, Resolved
+from unified_vae.experiment.constraint_facts import constraint_facts
 from unified_vae.experiment.preflight import Preflight
 from unified_vae.losses import constraint
 from unified_vae.losses.config import KLConfig, TermConfig
@@ -38,7 +39,7 @@ def opening(
         point: distortion and rate on the first batch, nats per image.
     """
     plan, kl = parts.plan, resolved.config.loss.kl
-    expected = [*preflight.lines(flight, flight.planned_beta(kl)), *preflight.capacity_advice(flight, kl)]
+    expected = [*preflight.lines(flight, flight.planned_beta(kl)), *constraint_facts(flight, kl)]
     return RunStarted(
         run_dir=run_dir,
         start_step=state.step,

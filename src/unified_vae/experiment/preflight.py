@@ -81,7 +81,7 @@ class Preflight:
 
     def largest_beta(self) -> float:
         """The beta up to which at least half of the units are predicted to stay active."""
-        return _largest(lambda beta: self.linear(beta).active_units >= self.half())
+        return largest_beta_where(lambda beta: self.linear(beta).active_units >= self.half())
 
     def planned_beta(self, kl: KLConfig) -> float:
         """The beta whose optimum a run heads for: the weight, or where a capacity holds the rate, the lower beta
@@ -89,7 +89,7 @@ class Preflight:
         if not isinstance(kl.constraint, Capacity):
             return kl.weight
         nats = kl.constraint.nats
-        return min(kl.weight, _largest(lambda beta: self.linear(beta).rate >= nats))
+        return min(kl.weight, largest_beta_where(lambda beta: self.linear(beta).rate >= nats))
 
     def half(self) -> float:
         """Units below which a run counts as collapsed: half of those that the images can use at all."""
@@ -143,7 +143,7 @@ def fly(config: RunConfig, data: DataSets, device: torch.device) -> tuple[Prefli
     return flight, basis
 
 
-def _largest(holds: Callable[[float], bool]) -> float:
+def largest_beta_where(holds: Callable[[float], bool]) -> float:
     """The largest beta at which a condition holds that fails above some beta."""
     low, high = SEARCHED_BETAS
     for _ in range(60):
@@ -222,15 +222,6 @@ def lines(flight: Preflight, beta: float) -> list[tuple[str, str]]:
     if advice := latents_advice(flight, beta):
         facts.append(("latents", advice))
     return facts
-
-
-def capacity_advice(flight: Preflight, kl: KLConfig) -> list[tuple[str, str]]:
-    """The fact that beta is too low to hold the rate at its capacity; empty where it holds."""
-    if not isinstance(kl.constraint, Capacity) or flight.planned_beta(kl) < kl.weight:
-        return []
-    nats, there = kl.constraint.nats, flight.linear(kl.weight).rate
-    words = f"beta {kl.weight:g} is too low to hold the KL at {nats:g} nats: linear theory expects {there:.0f}"
-    return [("capacity", f"{words}. Give a higher --beta, ten times as much say")]
 
 
 def latents_advice(flight: Preflight, beta: float) -> str:
