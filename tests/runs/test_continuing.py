@@ -46,7 +46,7 @@ def test_the_folder_holds_what_the_guide_promises(run_dir):
     assert names == files | {"checkpoints", "samples", "tensorboard", "model"}
     assert {path.name for path in (run_dir / "samples").iterdir()} == {
         f"epoch-000{epoch}-{tag}.png" for epoch in (1, 2) for tag in ("reconstructions", "samples", "interpolation")
-    }
+    } | {"final-samples.png"}
     record = json.loads((run_dir / "config.json").read_text())
     assert record["config"]["model"]["channels"] == 3 and record["requested"]["model"]["channels"] == "auto"
     assert record["origins"]["model.channels"] == "the data"

@@ -98,6 +98,10 @@ CHANGES = {
     "data.augment.colour.saturation": (0.3, {}),
 }
 ELSEWHERE = {
+    "density.fit": "tests/runs/test_sampling.py",
+    "density.max_images": "tests/runs/test_sampling.py",
+    "density.max_components": "tests/training/test_density_fit.py",
+    "density.flow_steps": "tests/training/test_density_fit.py",
     "device": "tests/training/test_runtime.py",
     "preflight": "tests/runs/test_preflight.py",
     "loss.perceptual.layers": "tests/losses/test_perceptual_terms.py",

@@ -10,7 +10,7 @@ from unified_vae.core.errors import CheckpointError
 from unified_vae.experiment.assemble import Parts, Resolved
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.models.pretrained import CONFIG, WEIGHTS, save_pretrained
+from unified_vae.models.pretrained import CONFIG, DENSITY, WEIGHTS, save_pretrained
 from unified_vae.training import checkpoint
 from unified_vae.training.observers import Observer, RunFinished
 from unified_vae.training.state import TrainState
@@ -37,10 +37,11 @@ def export(
 
 
 def is_exported(folder: RunFolder, state: TrainState) -> bool:
-    """Whether the exported model is that of this very state."""
+    """Whether the exported model is that of this very state, its latent density included."""
     try:
         about = json.loads((folder.model / CONFIG).read_text(encoding="utf-8"))
-        return bool(about["run"]["trained_steps"] == state.step) and (folder.model / WEIGHTS).is_file()
+        whole = DENSITY in about and (folder.model / WEIGHTS).is_file()
+        return bool(about["run"]["trained_steps"] == state.step) and whole
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

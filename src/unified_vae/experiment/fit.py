@@ -7,13 +7,15 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from unified_vae.core.counter import key, permutation
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.principal_components import PrincipalComponents
-from unified_vae.data.batches import validation_batches
+from unified_vae.data.batches import gather, validation_batches
 from unified_vae.data.open import DataSets
 from unified_vae.experiment import closing, ending, preflight, resume_fix
 from unified_vae.experiment.assemble import (
@@ -34,6 +36,7 @@ from unified_vae.experiment.opening import opening
 from unified_vae.experiment.preflight import Preflight, start_at_pca
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
+from unified_vae.experiment.sampling import add_density
 from unified_vae.losses.build import Substitution
 from unified_vae.training import checkpoint
 from unified_vae.training.checkpoint import Checkpoint
@@ -43,7 +46,7 @@ from unified_vae.training.observers import Observer, Observers, RunFinished
 from unified_vae.training.run_lock import locked
 from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.saver import Saver
-from unified_vae.training.sheets import SheetPainter
+from unified_vae.training.sheets import LATENTS_FROM, SheetPainter
 from unified_vae.training.signals import watching
 from unified_vae.training.state import TrainState
 from unified_vae.training.tensorboard import TensorBoardObserver, tensorboard_problem
@@ -287,7 +290,10 @@ class _Fit:
     def _painter(self, data: DataSets, parts: Parts) -> SheetPainter:
         count = min(parts.plan.training.samples.count, len(data.validation))
         first = next(iter(validation_batches(data.validation, batch_size=count, rank=0, world_size=1)))
-        return SheetPainter(self.folder.samples, first, parts.plan.training.samples.count, parts.plan.seed)
+        some = np.sort(permutation(key(parts.plan.seed, "sheets"), len(data.train))[:LATENTS_FROM])
+        return SheetPainter(
+            self.folder.samples, first, parts.plan.training.samples.count, parts.plan.seed, gather(data.train, some)
+        )
 
     # --- after the last step -------------------------------------------------------------------------
 
@@ -303,12 +309,14 @@ class _Fit:
         seconds = time.monotonic() - self.begun
         if stopped_by and state.step < parts.plan.total_steps and not state.stopped_early:
             return self._say(ending.interrupted(self.request, state, stopped_by, seconds))
+        sampled: list[str] = []
         if self.runtime.is_main:
             names = dict(self.request.run.names)
             ending.export(self.folder, parts, resolved, state, names, self.observer)
+            sampled = add_density(self.folder, resolved.config, data.train, self.runtime.device, self.observer)
         self.runtime.barrier()
         found = closing.diagnosed(parts, data, self.runtime, self.folder, flight)
-        findings = [*closing.lines(found, self.folder), *self._before_and_after(parts, data)]
+        findings = [*closing.lines(found, self.folder), *self._before_and_after(parts, data), *sampled]
         return self._say(ending.finished(self.request, state, seconds, findings))
 
     def _before_and_after(self, parts: Parts, data: DataSets) -> list[str]:

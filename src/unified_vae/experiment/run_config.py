@@ -10,6 +10,7 @@ from unified_vae.core.config import Config
 from unified_vae.data.config import DataConfig
 from unified_vae.losses.config import LossConfig
 from unified_vae.models.config import ModelConfig
+from unified_vae.models.density.config import DensityConfig
 from unified_vae.training.config import TrainingConfig
 
 
@@ -26,3 +27,4 @@ class RunConfig(Config):
     training: TrainingConfig = TrainingConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    density: DensityConfig = DensityConfig()

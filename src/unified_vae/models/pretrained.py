@@ -1,4 +1,7 @@
-"""A model as a folder: `model.safetensors` and `config.json`, written at the end of a run and read by everyone."""
+"""A model as a folder: weights, latent density and `config.json`, written at the end of a run and read by everyone.
+
+Formats: 1 held no density; 2 may hold one. Where there is none, new pictures are sampled from N(0, I).
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,15 @@ from unified_vae.core.durable import STAGE_PREFIX, sync_file, write_text
 from unified_vae.core.errors import CheckpointError
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ModelConfig
+from unified_vae.models.density.base import LatentDensity
+from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density.stored import TENSORS, read_density, write_density
 from unified_vae.models.vae import VAE
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-FORMAT = 1
+FORMAT = 2
+DENSITY = "density"  # the entry of the config file
 
 
 def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -36,6 +43,7 @@ def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Ten
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     (folder / CONFIG).unlink(missing_ok=True)  # without it the folder is no model, whatever weights lie there
+    (folder / TENSORS).unlink(missing_ok=True)  # of the weights that were there
     staged = folder / f"{STAGE_PREFIX}{WEIGHTS}"
     save_file(tensors, staged, metadata={"format": "pt"})
     sync_file(staged)
@@ -43,17 +51,30 @@ def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Ten
     write_text(folder / CONFIG, json.dumps({"format": FORMAT, "model": config.model_dump(), **about}, indent=2) + "\n")
 
 
+def save_density(folder: Path, density: LatentDensity, about: Mapping[str, Any]) -> None:
+    """Add to a complete model what new pictures are sampled from, in place of an earlier density.
+
+    Args:
+        about: further facts kept in the config file: what was asked for, the figures of the fit.
+    """
+    entry = write_density(folder, density)
+    description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    write_text(folder / CONFIG, json.dumps({**description, DENSITY: {**entry, **about}}, indent=2) + "\n")
+
+
 def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> VAE:
-    """Read a model's folder back, ready to evaluate.
+    """Read a model's folder back, ready to evaluate and, with its latent density, to sample.
 
     Raises:
-        CheckpointError: the folder is no model, or its files are damaged or do not fit each other.
+        CheckpointError: the folder is no model or a newer version's, or its files are damaged or do not fit each other.
     """
     folder = Path(folder)
     if not (folder / WEIGHTS).exists() and (folder / "model" / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} is the folder of a run; the model is in {folder / 'model'}.")
     try:
         description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if description["format"] > FORMAT:
+            raise CheckpointError(f"the model in {folder} was written by a newer version of unified-vae: update it.")
         config = TypeAdapter(ModelConfig).validate_python(description["model"])
         weights = load_file(folder / WEIGHTS)
     except FileNotFoundError as problem:
@@ -73,4 +94,20 @@ def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> V
             f"the weights in {folder / WEIGHTS} do not fit the model that {CONFIG} describes. "
             "Take both files from the same export."
         ) from problem
+    model.use_density(_density(folder, description.get(DENSITY), model.latents))
     return model.to(device).eval()
+
+
+def _density(folder: Path, entry: Any, latents: int) -> LatentDensity:
+    if entry is None:
+        return NormalDensity(latents)
+    try:
+        density = read_density(folder, entry)
+        if density.latents != latents:
+            raise ValueError(f"it is of {density.latents} latents")
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as problem:
+        reason = (str(problem) or type(problem).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"the latent density of the model in {folder} is damaged ({reason}). Export it again from its run."
+        ) from problem
+    return density

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from unified_vae.core.linear_gaussian import LARGEST_VARIANCE, LinearVAE
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.principal_components import PrincipalComponents, enlarge
 from unified_vae.core.vae_output import VAEOutput
+from unified_vae.models.density.base import LatentDensity
+from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.linear_path import LinearPath
 
 GREY = 0.5  # what a decoder without a linear path starts from
@@ -46,6 +50,7 @@ class VAE(nn.Module):
         channels: image channels, 1 or 3.
         image_size: height and width in pixels.
         linear: the path beside the network that starts at PCA; None for the network alone.
+        density: what `sample` draws latents from; N(0, I) until one is fitted.
     """
 
     def __init__(
@@ -64,6 +69,16 @@ class VAE(nn.Module):
         self.latents = latents
         self.channels = channels
         self.image_size = image_size
+        self._beside: list[LatentDensity] = [NormalDensity(latents)]  # a list, so that no state dict holds it
+
+    @property
+    def density(self) -> LatentDensity:
+        """Stays on the CPU, wherever the model is, so that every device samples the same latents."""
+        return self._beside[0]
+
+    def use_density(self, density: LatentDensity) -> None:
+        """Sample from `density` from now on. (A module takes no setter for an attribute that is itself a module.)"""
+        self._beside = [density]
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """q(z|x) of images [batch, channels, size, size] in [0, 1]; float32 whatever the network's precision."""
@@ -81,6 +96,25 @@ class VAE(nn.Module):
         detail: Tensor = self.decoder(latents, picture)
         base = GREY if picture is None else enlarge(picture, self.image_size)
         return base + detail.float()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator,
+        density: Literal["fitted", "normal"] = "fitted",
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """New images [count, channels, size, size], not clipped.
+
+        Args:
+            generator: of the CPU, where the same images are wanted on every device.
+            density: `fitted` draws latents from `self.density`, `normal` from N(0, I).
+            temperature: see `LatentDensity.sample`.
+        """
+        source = NormalDensity(self.latents) if density == "normal" else self.density
+        latents = source.sample(count, generator, temperature)
+        return self.decode(latents.to(next(self.parameters()).device))
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> VAEOutput:
         """Encode, draw, decode, in one call, so that wrappers of `forward` see the whole pass.

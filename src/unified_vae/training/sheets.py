@@ -10,13 +10,19 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from unified_vae.core.counter import key
 from unified_vae.core.durable import STAGE_PREFIX
+from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.models.density.gaussian import fit_gaussian
 from unified_vae.models.vae import VAE
 from unified_vae.training.random import fixed_noise
 
 MARGIN = 2  # pixels between pictures
 SMALLEST = 64  # smaller pictures are enlarged by a whole factor, so that a sheet can be looked at
 CAPTION = 18  # pixels of the line of text
+LATENTS_FROM = 512  # training images whose latents the sheet of samples fits a Gaussian to
+FEWEST = 10  # images below which it does not
+BATCH = 64
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -52,12 +58,48 @@ def sheet(pictures: np.ndarray, columns: int, caption: str, group: int = 1) -> I
     return canvas
 
 
+def two_blocks(above: np.ndarray, below: np.ndarray, caption: str) -> Image.Image:
+    """Two grids of equally many pictures, one above the other, with an empty row between."""
+    columns = _columns(len(above))
+    missing = -len(above) % columns
+    gap = np.full((missing + columns, *above.shape[1:]), 255, np.uint8)
+    return sheet(np.concatenate([above, gap, below]), columns, caption)
+
+
+def _columns(count: int) -> int:
+    return min(8, count)
+
+
+def sheet_noise(seed: int) -> torch.Generator:
+    """The random numbers of the sheets' fitted samples: the same on each sheet of a run."""
+    return torch.Generator().manual_seed(key(seed, "fitted sample sheet") % 2**63)
+
+
+@torch.no_grad()
+def paint_density(model: VAE, path: Path, count: int, seed: int) -> Path:
+    """Draw samples from N(0, I), and below them from the model's latent density; returns `path`."""
+    device = next(model.parameters()).device
+    above = model.decode(fixed_noise(seed, "sample sheet", count, model.latents, device))
+    below = model.sample(count, sheet_noise(seed))
+    caption = f"samples; above from N(0, I), below from the fitted latent density ({model.density.kind})"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = path.with_name(f"{STAGE_PREFIX}{path.name}")
+    two_blocks(to_pixels(above), to_pixels(below), caption).save(stage, format="PNG")
+    return stage.replace(path)
+
+
 class SheetPainter:
     """Draws the three sheets of a run, always of the same images and the same noise."""
 
-    def __init__(self, folder: Path, images: Tensor, count: int, seed: int) -> None:
-        """`images`: uint8 [n, channels, h, w], on the CPU; the first `count` are drawn."""
+    def __init__(self, folder: Path, images: Tensor, count: int, seed: int, train: Tensor) -> None:
+        """Images are uint8 [n, channels, h, w] on the CPU.
+
+        Args:
+            images: the first `count` are drawn.
+            train: training images, for a Gaussian of their latents beside N(0, I).
+        """
         self.folder = folder
+        self.train = train
         self.images = images[:count]
         self.count = count
         self.seed = seed
@@ -86,9 +128,20 @@ class SheetPainter:
         return sheet(to_pixels(pairs), columns, f"original | reconstruction, step {step:,}", group=2)
 
     def _samples(self, model: VAE, step: int, device: torch.device) -> Image.Image:
+        """From N(0, I), and below that from a Gaussian fitted to the latents of a few training images."""
         latents = fixed_noise(self.seed, "sample sheet", self.count, model.latents, device)
-        columns = min(8, self.count)
-        return sheet(to_pixels(model.decode(latents)), columns, f"samples from N(0, I), step {step:,}")
+        if len(self.train) < FEWEST:
+            return sheet(to_pixels(model.decode(latents)), _columns(self.count), f"samples from N(0, I), step {step:,}")
+        fitted = fit_gaussian(self._posteriors(model, device)).sample(self.count, sheet_noise(self.seed))
+        above, below = model.decode(latents), model.decode(fitted.to(device))
+        caption = f"samples, step {step:,}; above from N(0, I), below from a Gaussian fitted to the latents"
+        return two_blocks(to_pixels(above), to_pixels(below), caption)
+
+    def _posteriors(self, model: VAE, device: torch.device) -> DiagonalGaussian:
+        found = [model.encode(some.to(device).float() / 255) for some in self.train.split(BATCH)]
+        return DiagonalGaussian(
+            torch.cat([each.mean for each in found]).cpu(), torch.cat([each.logvar for each in found]).cpu()
+        )
 
     def _interpolation(self, model: VAE, images: Tensor, step: int) -> Image.Image:
         """A row for each pair of neighbouring images: original, eight decoded steps between, original."""

@@ -1,0 +1,112 @@
+"""A small normalizing flow: affine couplings (Real NVP; Dinh et al. 2017, arXiv 1605.08803).
+
+It works in the standard coordinates of the Gaussian of the same latents, and bends only the first of them, which
+differ most between images. Every coupling starts as the identity, so the flow starts as that Gaussian. It is
+trained in training/density_fit.py.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unified_vae.models.density.base import Rows, row_normals, standard_log_prob
+from unified_vae.models.density.config import DensityKind
+from unified_vae.models.density.gaussian import GaussianDensity
+
+BENT = 128  # standard coordinates that the couplings act on
+COUPLINGS = 8
+HIDDEN = 128
+SMALLEST = 2  # latents: a coupling moves some by the others
+
+
+class Coupling(nn.Module):
+    """Shifts and scales a part of the values by functions of the rest.
+
+    Attributes:
+        order: [bent], which values are kept (the first half) and which are moved.
+    """
+
+    order: Tensor
+
+    def __init__(self, bent: int) -> None:
+        super().__init__()
+        self.kept = bent // 2
+        moved = bent - self.kept
+        self.register_buffer("order", torch.arange(bent))
+        self.body = nn.Sequential(nn.Linear(self.kept, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU())
+        self.last = nn.Linear(HIDDEN, 2 * moved)
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Towards N(0, I): values [n, bent], and log |det| of the step [n]."""
+        kept, moved = self._parts(values)
+        shift, log_scale = self._moments(kept)
+        return self._whole(kept, (moved - shift) * torch.exp(-log_scale)), -log_scale.sum(1)
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """From N(0, I)."""
+        kept, moved = self._parts(values)
+        shift, log_scale = self._moments(kept)
+        return self._whole(kept, moved * torch.exp(log_scale) + shift)
+
+    def _moments(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale is bounded, so that a draw from the tails stays finite."""
+        shift, log_scale = self.last(self.body(kept)).chunk(2, dim=1)
+        return shift, torch.tanh(log_scale)
+
+    def _parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return values[:, self.order[: self.kept]], values[:, self.order[self.kept :]]
+
+    def _whole(self, kept: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([kept, moved], dim=1)[:, torch.argsort(self.order)]
+
+
+class FlowDensity(GaussianDensity):
+    """A Gaussian whose first standard coordinates are bent by couplings."""
+
+    kind: ClassVar[DensityKind] = "flow"
+
+    def __init__(self, latents: int) -> None:
+        super().__init__(latents)
+        if latents < SMALLEST:
+            raise ValueError(f"a flow needs {SMALLEST} latents, and this model has {latents}: fit a mixture instead")
+        self.bent = min(latents, BENT)
+        self.couplings = nn.ModuleList([Coupling(self.bent) for _ in range(COUPLINGS)])
+
+    @classmethod
+    def around(cls, gaussian: GaussianDensity, seed: int) -> FlowDensity:
+        """Started as `gaussian`; `seed` decides the couplings' orders and first weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(seed % 2**63)
+            density = cls(gaussian.latents)
+            for coupling in density._couplings():
+                coupling.order.copy_(torch.randperm(density.bent))
+                nn.init.zeros_(coupling.last.weight)
+                nn.init.zeros_(coupling.last.bias)
+        density.take(gaussian)
+        return density
+
+    def draw_standard(self, rows: Rows) -> Tensor:
+        """See `GaussianDensity.draw_standard`."""
+        values = row_normals(rows, self.latents).to(self.mean)
+        bent = values[:, : self.bent]
+        for coupling in reversed(self._couplings()):
+            bent = coupling.inverse(bent)
+        return torch.cat([bent, values[:, self.bent :]], dim=1)
+
+    def log_prob_standard(self, values: Tensor) -> Tensor:
+        """See `GaussianDensity.log_prob_standard`."""
+        bent, volume = values[:, : self.bent], torch.zeros_like(values[:, 0])
+        for coupling in self._couplings():
+            bent, change = coupling(bent)
+            volume = volume + change
+        return standard_log_prob(bent) + volume + standard_log_prob(values[:, self.bent :])
+
+    def describe(self) -> str:
+        """See `LatentDensity.describe`."""
+        return f"a flow of {COUPLINGS} couplings"
+
+    def _couplings(self) -> list[Coupling]:
+        return [coupling for coupling in self.couplings if isinstance(coupling, Coupling)]

@@ -1,0 +1,41 @@
+"""A latent density as tensors in a model's folder, `density.safetensors`, and the words that describe them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from unified_vae.core.durable import STAGE_PREFIX, sync_file
+from unified_vae.models.density.base import LatentDensity
+from unified_vae.models.density.flow import FlowDensity
+from unified_vae.models.density.gaussian import GaussianDensity
+from unified_vae.models.density.mixture import MixtureDensity
+from unified_vae.models.density.normal import NormalDensity
+
+TENSORS = "density.safetensors"
+KINDS: tuple[type[LatentDensity], ...] = (NormalDensity, GaussianDensity, MixtureDensity, FlowDensity)
+
+
+def write_density(folder: Path, density: LatentDensity) -> dict[str, Any]:
+    """Write the tensors; returns what `read_density` has to be told about them."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in density.state_dict().items()}
+    staged = folder / f"{STAGE_PREFIX}{TENSORS}"
+    save_file(tensors, staged, metadata={"format": "pt"})
+    sync_file(staged)
+    staged.replace(folder / TENSORS)
+    return {"kind": density.kind, "latents": density.latents, "sizes": density.sizes()}
+
+
+def read_density(folder: Path, entry: Mapping[str, Any]) -> LatentDensity:
+    """The density that `write_density` wrote, on the CPU.
+
+    Raises:
+        KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError: something of it is damaged.
+    """
+    kinds = {kind.kind: kind for kind in KINDS}
+    density = kinds[entry["kind"]](entry["latents"], **entry["sizes"])
+    density.load_state_dict(load_file(folder / TENSORS))
+    return density.eval().requires_grad_(False)

@@ -1,0 +1,36 @@
+"""The posteriors of training images: what a latent density is fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from unified_vae.core.counter import key, permutation
+from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.data.batches import gather
+from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.models.vae import VAE
+
+BATCH = 64  # images at once: fixed, so that the figures do not depend on what fits into memory
+
+Progress = Callable[[int, int], None]
+"""Called with (done, of how many)."""
+
+
+@torch.no_grad()
+def posteriors(
+    model: VAE, split: PackedSplit, at_most: int, seed: int, progress: Progress | None = None
+) -> DiagonalGaussian:
+    """q(z|x) of `at_most` images of a split, chosen by the seed, on the CPU: [n, latents]; without augmentation."""
+    chosen = np.sort(permutation(key(seed, "density images"), len(split))[:at_most])
+    device = next(model.parameters()).device
+    found = []
+    for start in range(0, len(chosen), BATCH):
+        raw = gather(split, chosen[start : start + BATCH])
+        found.append(model.encode(raw.to(device).float() / 255))
+        if progress:
+            progress(min(start + BATCH, len(chosen)), len(chosen))
+    means, logvars = ([getattr(posterior, name).cpu() for posterior in found] for name in ("mean", "logvar"))
+    return DiagonalGaussian(torch.cat(means), torch.cat(logvars))

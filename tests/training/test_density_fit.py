@@ -1,0 +1,95 @@
+"""Latent densities: each kind finds what it is made for, `auto` never does worse than N(0, I), few images are said."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unified_vae.core.errors import DataError
+from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.models.density.config import DensityConfig
+from unified_vae.models.density.gaussian import fit_gaussian
+from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density.stored import read_density, write_density
+from unified_vae.training.density_fit import choose, fit_density, fit_kinds
+
+QUICK = DensityConfig(flow_steps=300)
+
+
+def exactly(means: torch.Tensor, std: float = 0.05) -> DiagonalGaussian:
+    return DiagonalGaussian(means, torch.full_like(means, 2 * math.log(std)))
+
+
+def correlated(count: int = 2000) -> torch.Tensor:
+    mix = torch.tensor([[1.0, 0, 0, 0], [0.8, 0.5, 0, 0], [0, 0, 2.0, 0], [0, 0.3, 0, 0.2]])
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(0)) @ mix.T + torch.tensor([1.0, 0, -1, 0])
+
+
+def blobs(count: int = 1200) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.tensor([[3.0, 0, 0, 0], [-3.0, 0, 0, 0], [0, 4.0, 0, 0]])
+    return centres[torch.arange(count) % 3] + 0.3 * torch.randn(count, 4, generator=generator)
+
+
+def ring(count: int = 3000) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    angle = 2 * math.pi * torch.rand(count, generator=generator)
+    flat = torch.stack([angle.cos(), angle.sin()], 1) * 2
+    return torch.cat([flat, torch.randn(count, 2, generator=generator)], 1)
+
+
+def test_a_gaussian_finds_mean_and_covariance() -> None:
+    means = correlated()
+    density = fit_gaussian(exactly(means))
+    draws = density.sample(20_000, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(draws.mean(0), means.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(draws.T.cov(), means.T.cov(), atol=0.15, rtol=0.05)
+
+
+def test_a_mixture_is_likelier_than_a_gaussian_on_blobs_and_a_flow_on_a_ring() -> None:
+    found = fit_kinds(exactly(blobs()), QUICK, seed=0)
+    assert found["mixture"].nats() > found["gaussian"].nats() + 1
+    assert choose(found) in ("mixture", "flow")
+    bent = fit_kinds(exactly(ring(), 0.1), DensityConfig(max_components=1, flow_steps=600), seed=0)
+    assert bent["flow"].nats() > bent["gaussian"].nats() + 0.3
+
+
+@pytest.mark.parametrize("means", [correlated(400), blobs(400), torch.randn(400, 4)])
+def test_auto_is_never_less_likely_than_the_prior(means: torch.Tensor) -> None:
+    fitted = fit_density(exactly(means, 0.5), QUICK, seed=0)
+    assert fitted.nats[fitted.density.kind] >= fitted.nats["normal"]
+
+
+@pytest.mark.parametrize("kind", ["normal", "gaussian", "mixture", "flow"])
+def test_a_density_survives_its_file_and_draws_the_same_again(kind: str, tmp_path) -> None:
+    fitted = fit_density(exactly(blobs(300)), DensityConfig(fit=kind, flow_steps=20), seed=0).density
+    again = read_density(tmp_path, write_density(tmp_path, fitted))
+    first, second = (density.sample(5, torch.Generator().manual_seed(4)) for density in (fitted, again))
+    assert torch.equal(first, second)
+    assert torch.equal(again.log_prob(first), fitted.log_prob(first))
+    still = fitted.sample(3, torch.Generator().manual_seed(4), temperature=0.0)
+    assert torch.equal(still[0], still[1]) and bool(torch.isfinite(still).all())
+
+
+def test_the_fit_depends_on_the_seed_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again = (fit_density(exactly(blobs(300)), QUICK, seed=5).density for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_few_images_are_said(count: int) -> None:
+    fitted = fit_density(exactly(torch.randn(count, 4)), DensityConfig(), seed=0)
+    assert isinstance(fitted.density, NormalDensity) and "too few" in fitted.note
+    gaussian = fit_density(exactly(torch.randn(count, 4)), DensityConfig(fit="gaussian"), seed=0)
+    assert bool(torch.isfinite(gaussian.density.sample(4, torch.Generator().manual_seed(0))).all())
+    with pytest.raises(DataError, match="flow needs"):
+        fit_density(exactly(torch.randn(count, 4)), DensityConfig(fit="flow"), seed=0)
+
+
+def test_a_posterior_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ArithmeticError):
+        fit_density(exactly(torch.full((20, 4), float("nan"))), QUICK, seed=0)
