@@ -1,8 +1,9 @@
 """Does any shipped objective collapse? Every loss preset with every model preset, at the shipped beta.
 
 Short runs of narrow networks at each preset's real image size and latents. A run counts as collapsed when fewer than
-half of its units are active. `control` runs have a beta that no one would choose: they must collapse, or the
-runs are too short to show anything. Models of larger images get fewer seeds, so that each size takes about as long.
+half of its units are active. There are more training images than latents, since a few could not keep many units busy.
+`control` runs have a beta that no one would choose: they must collapse, or the runs are too short to show anything.
+Models of larger images get fewer seeds, so that each size takes about as long.
 Parts (--models, --sets, --losses) merge into one result.
 """
 
@@ -20,6 +21,7 @@ NAME = "collapse"
 CONTROL, CONTROL_BETA = "control", 1e6
 BOOK = PresetBook.load()
 SIZES = {name: preset.settings.values["image_size"] for name, preset in BOOK.presets("model").items()}
+LATENTS = {name: preset.settings.values["latents"] for name, preset in BOOK.presets("model").items()}
 
 
 def read_options() -> argparse.Namespace:
@@ -28,7 +30,7 @@ def read_options() -> argparse.Namespace:
     options.add_argument("--losses", nargs="+", choices=[*BOOK.presets("loss"), CONTROL])
     options.add_argument("--sets", nargs="+", default=["cifar10", "faces128", "fashion_mnist"])
     options.add_argument("--steps", type=int, default=100)
-    options.add_argument("--images", type=int, default=256, help="training images; 64 validate")
+    options.add_argument("--spare-images", type=int, default=100, help="training images beyond the number of latents")
     options.add_argument("--batch-size", type=int, default=4)
     options.add_argument("--base-channels", type=int, default=8)
     given = settle(options.parse_args())
@@ -61,7 +63,7 @@ def _settings(options: argparse.Namespace, about: dict[str, Any]) -> dict[str, o
     control = {"loss.kl.weight": CONTROL_BETA, "loss.kl.schedule.kind": "constant"}
     return {
         "data.source": source(options, about["set"]),
-        "data.max_images": options.images,
+        "data.max_images": LATENTS[about["model"]] + options.spare_images,
         "seed": about["seed"],
         "model.base_channels": options.base_channels,
         "training.max_steps": options.steps,
@@ -102,9 +104,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     options = read_options()
-    for size in sorted({SIZES[model] for model in options.models}):
-        for name in options.sets:
-            images(source(options, name), size, options.images)  # packed once, not by each process
+    for model in options.models:
+        for name in options.sets:  # packed once, not by each process
+            images(source(options, name), SIZES[model], LATENTS[model] + options.spare_images)
     planned = list(jobs(options))
     about = {job.name: entry for job, entry in planned}
     rows = []
@@ -115,7 +117,7 @@ def main() -> None:
         )
     settings = {
         "steps": options.steps,
-        "images": options.images,
+        "spare_images": options.spare_images,
         "batch_size": options.batch_size,
         "base_channels": options.base_channels,
         "set": options.set,

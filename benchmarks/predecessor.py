@@ -1,7 +1,7 @@
 """Our objective against that of the predecessor: mean squared error + beta * KL summed over latents, beta 1.
 
-Both train the same network from the same weights on the same batches with the same noise, optimizer and warm-up; only
-the loss differs. The loop is written out here, so that nothing else of the trainer takes part.
+Both train the same network, without the PCA start, from the same weights on the same batches with the same noise and
+optimizer; only the loss differs. The loop is written out here, so that nothing else of the trainer takes part.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def ours(config: RunConfig, channels: int) -> Loss:
 
 
 def predecessor(config: RunConfig, channels: int) -> Loss:
-    """mean(MSE) + beta * sum(KL) at beta 1, with the same warm-up of beta."""
+    """mean(MSE) + beta * sum(KL) at beta 1, with the schedule of beta of the preset."""
 
     def loss(output: VAEOutput, pictures: Tensor, progress: float) -> Tensor:
         error = (output.reconstruction - pictures).square().mean()
@@ -109,6 +109,7 @@ def config_of(options: argparse.Namespace, name: str, seed: int) -> RunConfig:
         f"model.image_size={SETS[name]}",
         f"model.latents={options.latents}",
         f"model.base_channels={options.base_channels}",
+        "model.pca_start=false",  # it starts from the objective's own optimum
         *options.set,
     ]
     presets = {"loss": "mse_only", "training": "standard_training", "model": "small", "dataset": "full"}

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import re
 import shutil
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,7 +35,7 @@ QUIET_SECONDS = 30.0  # between two lines of a run under way
 Figures = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run.
 
@@ -111,29 +112,39 @@ def figures_of(run_dir: Path, best_step: int | None) -> Figures:
     """The figures of a finished run: those of its best validation, which is the one that was exported.
 
     Returns:
-        psnr, psnr_mean_image, psnr_last (dB), rate_nats, active_units, latents, step, steps,
-        replaced (terms whose pretrained weights were not at hand -> what stood in for them).
+        psnr, psnr_mean_image, psnr_last (dB), rate_nats, active_units, latents, step, steps, predicted_active_units
+        (by the pre-flight), images_per_second (in training), replaced (terms whose pretrained weights were not
+        at hand -> what stood in for them).
     """
     rows = validations(run_dir)
     best = next((row for row in rows if row["step"] == best_step), rows[-1])
-    record = json.loads(RunFolder(run_dir).config.read_text(encoding="utf-8"))
+    folder = RunFolder(run_dir)
+    record = json.loads(folder.config.read_text(encoding="utf-8"))
+    predicted = json.loads(folder.preflight.read_text(encoding="utf-8"))["predicted"]
+    speeds = [row["images_per_second"] for row in rows_of(folder.timing) if "images_per_second" in row]
     return {
         "psnr": round(best["psnr"], 3),
         "psnr_mean_image": round(best["psnr.mean_image"], 3),
         "psnr_last": round(rows[-1]["psnr"], 3),
         "rate_nats": round(best["rate.nats"], 3),
         "active_units": round(best["active_units"]),
+        "predicted_active_units": predicted["active_units"],
         "latents": record["config"]["model"]["latents"],
         "step": best["step"],
         "steps": rows[-1]["step"],
+        "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
         "replaced": {term: by for term, by, _ in record["substitutions"]},
     }
 
 
 def validations(run_dir: Path) -> list[dict[str, Any]]:
     """The validation rows of a run's metrics.jsonl, in order."""
-    lines = RunFolder(run_dir).metrics.read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if row["split"] == "validation"]
+    return [row for row in rows_of(RunFolder(run_dir).metrics) if row["split"] == "validation"]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """A file with a JSON object a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def images(source: str, size: int, max_images: int | None = None) -> DataSets:

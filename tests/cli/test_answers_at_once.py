@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {"torch", "torchvision", "torchmetrics", "datasets", "tensorboard", "numpy", "PIL"}
+HEAVY = {"torch", "torchvision", "torchmetrics", "datasets", "tensorboard", "numpy", "PIL", "matplotlib"}
 
 _WATCH = """
 import runpy, sys, time
@@ -29,6 +29,8 @@ print("loaded", *sorted({name.partition(".")[0] for name in sys.modules}), file=
     [
         (["train.py", "--help"], 0),
         (["train_unified.py", "--list-presets"], 0),
+        (["diagnose.py", "--help"], 0),
+        (["diagnose.py", "runs/none"], 2),
         (["train.py", "--mode", "quick_test", "--dry-run"], 0),
         (["train.py", "--mode", "quick_test", "--set", "loss.kl.weight=x"], 2),
     ],

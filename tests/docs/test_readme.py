@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unified_vae.cli import run_mode, run_presets
+from unified_vae.cli import run_diagnose, run_mode, run_presets
 from unified_vae.cli.door import enter
 from unified_vae.experiment.presets.book_file import SECTIONS
 from unified_vae.experiment.presets.field_paths import field_paths
@@ -192,9 +192,18 @@ def test_every_setting_that_is_named_exists(page: str) -> None:
             assert is_other or "there is no setting" in word or path in known, f"{page} names {path}"
 
 
+def test_every_diagnosis_that_is_named_can_be_asked_for() -> None:
+    shell = [line for text in PAGES.values() for block in blocks(text, "bash") for line in block.splitlines()]
+    lines = [line for line in shell if line.startswith("uv run diagnose.py")]
+    assert len(lines) >= 3
+    for line in lines:
+        words = shlex.split(line, comments=True)[3:]
+        assert callable(run_diagnose.app(args=words, prog_name="diagnose.py", standalone_mode=False)), line
+
+
 def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
     known = set(OF_OTHER_PROGRAMS)
-    for script, app in DOORS.items():
+    for script, app in {**DOORS, "diagnose.py": run_diagnose.app}.items():
         assert enter(app, script, ["--help"]) == 0
         known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) | {"--help"}
     for page, text in PAGES.items():

@@ -172,7 +172,7 @@ def _other(value: object, path: str) -> object:
         "loss.kl.constraint.kind": "free_bits",
         "loss.kl.convention": "mean_sum",
         "preflight": "strict",
-        "density.fit": "gaussian",
+        "density.fit": "mixture",
     }
     if path in words:
         return words[path]

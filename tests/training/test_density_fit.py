@@ -15,7 +15,7 @@ from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.density.stored import read_density, write_density
 from unified_vae.training.density_fit import choose, fit_density, fit_kinds
 
-QUICK = DensityConfig(flow_steps=300)
+QUICK = DensityConfig(fit="auto", flow_steps=300)
 
 
 def exactly(means: torch.Tensor, std: float = 0.05) -> DiagonalGaussian:
@@ -82,7 +82,7 @@ def test_the_fit_depends_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_few_images_are_said(count: int) -> None:
-    fitted = fit_density(exactly(torch.randn(count, 4)), DensityConfig(), seed=0)
+    fitted = fit_density(exactly(torch.randn(count, 4)), DensityConfig(fit="auto"), seed=0)
     assert isinstance(fitted.density, NormalDensity) and "too few" in fitted.note
     gaussian = fit_density(exactly(torch.randn(count, 4)), DensityConfig(fit="gaussian"), seed=0)
     assert bool(torch.isfinite(gaussian.density.sample(4, torch.Generator().manual_seed(0))).all())

@@ -8,6 +8,7 @@ bicubically from there, which keeps all of it.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 TAPS = 8  # pixels on either side that a value between two pixels is made of
 WINDOW = 4.0  # Kaiser's beta
+AT_ONCE = 1 << 23  # values of doubled images held at a time: 32 MiB
 
 
 def resample(pixels: Tensor, maps: npt.NDArray[np.float64]) -> Tensor:
@@ -33,12 +35,17 @@ def resample(pixels: Tensor, maps: npt.NDArray[np.float64]) -> Tensor:
     Returns:
         float32 of the same shape; values may overshoot their range as a sinc does.
     """
+    onto = torch.from_numpy(maps).float().to(pixels.device, non_blocking=True)  # float32: MPS has no float64
+    pieces = max(1, math.ceil(4 * pixels.numel() / AT_ONCE))
+    batches = zip(pixels.tensor_split(pieces), onto.tensor_split(pieces), strict=True)
+    return torch.cat([_sampled(some, of_them) for some, of_them in batches])
+
+
+def _sampled(pixels: Tensor, maps: Tensor) -> Tensor:
     n, channels, height, width = pixels.shape
     fine = _doubled(pixels.reshape(n * channels, height, width)).unflatten(0, (n, channels))
-    onto = torch.from_numpy(maps).float().to(pixels.device, non_blocking=True)  # float32: MPS has no float64
-    return F.grid_sample(
-        fine, _places(onto, height, width), mode="bicubic", padding_mode="reflection", align_corners=True
-    )
+    places = _places(maps, height, width)
+    return F.grid_sample(fine, places, mode="bicubic", padding_mode="reflection", align_corners=True)
 
 
 def _places(maps: Tensor, height: int, width: int) -> Tensor:
