@@ -29,7 +29,7 @@ README = PAGES["README.md"]
 BOOK = PresetBook.load(shipped=ROOT / "config" / "config_unified.json")
 DOORS = {"train.py": run_mode.app, "train_unified.py": run_presets.app}
 PLACEHOLDER = re.compile(r"--(mode|\w+-preset) NAME\b")
-OF_OTHER_PROGRAMS = {"--extra", "--standalone", "--nproc-per-node", "--logdir", "--check", "--images"}
+OF_OTHER_PROGRAMS = {"--extra", "--standalone", "--nproc-per-node", "--logdir", "--check", "--images", "--processes"}
 OF_USERS = (
     "runs/",
     "photos",
