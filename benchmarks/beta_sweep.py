@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runs import Job, images, train_all
+from runs import NOT_ASKED, Job, images, train_all
 from script import earlier, overrides, parser, save, settle, source, start, table
 from unified_vae.core.errors import ConfigError
 from unified_vae.experiment.preflight import Preflight, fly
@@ -51,7 +51,7 @@ def job(options: argparse.Namespace, beta: float, latents: int, seed: int) -> Jo
         "training.epochs": options.epochs,
         "training.batch_size": options.batch_size,
         "training.early_stopping.patience": None,
-        "training.samples.every_epochs": 1000,
+        **NOT_ASKED,
         **({"data.max_images": 200} if options.quick else {}),
         **overrides(options),
     }

@@ -13,12 +13,13 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from runs import Job, images, train_all
+from runs import NOT_ASKED, Job, images, train_all
 from script import earlier, overrides, parser, result_name, save, settle, source, start, table
 from unified_vae.experiment.presets.preset_book import PresetBook
 
 NAME = "collapse"
 CONTROL, CONTROL_BETA = "control", 1e6
+SPARE_IMAGES = 100
 BOOK = PresetBook.load()
 SIZES = {name: preset.settings.values["image_size"] for name, preset in BOOK.presets("model").items()}
 LATENTS = {name: preset.settings.values["latents"] for name, preset in BOOK.presets("model").items()}
@@ -30,7 +31,7 @@ def read_options() -> argparse.Namespace:
     options.add_argument("--losses", nargs="+", choices=[*BOOK.presets("loss"), CONTROL])
     options.add_argument("--sets", nargs="+", default=["cifar10", "faces128", "fashion_mnist"])
     options.add_argument("--steps", type=int, default=100)
-    options.add_argument("--spare-images", type=int, default=100, help="training images beyond the number of latents")
+    options.add_argument("--images", type=int, help=f"training images; default {SPARE_IMAGES} more than latents")
     options.add_argument("--batch-size", type=int, default=4)
     options.add_argument("--base-channels", type=int, default=8)
     given = settle(options.parse_args())
@@ -43,6 +44,10 @@ def read_options() -> argparse.Namespace:
 def seeds(options: argparse.Namespace, size: int) -> list[int]:
     """All of them at 64 px; of larger images as many as take the same time, one at least."""
     return options.seeds[: max(1, len(options.seeds) * 64**2 // size**2)]
+
+
+def training_images(options: argparse.Namespace, model: str) -> int:
+    return options.images or LATENTS[model] + SPARE_IMAGES
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[Job, dict[str, Any]]]:
@@ -63,14 +68,14 @@ def _settings(options: argparse.Namespace, about: dict[str, Any]) -> dict[str, o
     control = {"loss.kl.weight": CONTROL_BETA, "loss.kl.schedule.kind": "constant"}
     return {
         "data.source": source(options, about["set"]),
-        "data.max_images": LATENTS[about["model"]] + options.spare_images,
+        "data.max_images": training_images(options, about["model"]),
         "seed": about["seed"],
         "model.base_channels": options.base_channels,
         "training.max_steps": options.steps,
         "training.epochs": options.steps,
         "training.validate_every_epochs": options.steps,  # once, at the end
         "training.batch_size": options.batch_size,
-        "training.samples.count": 1,
+        **NOT_ASKED,
         **(control if about["loss"] == CONTROL else {}),
         **overrides(options),
     }
@@ -106,7 +111,7 @@ def main() -> None:
     options = read_options()
     for model in options.models:
         for name in options.sets:  # packed once, not by each process
-            images(source(options, name), SIZES[model], LATENTS[model] + options.spare_images)
+            images(source(options, name), SIZES[model], training_images(options, model))
     planned = list(jobs(options))
     about = {job.name: entry for job, entry in planned}
     rows = []
@@ -117,7 +122,7 @@ def main() -> None:
         )
     settings = {
         "steps": options.steps,
-        "spare_images": options.spare_images,
+        "images": options.images or f"latents + {SPARE_IMAGES}",
         "batch_size": options.batch_size,
         "base_channels": options.base_channels,
         "set": options.set,

@@ -29,7 +29,7 @@ PARTS = {
 }
 OTHERS = {
     "all of validation": ("training/validation.py",),
-    "latent density": ("training/density_fit.py", "training/latents.py"),
+    "latent density": ("experiment/sampling.py",),
     "sheets of pictures": ("training/sheets.py",),
     "checkpoints": ("training/saver.py",),
 }

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runs import Figures, Job, train_all
+from runs import NOT_ASKED, Figures, Job, train_all
 from script import overrides, parser, save, settle, source, start, table
 
 NAME = "recovery"
@@ -81,7 +81,7 @@ def sick_job(options: argparse.Namespace, patient: Patient, seed: int) -> Job:
         "seed": seed,
         "model.base_channels": 16,
         "training.epochs": options.sick_epochs,
-        "training.samples.every_epochs": 1000,
+        **NOT_ASKED,
         **({"data.max_images": 200} if options.quick else {}),
         **overrides(options),
         **patient.settings,
@@ -90,7 +90,7 @@ def sick_job(options: argparse.Namespace, patient: Patient, seed: int) -> Job:
 
 
 def cure_job(options: argparse.Namespace, sick: Job) -> Job:
-    settings = {"training.epochs": options.epochs, "training.samples.every_epochs": 1000}
+    settings = {"training.epochs": options.epochs, **NOT_ASKED}
     return Job(f"{sick.name}, cured", settings, cures=sick.plan(options.work_dir).run_dir, keep=True)
 
 

@@ -32,6 +32,9 @@ from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.training.observers import Observer, RunStarted, Validated
 
 QUIET_SECONDS = 30.0  # between two lines of a run under way
+NOT_ASKED = {"density.fit": "normal", "training.samples.count": 1, "training.samples.every_epochs": 1000}
+"""Settings of runs that nobody samples from or looks at."""
+
 Figures = dict[str, Any]
 
 
