@@ -99,10 +99,11 @@ def test_type_shape_and_layout_are_kept(config: AugmentConfig) -> None:
     assert torch.equal(result, changed(IMAGES, config))
 
 
-def test_large_batches_are_done_in_pieces_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pixels", [1, 50_000])
+def test_large_batches_are_done_in_pieces_alike(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(height=16, width=16)
     whole = changed(images, ALL)
-    monkeypatch.setattr("unified_vae.data.resample.AT_ONCE", 50_000)
+    monkeypatch.setattr("unified_vae.data.resample.AT_ONCE", pixels)
     assert torch.equal(changed(images, ALL), whole)
 
 

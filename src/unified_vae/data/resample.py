@@ -36,7 +36,7 @@ def resample(pixels: Tensor, maps: npt.NDArray[np.float64]) -> Tensor:
         float32 of the same shape; values may overshoot their range as a sinc does.
     """
     onto = torch.from_numpy(maps).float().to(pixels.device, non_blocking=True)  # float32: MPS has no float64
-    pieces = max(1, math.ceil(4 * pixels.numel() / AT_ONCE))
+    pieces = min(len(pixels), math.ceil(4 * pixels.numel() / AT_ONCE))
     batches = zip(pixels.tensor_split(pieces), onto.tensor_split(pieces), strict=True)
     return torch.cat([_sampled(some, of_them) for some, of_them in batches])
 
