@@ -1,7 +1,7 @@
 """Does `--mode resume_fix` bring collapsed runs back? Five patients of different images, sizes and causes.
 
-Each is trained until its posterior has collapsed, then cured. Recovered means: more than half of the units active, and
-at least 5 dB more than before.
+Each is trained until its posterior has collapsed, then cured. Recovered means: fewer than half of the units were active
+and more than half are, and at least 5 dB more.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def row(options: argparse.Namespace, patient: Patient, cure: Job, found: Figures
     """Before and after; before is what the cure itself measured."""
     before = json.loads((cure.plan(options.work_dir).run_dir / "before.json").read_text(encoding="utf-8"))
     gain = found["psnr"] - before["psnr"]
+    was_sick = 2 * before["active_units"] < found["latents"]
     return {
         "patient": cure.name.removesuffix(", cured"),
         "cause": patient.cause,
@@ -107,7 +108,7 @@ def row(options: argparse.Namespace, patient: Patient, cure: Job, found: Figures
         "before": {"psnr": round(before["psnr"], 3), "active_units": before["active_units"], "rate": sick["rate_nats"]},
         "after": {"psnr": found["psnr"], "active_units": found["active_units"], "rate": found["rate_nats"]},
         "gain_db": round(gain, 3),
-        "recovered": gain >= WANTED_DB and 2 * found["active_units"] > found["latents"],
+        "recovered": was_sick and gain >= WANTED_DB and 2 * found["active_units"] > found["latents"],
         "sick_steps": sick["steps"],
         "cure_steps": found["steps"],
     }
