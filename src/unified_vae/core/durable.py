@@ -33,3 +33,11 @@ def write_text(path: Path, text: str) -> None:
     sync_file(stage)
     stage.replace(path)
     sync_folder(path.parent)
+
+
+def sweep_files(folder: Path) -> None:
+    """Delete the staged files that a killed writer left in a folder. Nobody else may be writing there."""
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            if entry.name.startswith(STAGE_PREFIX) and entry.is_file():
+                entry.unlink(missing_ok=True)

@@ -17,13 +17,14 @@ HANDED_ON = (
     "device",
     "data",
     "model",
+    "density",
     "training.batch_size",
     "training.accumulate",
     "training.precision",
     "loss.perceptual.weights_path",
     "loss.lpips.weights_path",
 )
-"""What a fixing run takes over: data, split, model, what fitted in memory, where files are."""
+"""What a fixing run takes over: data, split, model, density, what fitted in memory, where files are."""
 
 
 @dataclass(frozen=True)

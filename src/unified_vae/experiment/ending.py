@@ -10,6 +10,8 @@ from unified_vae.core.errors import CheckpointError
 from unified_vae.experiment.assemble import Parts, Resolved
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.models.density.config import DensityConfig
+from unified_vae.models.density.stored import TENSORS
 from unified_vae.models.pretrained import CONFIG, DENSITY, WEIGHTS, save_pretrained
 from unified_vae.training import checkpoint
 from unified_vae.training.observers import Observer, RunFinished
@@ -36,11 +38,12 @@ def export(
     save_pretrained(folder.model, resolved.config.model, weights, about)
 
 
-def is_exported(folder: RunFolder, state: TrainState) -> bool:
-    """Whether the exported model is that of this very state, its latent density included."""
+def is_exported(folder: RunFolder, state: TrainState, density: DensityConfig) -> bool:
+    """Whether the exported model is that of this very state, with the latent density that is asked for."""
     try:
         about = json.loads((folder.model / CONFIG).read_text(encoding="utf-8"))
-        whole = DENSITY in about and (folder.model / WEIGHTS).is_file()
+        whole = all((folder.model / name).is_file() for name in (WEIGHTS, TENSORS))
+        whole = whole and about[DENSITY]["asked"] == density.model_dump()
         return bool(about["run"]["trained_steps"] == state.step) and whole
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -83,6 +83,7 @@ def _make_room(request: RunRequest, folder: RunFolder, runtime: Runtime, observe
             moved = folder.move_aside()
             observer.notice(f"the earlier run in {folder.root} was moved aside to {moved}")
         folder.prepare()
+        folder.sweep()
         checkpoint.sweep(folder.checkpoints)
     runtime.barrier()
 
@@ -223,9 +224,11 @@ class _Fit:
         )
 
     def _is_over(self, state: TrainState, parts: Parts) -> bool:
-        """Whether nothing is left to do. A run that was interrupted before its export still has that to do."""
+        """Whether nothing is left to do. A run that was interrupted before its export still has that to do, and one
+        that is asked for another latent density has that to fit.
+        """
         trained = state.step >= parts.plan.total_steps or state.stopped_early
-        return trained and ending.is_exported(self.folder, state)
+        return trained and ending.is_exported(self.folder, state, self.request.run.config.density)
 
     def _say_what_was_found(self, data: DataSets, resolved: Resolved, record: RunRecord | None) -> None:
         for note in data.notes:

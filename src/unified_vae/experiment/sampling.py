@@ -5,11 +5,11 @@ The model is complete before this begins, and nothing here changes it.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
 
-from unified_vae.core.errors import DataError
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
@@ -28,34 +28,47 @@ def add_density(
     folder: RunFolder, config: RunConfig, train: PackedSplit, device: torch.device, observer: Observer
 ) -> list[str]:
     """Fit the latent density of the exported model, store it, draw its samples; returns what to say of it."""
+    begun = time.monotonic()
     model = load_pretrained(folder.model, device)
     fitted = _fitted(model, config, train, observer)
+    seconds = time.monotonic() - begun
     model.use_density(fitted.density)
-    figures = {"log_likelihood": dict(fitted.nats), "images": fitted.images, "asked": config.density.fit}
     sheet = paint_density(model, folder.samples / SHEET, config.training.samples.count, config.seed)
+    figures = {
+        "asked": config.density.model_dump(),
+        "log_likelihood": dict(fitted.nats),
+        "images": fitted.images,
+        "note": fitted.note,
+    }
     save_density(folder.model, fitted.density, figures)  # last: with it the export is complete
-    return lines(fitted, sheet)
+    return lines(fitted, sheet, seconds)
 
 
 def _fitted(model: VAE, config: RunConfig, train: PackedSplit, observer: Observer) -> FittedDensity:
-    """The density; N(0, I) with a note where none can be fitted, since the model is good without one."""
+    """The density; N(0, I) with a note where none can be fitted, whatever the reason: the model is good without one."""
 
     def encoded(done: int, total: int) -> None:
         observer.phase("encoding training images for the latent density", done, total)
 
-    found = posteriors(model, train, config.density.max_images, config.seed, encoded)
+    if config.density.fit == "normal":
+        return FittedDensity(NormalDensity(model.latents), {}, 0)
     try:
+        found = posteriors(model, train, config.density.max_images, config.seed, encoded)
         return fit_density(found, config.density, config.seed, observer.phase)
-    except (DataError, ArithmeticError, torch.linalg.LinAlgError) as problem:
-        note = f"no latent density could be fitted ({problem}), so new pictures are sampled from N(0, I)"
+    except Exception as problem:
+        reason = (str(problem) or type(problem).__name__).splitlines()[0].rstrip(".")
+        note = f"no latent density could be fitted ({reason}), so new pictures are sampled from N(0, I)"
         return FittedDensity(NormalDensity(model.latents), {}, 0, note)
 
 
-def lines(fitted: FittedDensity, sheet: Path) -> list[str]:
-    """What was fitted, what it gains, and where its samples are."""
-    if fitted.note:
-        return [f"{fitted.note}: {sheet}"]
-    kind = fitted.density.kind
-    gain = fitted.nats[kind] - fitted.nats["normal"] if fitted.nats else 0.0
-    better = f", {gain:,.0f} nats an image likelier than N(0, I) for images kept out" if gain > 0 else ""
-    return [f"new pictures are sampled from a latent density ({kind}{better}): {sheet}"]
+def lines(fitted: FittedDensity, sheet: Path, seconds: float) -> list[str]:
+    """What was fitted, how long it took, what it gains, and the picture to look at."""
+    look = f"the picture to look at, new samples: {sheet.as_posix()}"
+    if not fitted.images:
+        return [*([fitted.note] if fitted.note else ["new pictures are sampled from N(0, I)"]), look]
+    gain = fitted.nats[fitted.density.kind] - fitted.nats["normal"] if fitted.nats else 0.0
+    better = f"; {gain:,.0f} nats an image likelier than N(0, I) for images kept out" if gain > 0 else ""
+    said = (
+        f"new pictures are sampled from {fitted.density.describe()}, fitted to the latents of {fitted.images:,} images"
+    )
+    return [f"{said} in {seconds:.0f} s{better}", *([fitted.note] if fitted.note else []), look]

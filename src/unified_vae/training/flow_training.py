@@ -29,7 +29,7 @@ PATIENCE = 8  # looks without gain
 def train_flow(
     gaussian: GaussianDensity, posteriors: DiagonalGaussian, judge: Judge, steps: int, seed: int
 ) -> FlowDensity:
-    """The flow, begun as `gaussian`, under which what was kept out was likeliest: never less likely than that.
+    """The flow, begun as `gaussian`, under which what was kept out was likeliest.
 
     Args:
         steps: at most so many.
@@ -54,4 +54,6 @@ def train_flow(
                 best, best_nats, best_step = copy.deepcopy(average.model), nats, step
             elif step - best_step >= PATIENCE * LOOK_EVERY:
                 break
+    if best_step:
+        best.level(generator(seed, "flow levelled"))
     return best

@@ -1,8 +1,9 @@
-"""Sheets of pictures: originals beside reconstructions, samples from fixed noise, a walk between two images."""
+"""Sheets of pictures: originals beside reconstructions, samples from two densities, a walk between two images."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,16 +59,26 @@ def sheet(pictures: np.ndarray, columns: int, caption: str, group: int = 1) -> I
     return canvas
 
 
-def two_blocks(above: np.ndarray, below: np.ndarray, caption: str) -> Image.Image:
-    """Two grids of equally many pictures, one above the other, with an empty row between."""
-    columns = _columns(len(above))
-    missing = -len(above) % columns
-    gap = np.full((missing + columns, *above.shape[1:]), 255, np.uint8)
-    return sheet(np.concatenate([above, gap, below]), columns, caption)
+def below_one_another(blocks: Sequence[Image.Image]) -> Image.Image:
+    """Sheets of the same width as one."""
+    canvas = Image.new("RGB", (blocks[0].width, sum(block.height for block in blocks)), "white")
+    top = 0
+    for block in blocks:
+        canvas.paste(block, (0, top))
+        top += block.height
+    return canvas
 
 
-def _columns(count: int) -> int:
-    return min(8, count)
+def sampled(model: VAE, latents: Tensor, caption: str) -> Image.Image:
+    """A sheet of what latents [n, latents] are decoded to."""
+    pictures = model.decode(latents.to(next(model.parameters()).device))
+    return sheet(to_pixels(pictures), min(8, len(latents)), caption)
+
+
+def sampled_from_prior(model: VAE, count: int, seed: int, remark: str = "") -> Image.Image:
+    """A sheet of samples from N(0, I), the same latents on each sheet of a run."""
+    latents = fixed_noise(seed, "sample sheet", count, model.latents, torch.device("cpu"))
+    return sampled(model, latents, f"samples from N(0, I){remark}")
 
 
 def sheet_noise(seed: int) -> torch.Generator:
@@ -78,13 +89,18 @@ def sheet_noise(seed: int) -> torch.Generator:
 @torch.no_grad()
 def paint_density(model: VAE, path: Path, count: int, seed: int) -> Path:
     """Draw samples from N(0, I), and below them from the model's latent density; returns `path`."""
-    device = next(model.parameters()).device
-    above = model.decode(fixed_noise(seed, "sample sheet", count, model.latents, device))
-    below = model.sample(count, sheet_noise(seed))
-    caption = f"samples; above from N(0, I), below from the fitted latent density ({model.density.kind})"
+    blocks = [sampled_from_prior(model, count, seed)]
+    if model.density.kind != "normal":
+        latents = model.density.sample(count, sheet_noise(seed))
+        blocks.append(sampled(model, latents, f"samples from {model.density.describe()}, fitted to the latents"))
     path.parent.mkdir(parents=True, exist_ok=True)
+    return write_picture(below_one_another(blocks), path)
+
+
+def write_picture(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG in one step; returns `path`."""
     stage = path.with_name(f"{STAGE_PREFIX}{path.name}")
-    two_blocks(to_pixels(above), to_pixels(below), caption).save(stage, format="PNG")
+    picture.save(stage, format="PNG")
     return stage.replace(path)
 
 
@@ -115,12 +131,7 @@ class SheetPainter:
             "interpolation": self._interpolation(model, images, step),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        return {tag: self._write(picture, f"{name}-{tag}.png") for tag, picture in sheets.items()}
-
-    def _write(self, picture: Image.Image, name: str) -> Path:
-        stage = self.folder / f"{STAGE_PREFIX}{name}"
-        picture.save(stage, format="PNG")
-        return stage.replace(self.folder / name)
+        return {tag: write_picture(picture, self.folder / f"{name}-{tag}.png") for tag, picture in sheets.items()}
 
     def _reconstructions(self, model: VAE, images: Tensor, step: int) -> Image.Image:
         pairs = torch.stack([images, model(images).reconstruction], dim=1).flatten(0, 1)
@@ -128,14 +139,18 @@ class SheetPainter:
         return sheet(to_pixels(pairs), columns, f"original | reconstruction, step {step:,}", group=2)
 
     def _samples(self, model: VAE, step: int, device: torch.device) -> Image.Image:
-        """From N(0, I), and below that from a Gaussian fitted to the latents of a few training images."""
-        latents = fixed_noise(self.seed, "sample sheet", self.count, model.latents, device)
+        """From N(0, I), and below that from a Gaussian fitted to the latents of some training images."""
+        prior = sampled_from_prior(model, self.count, self.seed, f", step {step:,}")
         if len(self.train) < FEWEST:
-            return sheet(to_pixels(model.decode(latents)), _columns(self.count), f"samples from N(0, I), step {step:,}")
-        fitted = fit_gaussian(self._posteriors(model, device)).sample(self.count, sheet_noise(self.seed))
-        above, below = model.decode(latents), model.decode(fitted.to(device))
-        caption = f"samples, step {step:,}; above from N(0, I), below from a Gaussian fitted to the latents"
-        return two_blocks(to_pixels(above), to_pixels(below), caption)
+            return prior
+        try:
+            density = fit_gaussian(self._posteriors(model, device))
+        except (ArithmeticError, RuntimeError) as problem:  # a sheet is no reason to end a run
+            reason = str(problem).splitlines()[0]
+            return sampled_from_prior(model, self.count, self.seed, f", step {step:,}; no density fitted: {reason}")
+        latents = density.sample(self.count, sheet_noise(self.seed))
+        caption = f"samples from a Gaussian fitted to the latents of {len(self.train):,} training images"
+        return below_one_another([prior, sampled(model, latents, caption)])
 
     def _posteriors(self, model: VAE, device: torch.device) -> DiagonalGaussian:
         found = [model.encode(some.to(device).float() / 255) for some in self.train.split(BATCH)]

@@ -2,7 +2,10 @@
 
 It works in the standard coordinates of the Gaussian of the same latents, and bends only the first of them, which
 differ most between images. Every coupling starts as the identity, so the flow starts as that Gaussian. It is
-trained in training/density_fit.py.
+trained in training/flow_training.py.
+
+A trained flow's draws need not have the mean and variance of what it was trained on; on latents of portraits they had
+two thirds of the variance, though held-out likelihood was high. `level` puts that right, and raises the likelihood too.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from unified_vae.models.density.base import Rows, row_normals, standard_log_prob
+from unified_vae.models.density.base import Rows, row_normals, row_numbers, standard_log_prob
 from unified_vae.models.density.config import DensityKind
 from unified_vae.models.density.gaussian import GaussianDensity
 
 BENT = 128  # standard coordinates that the couplings act on
 COUPLINGS = 8
 HIDDEN = 128
+DRAWS_TO_LEVEL = 8192
 SMALLEST = 2  # latents: a coupling moves some by the others
 
 
@@ -64,9 +68,16 @@ class Coupling(nn.Module):
 
 
 class FlowDensity(GaussianDensity):
-    """A Gaussian whose first standard coordinates are bent by couplings."""
+    """A Gaussian whose first standard coordinates are bent by couplings.
+
+    Attributes:
+        centre: [bent], subtracted from what comes out of the couplings.
+        spread: [bent], what it is divided by after that.
+    """
 
     kind: ClassVar[DensityKind] = "flow"
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, latents: int) -> None:
         super().__init__(latents)
@@ -74,6 +85,8 @@ class FlowDensity(GaussianDensity):
             raise ValueError(f"a flow needs {SMALLEST} latents, and this model has {latents}: fit a mixture instead")
         self.bent = min(latents, BENT)
         self.couplings = nn.ModuleList([Coupling(self.bent) for _ in range(COUPLINGS)])
+        self.register_buffer("centre", torch.zeros(self.bent))
+        self.register_buffer("spread", torch.ones(self.bent))
 
     @classmethod
     def around(cls, gaussian: GaussianDensity, seed: int) -> FlowDensity:
@@ -88,17 +101,25 @@ class FlowDensity(GaussianDensity):
         density.take(gaussian)
         return density
 
+    @torch.no_grad()
+    def level(self, generator: torch.Generator) -> None:
+        """Give the draws mean 0 and variance 1 in each standard coordinate, as the latents have; in place."""
+        bent = self.draw_standard(row_numbers(DRAWS_TO_LEVEL, generator))[:, : self.bent]
+        self.centre.add_(self.spread * bent.mean(0))
+        self.spread.mul_(bent.std(0))
+
     def draw_standard(self, rows: Rows) -> Tensor:
         """See `GaussianDensity.draw_standard`."""
         values = row_normals(rows, self.latents).to(self.mean)
         bent = values[:, : self.bent]
         for coupling in reversed(self._couplings()):
             bent = coupling.inverse(bent)
-        return torch.cat([bent, values[:, self.bent :]], dim=1)
+        return torch.cat([(bent - self.centre) / self.spread, values[:, self.bent :]], dim=1)
 
     def log_prob_standard(self, values: Tensor) -> Tensor:
         """See `GaussianDensity.log_prob_standard`."""
-        bent, volume = values[:, : self.bent], torch.zeros_like(values[:, 0])
+        bent = self.centre + self.spread * values[:, : self.bent]
+        volume = self.spread.log().sum().expand(len(values))
         for coupling in self._couplings():
             bent, change = coupling(bent)
             volume = volume + change
