@@ -107,7 +107,8 @@ def test_a_mode_may_name_an_augment_preset_and_need_not(tmp_path: Path) -> None:
     mode = {"loss": "mse_l1", "training": "quick_test", "model": "small", "dataset": "tiny"}
     book = load_with(tmp_path, {"modes": {"plain": mode, "flipped": {**mode, "augment": "flip"}}})
     plain, flipped = compose(book, "plain"), compose(book, "flipped")
-    assert plain.config == compose(BOOK, "quick_test").config
+    same = {**mode, "augment": "none"}
+    assert plain.config == compose(load_with(tmp_path, {"modes": {"same": same}}), "same").config
     assert flipped.config.data.augment.horizontal_flip
     assert flipped.config.data.max_images == 1000
     assert flipped.origins["data.augment.horizontal_flip"].startswith("augment preset flip (")

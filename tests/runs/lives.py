@@ -24,6 +24,7 @@ SETTINGS = {
         "samples": {"every_epochs": 3, "count": 4},
     },
     "data": {"augment": {"horizontal_flip": True}},
+    "density": {"fit": "gaussian"},
 }
 
 

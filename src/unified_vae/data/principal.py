@@ -16,7 +16,8 @@ from unified_vae.data.batches import gather
 from unified_vae.data.config import AugmentConfig
 from unified_vae.data.packing.packed import PackedSplit
 
-MOST_ROWS = 10_000  # images and augmented versions: 0.5 GB at 64 px, and the spectrum has settled
+MOST_VALUES = 10_000 * 3 * 64 * 64  # of images and augmented versions: 0.5 GB
+MOST_ROWS = 40_000  # the same, where images are small
 MOST_VERSIONS = 8  # of one image
 PIECE = 500  # images at a time
 OVERSAMPLING = 16  # further directions that the randomized method follows and drops
@@ -35,8 +36,9 @@ def principal_components(
         seed: of the order, the augmentation and the randomized method. The global generator is left alone.
         device: where the sums are done, the CPU unless told; the result lies on the CPU.
     """
-    numbers = permutation(key(seed, "principal components"), len(split))[:MOST_ROWS]
-    versions = max(1, min(MOST_ROWS // len(numbers), MOST_VERSIONS)) if augmentation != AugmentConfig() else 1
+    most = _most_rows(split)
+    numbers = permutation(key(seed, "principal components"), len(split))[:most]
+    versions = max(1, min(most // len(numbers), MOST_VERSIONS)) if augmentation != AugmentConfig() else 1
     rows, total = _rows(split, np.sort(numbers), versions, augmentation, seed)
     flat = rows.flatten(1).to(device or torch.device("cpu"))
     mean = flat.mean(0)
@@ -55,6 +57,12 @@ def principal_components(
         covered=covered,
         images=len(flat),
     )
+
+
+def _most_rows(split: PackedSplit) -> int:
+    """As many images as the budget of values allows at the size that is looked at."""
+    _, height, _, channels = split.images.shape
+    return min(MOST_VALUES // (working_side(height) ** 2 * channels), MOST_ROWS)
 
 
 def _rows(
