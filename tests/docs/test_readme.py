@@ -90,13 +90,15 @@ def table(text: str, heading: str) -> list[list[str]]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with what the documents' commands take for granted: earlier runs and mine.json."""
+    """A current folder with what the documents' commands take for granted: images, earlier runs and mine.json."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
     mode = BOOK.mode("fast_high_quality")
     run = BOOK.compose(mode.presets, Settings(), mode=mode)
     config = run.config.model_dump(mode="json")
     record = {"config": config, "requested": config, "names": dict(run.names)}
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "faces128.zip").touch()
     for name in ("fast_high_quality", "NAME"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.json").write_text(json.dumps(record), encoding="utf-8")

@@ -174,6 +174,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "my run"
     folder.mkdir(parents=True)
+    (tmp_path / CONFIG.data.source).touch()
     config = CONFIG.model_dump(mode="json")
     record = {"config": config, "requested": config, "names": {"loss": "mse_l1", "model": "small", "dataset": "full"}}
     (folder / "config.json").write_text(json.dumps(record), encoding="utf-8")

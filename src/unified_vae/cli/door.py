@@ -41,6 +41,10 @@ def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> 
     _never_fail_on_a_letter()
     _end_in_words_when_terminated()
     try:
+        Path.cwd()
+    except OSError:
+        return _fail("the current folder was deleted; change to one that is there", 3)
+    try:
         job = app(args=arguments, prog_name=script, standalone_mode=False)
         called = script if words is not None else Path(sys.argv[0]).as_posix()
         return job if isinstance(job, int) else job(restart_command(called, arguments))
@@ -50,6 +54,10 @@ def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> 
         return _fail("interrupted outside the training loop; there was nothing to save", 130)
     except _WrongWords as error:
         return _fail(error.format_message(), 2)
+    except OSError as error:
+        if error.filename is None:  # no file is to blame
+            raise
+        return _fail(f"{error.filename}: {error.strerror}; see to its disk and permissions, then run it again", 3)
 
 
 def restart_command(script: str, words: Sequence[str]) -> str:

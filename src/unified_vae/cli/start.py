@@ -27,9 +27,9 @@ def show(lines: Iterable[str]) -> int:
 def start(plan: Plan, shared: Shared, command: str) -> int:
     """Start the planned run, or only show it with `--dry-run`; gives the exit code."""
     lines = config_lines(plan.run)
+    check(plan)
     if shared.dry_run:
         return show([*lines, "", f"run folder: {plan.run_dir.as_posix()}", "--dry-run: nothing was started"])
-    check(plan)
     request = RunRequest(plan.run, plan.run_dir, shared.resume, command, plan.fix_from)
     with ExitStack() as open_until_the_end:
         watchers = [] if _is_follower() else [to_screen(), LogFile(command)]

@@ -5,8 +5,12 @@ The cli prints the sentence and exits with `exit_code`; anything else that escap
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from unified_vae.core.spelling import alike
+
+MOST_LISTED = 24
+"""Names that an error lists where none is close."""
 
 
 class UserError(ValueError):
@@ -42,10 +46,10 @@ class Diverged(UserError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the known names that `word` may have meant.
 
-    Close spellings come first; where none is close, all names are listed.
+    Where none is close, the first of all names are listed.
     """
     names = list(known)
-    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-    if close:
+    if close := alike(word, names):
         return "Did you mean " + " or ".join(repr(name) for name in close) + "?"
-    return "Known: " + ", ".join(names) + "."
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return "Known: " + ", ".join(names[:MOST_LISTED]) + more + "."

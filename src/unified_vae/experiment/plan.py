@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from unified_vae.core.errors import ConfigError
-from unified_vae.data.sources.names import check_source
+from unified_vae.data.sources.names import check_source, source_path
 from unified_vae.experiment.earlier_run import beside, read_earlier_run
 from unified_vae.experiment.presets.layers import Settings
 from unified_vae.experiment.presets.preset_book import Mode, PresetBook
@@ -87,7 +88,7 @@ def check(plan: Plan) -> None:
     """
     source = plan.run.config.data.source
     check_source(source)
-    if Path(source).expanduser().resolve() == plan.run_dir.resolve():
+    if os.path.realpath(source_path(source)) == os.path.realpath(plan.run_dir):  # never fails, also not on loops
         raise ConfigError(f"--run-dir and --data are the same folder, {source}: give the run a folder of its own")
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.paths import written_out
 from unified_vae.losses.vgg import Architecture
 
 OFFLINE_VARIABLE = "UNIFIED_VAE_OFFLINE"
@@ -70,7 +71,7 @@ def load_weights(
     """
     if weights_path is not None:
         try:
-            return _read(Path(weights_path).expanduser(), architecture)
+            return _read(written_out(weights_path, setting), architecture)
         except _BadFileError as problem:
             raise EnvironmentProblem(f"{setting}: {problem}; give the file {architecture.file}") from None
     path = cache_folder() / architecture.file

@@ -24,7 +24,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     Raises:
         EnvironmentProblem: another process holds it; the sentence names its number and host.
     """
-    run_dir = run_dir.resolve()
+    run_dir = Path(os.path.realpath(run_dir))
     path = run_dir.with_name(f".{run_dir.name}.lock")
     holder = run_dir.with_name(f".{run_dir.name}.holder.json")
     lock = FileLock(path)

@@ -16,6 +16,7 @@ import platformdirs
 import psutil
 
 from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.paths import written_out
 
 ENVIRONMENT_VARIABLE = "UNIFIED_VAE_CACHE"
 _STAGE = ".stage"
@@ -28,7 +29,7 @@ def cache_root(configured: str | None) -> Path:
     """data.cache_dir, else $UNIFIED_VAE_CACHE, else the user's cache folder of this system."""
     chosen = configured or os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return written_out(chosen, "data.cache_dir" if configured else f"${ENVIRONMENT_VARIABLE}").absolute()
     return Path(platformdirs.user_cache_dir("unified-vae", appauthor=False))
 
 

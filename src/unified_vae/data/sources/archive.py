@@ -29,7 +29,6 @@ SMALL_BYTES = 16 * 2**20
 
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others expand without a bound on memory
 _ENCRYPTED = 0x1
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 def _unsafe_name(name: str) -> str | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unified_vae.core.errors import DataError
 from unified_vae.data.records import Progress, Source
-from unified_vae.data.sources.archive import TAR_SUFFIXES, TarSource, ZipSource
+from unified_vae.data.sources.archive import TarSource, ZipSource
 from unified_vae.data.sources.array import ArraySource
 from unified_vae.data.sources.folder import FolderSource
 from unified_vae.data.sources.hub import HubSource
-from unified_vae.data.sources.names import FORMS, check_source, library
+from unified_vae.data.sources.names import TAR_SUFFIXES, ZIP_SUFFIXES, check_source, library, source_path
 from unified_vae.data.sources.torchvision_source import TorchvisionSource
 
 
@@ -18,7 +17,7 @@ def find_source(text: str, cache: Path, progress: Progress) -> Source:
     """The source that `--data` names (all but "builtin", which is drawn and not read).
 
     Raises:
-        DataError: there is no such file, or it is of no known kind.
+        DataError: there is no such file, it may not be read, or it is of no known kind.
     """
     check_source(text)
     match library(text):
@@ -26,14 +25,9 @@ def find_source(text: str, cache: Path, progress: Progress) -> Source:
             return TorchvisionSource(name, cache / "torchvision", progress)
         case ("hf", name):
             return HubSource(name, cache / "huggingface", progress)
-    path = Path(text).expanduser()
+    path = source_path(text)
     if path.is_dir():
         return FolderSource(path)
-    suffix = path.name.lower()
-    if suffix.endswith(".zip"):
+    if path.name.lower().endswith(ZIP_SUFFIXES):
         return ZipSource(path)
-    if suffix.endswith(TAR_SUFFIXES):
-        return TarSource(path)
-    if suffix.endswith((".npy", ".npz")):
-        return ArraySource(path)
-    raise DataError(f"{text!r} is of no kind that can be read; --data takes {FORMS}.")
+    return TarSource(path) if path.name.lower().endswith(TAR_SUFFIXES) else ArraySource(path)

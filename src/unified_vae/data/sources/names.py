@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from pathlib import Path
 
-from unified_vae.core.errors import DataError, nearest
+from unified_vae.core.errors import DataError
+from unified_vae.core.paths import written_out
+from unified_vae.core.spelling import alike
 
 BUILTIN = "builtin"
 LIBRARIES = ("torchvision", "hf")
 FORMS = "a folder, a .zip, .tar or .tar.gz, a .npy or .npz file, torchvision:NAME, hf:owner/name, or builtin"
+
+ZIP_SUFFIXES = (".zip",)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+ARRAY_SUFFIXES = (".npy", ".npz")
+
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def library(text: str) -> tuple[str, str] | None:
@@ -17,21 +28,38 @@ def library(text: str) -> tuple[str, str] | None:
     return (scheme, name) if colon and name and scheme in LIBRARIES else None
 
 
+def source_path(text: str) -> Path:
+    """The path that `--data` names; raises ConfigError where none can be of that name."""
+    return written_out(text, "--data")
+
+
 def check_source(text: str) -> None:
-    """Refuse a file or folder that is not there.
+    """Refuse a file or folder that is not there, may not be read, or is of no kind that can be read.
 
     Raises:
-        DataError: with the closest name beside the missing one, where there is one.
+        DataError: with the closest name beside a missing one, where there is one.
     """
-    path = Path(text).expanduser()
-    if text != BUILTIN and library(text) is None and not path.exists():
-        raise DataError(f"There is no file or folder {text!r}{_suggestion(path)}; --data takes {FORMS}.")
+    if text == BUILTIN or library(text) is not None:
+        return
+    path = source_path(text)
+    try:
+        status = path.stat()
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise DataError(f"{text!r} cannot be looked at ({error.strerror}); mend its permissions.") from None
+        raise DataError(f"There is no file or folder {text!r}{_suggestion(path)}; --data takes {FORMS}.") from None
+    folder = stat.S_ISDIR(status.st_mode)
+    readable = path.name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES, *ARRAY_SUFFIXES))
+    if not folder and not (stat.S_ISREG(status.st_mode) and readable):
+        raise DataError(f"{text!r} is of no kind that can be read; --data takes {FORMS}.")
+    if not os.access(path, os.R_OK | os.X_OK if folder else os.R_OK):
+        kind = "folder" if folder else "file"
+        raise DataError(f"The {kind} {text!r} may not be read by you; mend its permissions (chmod u+rX).")
 
 
 def _suggestion(path: Path) -> str:
     try:
-        beside = [child.name for child in path.parent.iterdir()]
+        guesses = alike(path.name, sorted(child.name for child in path.parent.iterdir()))
     except OSError:
         return ""
-    guess = nearest(path.name, beside)
-    return f". {guess.removesuffix('?')}" if guess.startswith("Did you mean") else ""
+    return ". Did you mean " + " or ".join(map(repr, guesses)) if guesses else ""

@@ -9,6 +9,7 @@ from typing import Annotated, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from unified_vae.core.errors import nearest
+from unified_vae.core.spelling import alike
 
 Keys = tuple[str | int, ...]
 
@@ -68,9 +69,33 @@ def _carries_tag(model: type[BaseModel], values: object) -> bool:
 
 
 def suggest(path: str, known: list[str]) -> str:
-    """The end of an error sentence: full paths that an unknown one may have meant."""
-    ending = [name for name in known if name.endswith(f".{path}")]
-    if ending:
-        return "Did you mean " + " or ".join(repr(name) for name in ending[:3]) + "?"
-    siblings = [name for name in known if name.rpartition(".")[0] == path.rpartition(".")[0]]
-    return nearest(path, siblings or known)
+    """The end of an error sentence: full paths that an unknown one may have meant.
+
+    Its ending elsewhere (`kl.weight`), its last word further below (`training.lr`), or its first wrong part put
+    right; where none of these is there, what stands beside that part.
+    """
+    ending = [name for name in known if name.endswith(f".{path}")] or _further_below(path, known)
+    if not ending:
+        right, wrong, rest = _first_wrong(path.split("."), known)
+        beside = [name for name in known if name.startswith(right) and "." not in name.removeprefix(right)]
+        mended = [".".join([name, *rest]) for name in alike(right + wrong, beside)]
+        ending = [name for name in mended if name in known]
+        if not ending:
+            return nearest(right + wrong, beside)
+    return "Did you mean " + " or ".join(repr(name) for name in ending[:3]) + "?"
+
+
+def _further_below(path: str, known: list[str]) -> list[str]:
+    """Names below the same owner, or the owner of that, which end in the same word."""
+    owner, _, last = path.rpartition(".")
+    while owner in known:
+        if inside := [name for name in known if name.startswith(f"{owner}.") and name.endswith(f".{last}")]:
+            return inside
+        owner = owner.rpartition(".")[0]
+    return []
+
+
+def _first_wrong(parts: list[str], known: list[str]) -> tuple[str, str, list[str]]:
+    """The right beginning with its dot, the first part that is wrong there, and what follows."""
+    count = next((n for n in range(len(parts)) if ".".join(parts[: n + 1]) not in known), len(parts) - 1)
+    return "".join(f"{part}." for part in parts[:count]), parts[count], parts[count + 1 :]

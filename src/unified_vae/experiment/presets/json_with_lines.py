@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import stat
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,7 +62,7 @@ class LocatedJSON:
 def shown(path: Path) -> str:
     """A file as the user would name it: relative where it lies below the current folder."""
     try:
-        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
+        return Path(os.path.realpath(path)).relative_to(os.path.realpath(Path.cwd())).as_posix()
     except ValueError:
         return str(path)
 
@@ -76,13 +78,16 @@ def read_json(path: Path) -> LocatedJSON:
 
 def _read_text(path: Path) -> str:
     name = shown(path)
-    if path.is_dir():
-        raise ConfigError(f"{name} is a folder; a JSON file is needed")
-    if not path.is_file():
-        raise ConfigError(f"{name} is not there; check the name of the file")
     try:
+        mode = path.stat().st_mode  # asked before opening: opening a pipe would wait for its writer
+        if stat.S_ISDIR(mode):
+            raise ConfigError(f"{name} is a folder; a JSON file is needed")
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"{name} is a pipe or a device; a JSON file is needed")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{name} is not there; check the name of the file") from None
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:
