@@ -82,7 +82,7 @@ def test_the_picture_reaches_every_map():
     model = build_model(ConvConfig(image_size=32, latents=6, base_channels=4, channels=3), seed=0)
     latents, picture = torch.randn(1, 6), torch.rand(1, 3, 32, 32)
     for stage in model.decoder.stages:
-        assert stage.look.in_channels in (12, 48)
+        assert stage.look.mix.in_channels in (12, 48)
     assert not torch.equal(model.decoder(latents, picture), model.decoder(latents, 1 - picture))
 
 

@@ -13,7 +13,7 @@ from unified_vae.experiment.run_config import RunConfig
 from unified_vae.training.observers import Observer
 
 SETTINGS = {
-    "model": {"image_size": 16, "latents": 4, "base_channels": 4},
+    "model": {"family": "conv", "image_size": 16, "latents": 4, "base_channels": 4},
     "loss": {"l1": {"weight": 0.1}, "kl": {"weight": 2.0, "schedule": {"kind": "linear", "warmup": 0.3}}},
     "training": {
         "epochs": 6,

@@ -84,6 +84,7 @@ CHANGES = {
     "model.base_channels": (8, {}),
     "model.max_multiplier": (1, {}),
     "model.pca_start": (False, {}),
+    "model.family": ("residual", {}),
     "model.channels": (1, {}),
     "data.source": ("other.npy", {}),
     "data.max_images": (20, {}),

@@ -9,7 +9,7 @@ from pydantic import Field
 from unified_vae.core.config import Config
 from unified_vae.data.config import DataConfig
 from unified_vae.losses.config import LossConfig
-from unified_vae.models.config import ModelConfig
+from unified_vae.models.config import ConvConfig, ModelConfig
 from unified_vae.models.density.config import DensityConfig
 from unified_vae.training.config import TrainingConfig
 
@@ -25,6 +25,6 @@ class RunConfig(Config):
     """Where linear theory predicts posterior collapse before the first step: `warn`, or be `strict` and stop."""
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ConvConfig()
     data: DataConfig = DataConfig()
     density: DensityConfig = DensityConfig()

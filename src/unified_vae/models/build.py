@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from unified_vae.models.config import ModelConfig
+from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig
 from unified_vae.models.conv import ConvDecoder, ConvEncoder
 from unified_vae.models.linear_path import LinearPath
-from unified_vae.models.vae import VAE
+from unified_vae.models.residual import ResidualDecoder, ResidualEncoder
+from unified_vae.models.vae import VAE, Decoder, Encoder
 
 
 def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
@@ -30,7 +31,14 @@ def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
 
 
 def _build(config: ModelConfig, channels: int) -> VAE:
-    encoder = ConvEncoder(config, channels)
-    decoder = ConvDecoder(config, channels)
+    encoder, decoder = _parts(config, channels)
     linear = LinearPath(config.latents, channels, config.image_size) if config.pca_start else None
     return VAE(encoder, decoder, config.latents, channels, config.image_size, linear)
+
+
+def _parts(config: ModelConfig, channels: int) -> tuple[Encoder, Decoder]:
+    match config:
+        case ConvConfig():
+            return ConvEncoder(config, channels), ConvDecoder(config, channels)
+        case ResidualConfig():
+            return ResidualEncoder(config, channels), ResidualDecoder(config, channels)

@@ -13,28 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified_vae.core.principal_components import enlarge, working_side
 from unified_vae.models.config import ConvConfig
-from unified_vae.models.linear_path import at_size, folding
+from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
 from unified_vae.models.vae import Decoder, Encoder
-
-SMALLEST_MAP = 4  # pixels a side that the last feature map has at least
-MOST_PICTURE_CHANNELS = 48  # of the linear path's picture as a map sees it: RGB folded by 4
-
-
-def halvings(image_size: int) -> int:
-    """How often an image is halved before the latents: as often as leaves SMALLEST_MAP pixels a side."""
-    return max(1, int(math.log2(image_size / SMALLEST_MAP)))
-
-
-def stage_channels(config: ConvConfig) -> list[int]:
-    """Channels after each halving: doubling from `base_channels`, bounded by `max_multiplier`."""
-    return [config.base_channels * min(2**stage, config.max_multiplier) for stage in range(halvings(config.image_size))]
-
-
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm (Wu & He 2018) with 32 groups, or the largest number of groups that divides the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
 def upsampling(channels_in: int, channels_out: int, bias: bool) -> nn.ConvTranspose2d:
@@ -68,36 +49,26 @@ class ConvEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Sizes that are no multiple of the total stride are extended by their edge pixels."""
-        missing = -images.shape[-1] % self.multiple
-        if missing:
-            images = F.pad(images, (0, missing, 0, missing), mode="replicate")
-        features: Tensor = self.stages(2.0 * images - 1.0)
+        features: Tensor = self.stages(2.0 * to_multiple(images, self.multiple) - 1.0)
         with torch.autocast(images.device.type, enabled=False):  # the posterior is float32 (objective.md)
             moments: Tensor = self.head(features.float().flatten(1))
         return moments
 
 
-def in_frame(picture: Tensor, size: int, frame: int) -> Tensor:
-    """A picture of images of `size` pixels, extended by its edges where the maps are of a larger `frame`."""
-    if frame == size:
-        return picture
-    return F.pad(enlarge(picture, size), (0, frame - size, 0, frame - size), mode="replicate")
-
-
 class Stage(nn.Module):
     """Doubles a map, and lets it see the linear path's picture where there is one."""
 
-    def __init__(self, channels_in: int, channels_out: int, picture_channels: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, look: Look | None) -> None:
         super().__init__()
         self.up = upsampling(channels_in, channels_out, bias=False)
-        self.look = nn.Conv2d(picture_channels, channels_out, 3, 1, 1) if picture_channels else None
+        self.look = look
         self.norm = norm(channels_out)
 
     def forward(self, features: Tensor, picture: Tensor | None) -> Tensor:
         """[batch, channels_in, size, size] -> [batch, channels_out, 2 * size, 2 * size]."""
         larger: Tensor = self.up(features)
         if self.look is not None and picture is not None:
-            larger = larger + self.look(at_size(2.0 * picture - 1.0, larger.shape[-1], MOST_PICTURE_CHANNELS))
+            larger = larger + self.look(picture, larger.shape[-1])
         return F.silu(self.norm(larger))
 
 
@@ -118,7 +89,7 @@ class ConvDecoder(Decoder):
         self.norm = norm(self.width)
         self.frame = self.side * 2 ** len(widths)
         self.stages = nn.ModuleList(
-            Stage(before, after, self._seen(channels, self.side * 2**number) if config.pca_start else 0)
+            Stage(before, after, self._look(channels, number, after) if config.pca_start else None)
             for number, (before, after) in enumerate(pairwise(widths), start=1)
         )
         self.last = upsampling(widths[-1], channels, bias=True)
@@ -132,7 +103,5 @@ class ConvDecoder(Decoder):
         detail: Tensor = 0.5 * self.last(features)
         return detail[..., : self.size, : self.size]
 
-    def _seen(self, channels: int, size: int) -> int:
-        """Channels of the picture as a map of `size` sees it."""
-        side = working_side(self.size) if self.frame == self.size else self.frame
-        return channels * folding(channels, size, side, MOST_PICTURE_CHANNELS) ** 2
+    def _look(self, channels: int, number: int, channels_out: int) -> Look:
+        return Look(channels, self.side * 2**number, self.size, self.frame, channels_out)

@@ -1,0 +1,150 @@
+"""A residual encoder and decoder that change size by moving pixels into channels and back.
+
+Each change of size has a shortcut without weights: averaged groups of channels on the way down, repeated ones on
+the way up (DC-AE, arXiv 2410.10733, sections 3.1 and 3.2). Between them are residual blocks of two 3x3 convolutions
+with GroupNorm before each, the second of which starts at zero (Goyal et al. 2017, arXiv 1706.02677, section 5.1), so
+that every block starts as the identity. There are no transposed convolutions, hence no checkerboard.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unified_vae.models.config import ResidualConfig
+from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
+from unified_vae.models.vae import Decoder, Encoder
+
+
+class Block(nn.Module):
+    """x + f(x), f of two convolutions; starts as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.second = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.norms = nn.ModuleList([norm(channels), norm(channels)])
+        nn.init.zeros_(self.second.weight)
+        if self.second.bias is not None:
+            nn.init.zeros_(self.second.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[batch, channels, size, size], the same out."""
+        inner = self.first(F.silu(self.norms[0](features)))
+        changed: Tensor = features + self.second(F.silu(self.norms[1](inner)))
+        return changed
+
+
+def blocks(channels: int, count: int) -> nn.Sequential:
+    """So many in a row."""
+    return nn.Sequential(*[Block(channels) for _ in range(count)])
+
+
+class Down(nn.Module):
+    """Halves a map: a convolution whose pixels become channels, beside averaged groups of the map's own."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        if channels_out % 4 or (4 * channels_in) % channels_out:
+            raise ValueError(f"{channels_in} channels cannot be folded into {channels_out}")
+        self.mix = nn.Conv2d(channels_in, channels_out // 4, 3, 1, 1)
+        self.channels_out = channels_out
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[batch, channels_in, size, size] -> [batch, channels_out, size / 2, size / 2]."""
+        folded = F.pixel_unshuffle(features, 2)
+        average = folded.unflatten(1, (self.channels_out, -1)).mean(2)
+        return F.pixel_unshuffle(self.mix(features), 2) + average
+
+
+class Up(nn.Module):
+    """Doubles a map: a convolution whose channels become pixels, beside repeated channels of the map's own."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        if (4 * channels_out) % channels_in:
+            raise ValueError(f"{channels_in} channels cannot be spread over {channels_out}")
+        self.mix = nn.Conv2d(channels_in, 4 * channels_out, 3, 1, 1)
+        self.repeats = 4 * channels_out // channels_in
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[batch, channels_in, size, size] -> [batch, channels_out, 2 * size, 2 * size]."""
+        repeated = features.repeat_interleave(self.repeats, dim=1)
+        return F.pixel_shuffle(self.mix(features) + repeated, 2)
+
+
+class ResidualEncoder(Encoder):
+    """Pixels into channels, then blocks and halvings down to a small map, then one linear layer."""
+
+    def __init__(self, config: ResidualConfig, channels: int) -> None:
+        super().__init__()
+        widths = stage_channels(config)
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, widths[0], 3, 1, 1)]
+        layers.append(blocks(widths[0], config.blocks))
+        for before, after in pairwise(widths):
+            layers += [Down(before, after), blocks(after, config.blocks)]
+        self.stages = nn.Sequential(*layers, norm(widths[-1]), nn.SiLU())
+        self.multiple = 2 ** len(widths)
+        side = math.ceil(config.image_size / self.multiple)
+        self.head = nn.Linear(widths[-1] * side * side, 2 * config.latents)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Sizes that are no multiple of the total stride are extended by their edge pixels."""
+        features: Tensor = self.stages(2.0 * to_multiple(images, self.multiple) - 1.0)
+        with torch.autocast(images.device.type, enabled=False):  # the posterior is float32 (objective.md)
+            moments: Tensor = self.head(features.float().flatten(1))
+        return moments
+
+
+class Stage(nn.Module):
+    """Doubles a map, lets it see the linear path's picture where there is one, and refines it."""
+
+    def __init__(self, channels_in: int, channels_out: int, count: int, look: Look | None) -> None:
+        super().__init__()
+        self.up = Up(channels_in, channels_out)
+        self.look = look
+        self.refine = blocks(channels_out, count)
+
+    def forward(self, features: Tensor, picture: Tensor | None) -> Tensor:
+        """[batch, channels_in, size, size] -> [batch, channels_out, 2 * size, 2 * size]."""
+        larger = self.up(features)
+        if self.look is not None and picture is not None:
+            larger = larger + self.look(picture, larger.shape[-1])
+        refined: Tensor = self.refine(larger)
+        return refined
+
+
+class ResidualDecoder(Decoder):
+    """One linear layer, then doublings and blocks up to half the image's size, whose channels become its pixels."""
+
+    def __init__(self, config: ResidualConfig, channels: int) -> None:
+        super().__init__()
+        widths = stage_channels(config)[::-1]
+        self.size = config.image_size
+        self.width = widths[0]
+        self.side = math.ceil(config.image_size / 2 ** len(widths))
+        self.frame = self.side * 2 ** len(widths)
+        self.head = nn.Linear(config.latents, self.width * self.side * self.side)
+        self.refine = blocks(widths[0], config.blocks)
+        self.stages = nn.ModuleList(
+            Stage(before, after, config.blocks, self._look(channels, number, after) if config.pca_start else None)
+            for number, (before, after) in enumerate(pairwise(widths), start=1)
+        )
+        self.norm = norm(widths[-1])
+        self.last = nn.Conv2d(widths[-1], 4 * channels, 3, 1, 1)
+
+    def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
+        """Sizes that are no multiple of the total stride are cut out of the next larger one."""
+        features = self.refine(self.head(latents).unflatten(1, (self.width, self.side, self.side)))
+        framed = None if picture is None else in_frame(picture, self.size, self.frame)
+        for stage in self.stages:
+            features = stage(features, framed)
+        detail: Tensor = 0.5 * F.pixel_shuffle(self.last(F.silu(self.norm(features))), 2)
+        return detail[..., : self.size, : self.size]
+
+    def _look(self, channels: int, number: int, channels_out: int) -> Look:
+        return Look(channels, self.side * 2**number, self.size, self.frame, channels_out)

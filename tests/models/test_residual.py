@@ -1,0 +1,92 @@
+"""The residual family: shortcuts alone are exact, blocks start as the identity, every size and setting works."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ResidualConfig
+from unified_vae.models.residual import Block, Down, Up
+
+SMALL = ResidualConfig(image_size=16, latents=5, base_channels=8, channels=3)
+
+
+def silence(layer: torch.nn.Conv2d) -> None:
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+
+
+def test_a_block_starts_as_the_identity():
+    features = torch.randn(2, 8, 6, 6)
+    assert torch.equal(Block(8)(features), features)
+
+
+def test_without_its_convolution_a_halving_averages_and_a_doubling_repeats():
+    down, up = Down(8, 16), Up(16, 8)
+    silence(down.mix)
+    silence(up.mix)
+    features = torch.randn(2, 8, 6, 6)
+    halved = down(features)
+    assert halved.shape == (2, 16, 3, 3)
+    torch.testing.assert_close(
+        halved.mean(), features.mean()
+    )
+    doubled = up(halved)
+    assert doubled.shape == features.shape
+    torch.testing.assert_close(down(doubled), halved)  # the shortcuts undo each other in this order
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (16, 3), (30, 3), (36, 1), (64, 3)])
+def test_every_size_comes_back(size, channels):
+    model = build_model(ResidualConfig(image_size=size, latents=3, base_channels=4, channels=channels))
+    images = torch.rand(2, channels, size, size)
+    assert model(images, torch.randn(2, 3)).reconstruction.shape == images.shape
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 32},
+        {"latents": 6},
+        {"base_channels": 16},
+        {"blocks": 2},
+        {"pca_start": False},
+        {"channels": 1},
+        {"image_size": 32, "max_multiplier": 1},
+    ],
+)
+def test_every_setting_reaches_the_weights(change):
+    def shapes(config):
+        return [tuple(parameter.shape) for parameter in build_model(config).parameters()]
+
+    base = {**SMALL.model_dump(), **({"image_size": 32} if "max_multiplier" in change else {})}
+    assert shapes(ResidualConfig(**base)) != shapes(ResidualConfig(**{**base, **change}))
+
+
+def test_every_parameter_is_moved_once_the_blocks_are_awake():
+    model = build_model(SMALL, seed=0)
+    for module in model.modules():
+        if isinstance(module, Block):
+            torch.nn.init.normal_(module.second.weight, std=0.1)
+    model(torch.rand(4, 3, 16, 16), torch.randn(4, 5)).reconstruction.square().sum().backward()
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters() if p.requires_grad)
+
+
+def test_an_image_does_not_see_its_neighbours():
+    model = build_model(SMALL, seed=0)
+    images, noise = torch.rand(4, 3, 16, 16), torch.randn(4, 5)
+    together = model.train()(images, noise).reconstruction
+    alone = torch.cat([model.eval()(images[i : i + 1], noise[i : i + 1]).reconstruction for i in range(4)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_the_posterior_is_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        output = build_model(SMALL, seed=0)(torch.rand(2, 3, 16, 16), torch.randn(2, 5))
+    assert output.posterior.logvar.dtype == output.reconstruction.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", [{"max_multiplier": 3}, {"base_channels": 10}, {"blocks": -1}])
+def test_what_cannot_be_folded_is_refused(change):
+    with pytest.raises(ValidationError):
+        ResidualConfig(**{**SMALL.model_dump(), **change})
