@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from unified_vae.core.posterior import DiagonalGaussian
@@ -13,16 +14,38 @@ def rate(posterior: DiagonalGaussian) -> Tensor:
     return posterior.kl_per_unit().float().sum(1)
 
 
-def priced_rate(posterior: DiagonalGaussian, constraint: RateConstraint, progress: float) -> Tensor:
+def priced_rate(
+    posterior: DiagonalGaussian, constraint: RateConstraint, progress: float, whole: Tensor | None = None
+) -> Tensor:
     """What beta multiplies: the mean rate of the batch, or what a constraint makes of it. Scalar, nats per image.
 
-    The mean is that of the micro-batch on this device. Free bits and capacity bend at a mean, so pieces of a batch
-    add up to the whole only where all lie on the same side of the bend (else to a little more, by convexity).
+    Free bits and capacity bend at the mean over the whole batch. For a piece of it the bend is taken as a line with the
+    slope at that mean, so that the pieces' values and gradients, weighed by their sizes, add up to those of the batch.
+
+    Args:
+        whole: [latents], mean KL of each unit over the whole batch that `posterior` is a piece of; None where it is
+            the whole batch itself.
     """
     match constraint:
         case FreeBits(nats_per_unit=nats):
-            return posterior.kl_per_unit().float().mean(0).clamp(min=nats).sum()
+            mean = posterior.kl_per_unit().float().mean(0)
+            above = (mean if whole is None else whole).detach() >= nats
+            return torch.where(above, mean, nats).sum()
         case Capacity():
-            return (rate(posterior).mean() - capacity_at(constraint, progress)).abs()
+            mean = rate(posterior).mean()
+            target = capacity_at(constraint, progress)
+            side = torch.sign((mean if whole is None else whole.sum()).detach() - target)
+            return side * (mean - target)
         case _:
             return rate(posterior).mean()
+
+
+def priced_mean(kl: Tensor, constraint: RateConstraint, progress: float) -> Tensor:
+    """`priced_rate` of a whole set, from the mean KL of each unit, [latents]. Scalar, nats per image."""
+    match constraint:
+        case FreeBits(nats_per_unit=nats):
+            return kl.clamp(min=nats).sum()
+        case Capacity():
+            return (kl.sum() - capacity_at(constraint, progress)).abs()
+        case _:
+            return kl.sum()

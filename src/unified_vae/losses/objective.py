@@ -17,9 +17,9 @@ from unified_vae.core.schedule import describe, factor, settled_at
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses import constraint
 from unified_vae.losses.config import LossConfig
-from unified_vae.losses.constraint import Geco
+from unified_vae.losses.constraint import Capacity, FreeBits, Geco
 from unified_vae.losses.geco import next_multiplier
-from unified_vae.losses.kl import priced_rate, rate
+from unified_vae.losses.kl import priced_mean, priced_rate, rate
 from unified_vae.losses.term import DistortionTerm
 
 
@@ -100,13 +100,17 @@ class Objective(nn.Module):
         self._calibrated = False  # observations > 0, known without asking the device
         self.register_load_state_dict_post_hook(_notice_calibration)
 
-    def forward(self, output: VAEOutput, images: Tensor, progress: float) -> ObjectiveValue:
-        """The objective of a batch, with the scale as it is.
+    def forward(
+        self, output: VAEOutput, images: Tensor, progress: float, whole_kl: Tensor | None = None
+    ) -> ObjectiveValue:
+        """The objective of a batch, or of a piece of one, with the scale as it is.
 
         Args:
             output: the model's, for `images`.
             images: [batch, channels, height, width] in [0, 1].
             progress: part of the run that is done, 0 to 1, for the schedules.
+            whole_kl: [latents], mean KL of each unit over the whole batch, where `output` is a piece of it and
+                `bends_at_the_mean`.
         """
         assert self._calibrated, "observe the first batch's `measure` before asking for a loss"
         with torch.autocast(images.device.type, enabled=False):
@@ -117,10 +121,20 @@ class Objective(nn.Module):
             fit = energy / scale + torch.log(scale / sum(weights.values()))
             per_value = fit / degree + log_normaliser(degree)
             kl = rate(output.posterior).mean()
-            priced = priced_rate(output.posterior, self.config.kl.constraint, progress)
+            priced = priced_rate(output.posterior, self.config.kl.constraint, progress, whole_kl)
             loss = per_value + self._beta(progress) * priced / self.dimensions
         detached = {name: value.detach() for name, value in terms.items()}
         return ObjectiveValue(loss, detached, kl.detach(), (self.dimensions * per_value).detach())
+
+    def of_means(self, nll: Tensor, kl: Tensor, progress: float) -> Tensor:
+        """The loss of a whole set, scalar, from its mean NLL (nats per image) and mean KL per unit ([latents])."""
+        priced = priced_mean(kl, self.config.kl.constraint, progress)
+        return (nll + self._beta(progress) * priced) / self.dimensions
+
+    @property
+    def bends_at_the_mean(self) -> bool:
+        """Whether the loss of a batch is not simply the mean of its pieces' losses."""
+        return isinstance(self.config.kl.constraint, FreeBits | Capacity)
 
     def measure(self, output: VAEOutput, images: Tensor) -> dict[str, Tensor]:
         """Mean over the batch of each enabled term, unweighted: what `observe` takes."""
@@ -128,7 +142,7 @@ class Objective(nn.Module):
             return self._terms(output, images)
 
     @torch.no_grad()
-    def observe(self, terms: dict[str, Tensor]) -> None:
+    def observe(self, terms: dict[str, Tensor], skip: Tensor | None = None) -> None:
         """Fold one optimizer step's mean terms into the running means, and move GECO's beta.
 
         Nothing here waits for the device.
@@ -137,17 +151,20 @@ class Objective(nn.Module):
         the start, where the error falls fast, is forgotten soon.
 
         Args:
-            terms: finite means over all micro-batches and ranks of the step.
+            terms: means over all micro-batches and ranks of the step.
+            skip: scalar, 1 where the step was skipped and nothing is to be observed, else 0; None means 0. The terms
+                may then be of any value.
         """
         count = self.observations.float()
         decay = torch.clamp((1 + count) / (10 + count), max=self.config.calibration.decay) * (count > 0)
+        seen = torch.ones_like(count, dtype=torch.bool) if skip is None else skip == 0
         error_before = self._mean("mse") if self._geco else None
         for name in self.terms:
             mean = self.get_buffer(f"mean_{name}")
-            mean.copy_(decay * mean + (1 - decay) * terms[name].to(mean))
+            mean.copy_(torch.where(seen, decay * mean + (1 - decay) * terms[name].to(mean), mean))
         if error_before is not None:
-            self._move_beta(terms["mse"], error_before)
-        self.observations += 1
+            self._move_beta(terms["mse"], error_before, seen)
+        self.observations += seen
         self._calibrated = True
 
     def weights(self, progress: float) -> dict[str, float]:
@@ -210,14 +227,14 @@ class Objective(nn.Module):
         scheduled = self.config.kl.weight * factor(self.config.kl.schedule, progress)
         return scheduled * self.beta_multiplier if self._geco else scheduled
 
-    def _move_beta(self, error: Tensor, error_before: Tensor) -> None:
+    def _move_beta(self, error: Tensor, error_before: Tensor, seen: Tensor) -> None:
         assert self._geco
         error = error.to(error_before).clamp(min=self._term("mse").floor)
         moved = next_multiplier(
             self._geco, self.config.kl.weight, self.beta_multiplier, error, error_before, self._mean("mse")
         )
         # the first observation is that of the untrained model: it sets the scale and says nothing of beta
-        self.beta_multiplier.copy_(torch.where(self.observations > 0, moved, self.beta_multiplier))
+        self.beta_multiplier.copy_(torch.where(seen & (self.observations > 0), moved, self.beta_multiplier))
 
     def _terms(self, output: VAEOutput, images: Tensor) -> dict[str, Tensor]:
         reconstruction, target = output.reconstruction.float(), images.float()

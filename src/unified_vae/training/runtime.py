@@ -7,7 +7,7 @@ returns its input.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +16,7 @@ from typing import TypeVar
 import psutil
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.training.config import Precision
@@ -26,6 +25,7 @@ from unified_vae.training.observers import Memory
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a validation or a save on one rank may take minutes
+BUNDLE_BYTES = 32 * 2**20  # of gradients that travel together: few messages, little memory beside them
 PREPARATION_TIMEOUT = timedelta(days=2)  # one rank packs images or downloads weights, the others wait
 
 
@@ -68,18 +68,21 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose gradients are averaged over all devices."""
-        if self.world_size == 1:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its mean over all processes; they travel in bundles.
 
-    def accumulating(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Around a micro-batch: gradients are exchanged only with the last of a step."""
-        if isinstance(wrapped, DistributedDataParallel) and not last:
-            return wrapped.no_sync()
-        return nullcontext()
+        Not by DistributedDataParallel, which exchanges gradients while they are computed: a process that runs out of
+        memory there leaves the others waiting. Here all agree first that every one has its gradients.
+        """
+        if self.world_size == 1:
+            return
+        for bundle in _bundles(tensors):
+            together = torch.cat([tensor.flatten() for tensor in bundle])
+            dist.all_reduce(together)
+            together /= self.world_size
+            parts = together.split([tensor.numel() for tensor in bundle])
+            for tensor, part in zip(bundle, parts, strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `values` over all processes."""
@@ -115,6 +118,13 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier(group=self.control)
 
+    def free_memory(self) -> None:
+        """Give unused memory of the device back, so that pieces of another size find room."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+
     def memory(self) -> Memory:
         """Bytes in use now, and the device's peak."""
         process = psutil.Process().memory_info().rss
@@ -135,6 +145,18 @@ class Runtime:
         precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
         world = f", {self.world_size} processes" if self.world_size > 1 else ""
         return f"{device}, {precision}{world}"
+
+
+def _bundles(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in their order, in groups of about BUNDLE_BYTES."""
+    bundle: list[Tensor] = []
+    for tensor in tensors:
+        bundle.append(tensor)
+        if sum(member.nbytes for member in bundle) >= BUNDLE_BYTES:
+            yield bundle
+            bundle = []
+    if bundle:
+        yield bundle
 
 
 @contextmanager

@@ -1,19 +1,25 @@
-"""One optimizer step: images -> model -> objective -> backward -> optimizer -> averaged weights."""
+"""One optimizer step: images -> model -> objective -> backward -> optimizer -> averaged weights.
+
+A step whose loss or gradient is not finite on any device changes nothing on all of them: neither weights nor moments,
+neither averaged weights nor the scale of the distortion. The device itself decides that, so the host never waits.
+"""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from unified_vae.losses.objective import Objective
 from unified_vae.models.vae import VAE
 from unified_vae.optim.light_start import take_step
 from unified_vae.training.ema import EMA
+from unified_vae.training.memory import MicroBatches
 from unified_vae.training.random import latent_noise
 from unified_vae.training.runtime import Runtime
 
 MEASURED = ("loss.total", "loss.nll", "rate.nats")
+NORM = "gradient.norm"
 
 
 class Stepper:
@@ -22,6 +28,7 @@ class Stepper:
     Attributes:
         names: names of the numbers that `take` returns, in order: the objective's parts, then each term,
             then the gradient's norm.
+        micro_batches: in how many pieces a batch is taken. That changes no result but for rounding.
     """
 
     def __init__(
@@ -38,80 +45,107 @@ class Stepper:
     ) -> None:
         self.runtime = runtime
         self.model = model
-        self.wrapped: nn.Module = runtime.wrap(model)
         self.ema = ema
         self.objective = objective
         self.optimizer = optimizer
         self.seed = seed
-        self.accumulate = accumulate
+        self.micro_batches = MicroBatches(runtime, accumulate)
         self.clip_norm = clip_norm
         # fused kernels can skip an update on the device; other optimizers ignore `found_inf`
         self.guards_itself = runtime.fused and bool(optimizer.defaults.get("fused"))
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.term_names = list(objective.terms)
-        self.names = [*MEASURED, *(f"loss.{name}" for name in self.term_names), "gradient.norm"]
+        self.names = [*MEASURED, *(f"loss.{name}" for name in self.term_names), NORM]
 
     def take(self, images: Tensor, step: int, progress: float, lr: float) -> Tensor:
         """Take step number `step` (counted from 0).
 
         Args:
-            images: this rank's share of the batch, [share, channels, size, size] in [0, 1], on the device.
+            images: this rank's share of the batch, [share, channels, size, size], uint8 or in [0, 1], on the device.
             step: steps taken before this one.
             progress: part of the run that is done, for the schedules of the weights.
             lr: learning rate of this step.
 
         Returns:
-            The numbers of `names`, averaged over the batch and all ranks, on the device. Where one of the
-            first or the last is not finite, the weights were left alone.
+            The numbers of `names`, averaged over the batch and all ranks, on the device. Where one of them is not
+            finite, the step was skipped.
+
+        Raises:
+            EnvironmentProblem: memory does not suffice for one image at a time.
         """
         share = len(images)
         batch_size = share * self.runtime.world_size
         noise = latent_noise(
             self.seed, step, batch_size, self.model.latents, self.runtime.rank, self.runtime.world_size, images.device
         )
-        measured = self._backward(images, noise, progress)
-        norm = self._update(lr)
-        self.ema.update(step + 1)
-        measured = self.runtime.mean(measured)
-        self.objective.observe(dict(zip(self.term_names, measured[len(MEASURED) :], strict=True)))
-        if self.scaler.is_enabled():  # an overflow of fp16 gradients is no news: the scaler skips it and adapts
-            norm = torch.where(torch.isfinite(norm), norm, torch.zeros_like(norm))
-        return torch.cat([measured, norm.reshape(1)])
+        means = self.runtime.mean(self._gradients(images, noise, progress))
+        norm = self._exchanged_norm()
+        measured = torch.cat([means, norm.reshape(1)])
+        skip = torch.isfinite(measured).all().logical_not().float()
+        self._update(lr, norm, skip)
+        self.ema.update(step + 1, skip)
+        self.objective.observe(dict(zip(self.term_names, means[len(MEASURED) :], strict=True)), skip)
+        return measured
 
-    def _backward(self, images: Tensor, noise: Tensor, progress: float) -> Tensor:
-        """Gradients of the whole share, micro-batch by micro-batch; returns the measured numbers."""
+    def _gradients(self, images: Tensor, noise: Tensor, progress: float) -> Tensor:
+        """Gradients of this rank's share, in smaller pieces where memory asks for them; returns the measured numbers."""
+        share, fit = len(images), self.micro_batches.fit
+        whole_kl: Tensor | None = None
+        if self.objective.bends_at_the_mean and self.runtime.world_size > 1:
+            whole_kl = self.runtime.mean(fit(share, lambda pieces: self._mean_kl(images, pieces)))
+        return fit(share, lambda pieces: self._backward(images, noise, progress, pieces, whole_kl))
+
+    def _backward(self, images: Tensor, noise: Tensor, progress: float, pieces: int, whole_kl: Tensor | None) -> Tensor:
+        """Gradients of the share, micro-batch by micro-batch; returns the measured numbers."""
         self.optimizer.zero_grad(set_to_none=True)
+        if whole_kl is None and pieces > 1 and self.objective.bends_at_the_mean:
+            whole_kl = self._mean_kl(images, pieces)
         total = torch.zeros(len(self.names) - 1, device=images.device)
-        pieces = list(zip(images.tensor_split(self.accumulate), noise.tensor_split(self.accumulate), strict=True))
-        for number, (some_images, some_noise) in enumerate(pieces, start=1):
-            part = len(some_images) / len(images)
-            with self.runtime.accumulating(self.wrapped, last=number == len(pieces)):
-                with self.runtime.autocast():
-                    output = self.wrapped(some_images, some_noise)
-                value = self.objective(output, some_images, progress)
-                self.scaler.scale(value.loss * part).backward()
+        for some_images, some_noise in zip(images.tensor_split(pieces), noise.tensor_split(pieces), strict=True):
+            part, some_images = len(some_images) / len(images), in_unit_range(some_images)
+            with self.runtime.autocast():
+                output = self.model(some_images, some_noise)
+            value = self.objective(output, some_images, progress, whole_kl)
+            self.scaler.scale(value.loss * part).backward()
             terms = [value.terms[name] for name in self.term_names]
             total += part * torch.stack([value.loss.detach(), value.nll, value.rate, *terms])
         return total
 
-    def _update(self, lr: float) -> Tensor:
-        """Clip and step; returns the gradient's norm before clipping."""
+    @torch.no_grad()
+    def _mean_kl(self, images: Tensor, pieces: int) -> Tensor:
+        """[latents]: mean KL of each unit over the share, for a loss that bends at that of the whole batch."""
+        total = torch.zeros(self.model.latents, device=images.device)
+        for some in images.tensor_split(pieces):
+            with self.runtime.autocast():
+                posterior = self.model.encode(in_unit_range(some))
+            total += posterior.kl_per_unit().sum(0)
+        return total / len(images)
+
+    def _exchanged_norm(self) -> Tensor:
+        """Gradients become those of the whole batch, without the scale of fp16; returns their norm."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self.runtime.average(gradients)
+        self.scaler.unscale_(self.optimizer)
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _update(self, lr: float, norm: Tensor, skip: Tensor) -> None:
+        """Clip and step, unless `skip` is 1."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif self.guards_itself:
+        if self.guards_itself:
             # the fused kernels skip the update on the device itself where this is 1: no wait for the host
-            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = skip  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             take_step(self.optimizer)
-        elif bool(torch.isfinite(norm)):
+        elif not bool(skip):
             take_step(self.optimizer)
-        return norm
+        if self.scaler.is_enabled():
+            self.scaler.update()
+
+
+def in_unit_range(images: Tensor) -> Tensor:
+    """uint8 images as floats in [0, 1]; floats as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images

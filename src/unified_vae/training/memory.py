@@ -1,0 +1,81 @@
+"""Running out of memory: recognised wherever it comes from, and met with smaller micro-batches of the same batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.training.runtime import Runtime
+
+T = TypeVar("T")
+
+WORDS = (
+    "out of memory",  # CUDA, MPS, HIP
+    "can't allocate memory",  # the CPU's allocator
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+)
+"""What an error says that torch raises as a plain RuntimeError where an allocation failed."""
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error means that memory does not suffice."""
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in WORDS)
+
+
+def attempted(work: Callable[[], T], runtime: Runtime) -> T | None:
+    """What `work` returns; None where memory did not suffice, and then what it held is free again."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+    runtime.free_memory()  # outside of the clause above, where the traceback still holds the tensors
+    return None
+
+
+class MicroBatches:
+    """In how many pieces each device takes its share of a batch: more where memory does not suffice, for good.
+
+    Attributes:
+        pieces: micro-batches of a share.
+        split: whether `pieces` was raised here.
+    """
+
+    def __init__(self, runtime: Runtime, pieces: int) -> None:
+        self.runtime = runtime
+        self.pieces = pieces
+        self.split = False
+
+    def fit(self, share: int, work: Callable[[int], T]) -> T:
+        """The result of `work(pieces)`, tried with twice as many pieces until memory suffices on all processes.
+
+        Args:
+            share: images of one device, the most pieces there can be.
+            work: may be cut short and called again; it must not talk to other processes.
+
+        Raises:
+            EnvironmentProblem: one image at a time is still too much.
+        """
+        while True:
+            pieces = self.pieces
+            result = attempted(lambda: work(pieces), self.runtime)  # noqa: B023  # called at once
+            (ran_out,) = self.runtime.agree([int(result is None)])
+            if not ran_out:
+                assert result is not None
+                return result
+            self._halve(share)
+
+    def _halve(self, share: int) -> None:
+        if self.pieces >= share:
+            raise EnvironmentProblem(
+                "the device ran out of memory with one image at a time. Take a smaller model (a model preset, or --set "
+                "model.base_channels), smaller images, --precision bf16, or close what else uses the device. "
+                "What was saved before is kept."
+            )
+        self.pieces = min(2 * self.pieces, share)
+        self.split = True
