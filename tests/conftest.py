@@ -33,8 +33,8 @@ def real_data() -> Callable[[str], Path]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow tests out unless -m says something about them."""
+    """Leave the slow and long tests out unless -m says something about them."""
     if not config.getoption("markexpr"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
+        slow = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]

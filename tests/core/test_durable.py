@@ -1,6 +1,6 @@
 """What a killed writer leaves is cleared, and nothing else."""
 
-from unified_vae.core.durable import STAGE_PREFIX, sweep_files, write_text
+from unified_vae.core.durable import STAGE_PREFIX, sweep_stages, write_text
 
 
 def test_a_text_is_replaced_and_nothing_is_left_beside_it(tmp_path) -> None:
@@ -9,10 +9,11 @@ def test_a_text_is_replaced_and_nothing_is_left_beside_it(tmp_path) -> None:
         assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("note.txt", text)]
 
 
-def test_staged_files_are_swept_and_folders_and_others_are_kept(tmp_path) -> None:
+def test_staged_files_and_folders_are_swept_and_others_are_kept(tmp_path) -> None:
     (tmp_path / f"{STAGE_PREFIX}config.json-4711").write_text("{")
-    (tmp_path / f"{STAGE_PREFIX}folder").mkdir()
+    (tmp_path / f"{STAGE_PREFIX}model.safetensors-4711").mkdir()
     (tmp_path / "config.json").write_text("{}")
-    sweep_files(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{STAGE_PREFIX}folder", "config.json"]
-    sweep_files(tmp_path / "missing")
+    (tmp_path / "folder").mkdir()
+    sweep_stages(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "folder"]
+    sweep_stages(tmp_path / "missing")

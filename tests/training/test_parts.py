@@ -87,14 +87,14 @@ def test_another_model_s_optimizer_state_is_refused():
 
 def test_the_metrics_file_forgets_the_lost_stretch_only(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, 0)
+    log = MetricsLog(path, 0, print)
     for step in range(5):
         log.write("train", step, step / 3, {"loss": 0.1 * step})
     log.close()
     kept = path.read_bytes().splitlines(keepends=True)[:3]
     with path.open("ab") as file:
         file.write(b'{"split": "tr')  # a row cut by the kill
-    again = MetricsLog(path, 3)
+    again = MetricsLog(path, 3, print)
     assert again.rows == 3 and path.read_bytes() == b"".join(kept)
     again.write("train", 3, 1.0, {"loss": 0.3})
     again.close()

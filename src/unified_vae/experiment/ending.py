@@ -6,7 +6,10 @@ import json
 import signal
 from collections.abc import Sequence
 
-from unified_vae.core.errors import CheckpointError
+from safetensors import SafetensorError
+
+from unified_vae.core.durable import reason
+from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.experiment.assemble import Parts, Resolved
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
@@ -14,19 +17,33 @@ from unified_vae.models.density.config import DensityConfig
 from unified_vae.models.density.stored import TENSORS
 from unified_vae.models.pretrained import CONFIG, DENSITY, WEIGHTS, save_pretrained
 from unified_vae.training import checkpoint
+from unified_vae.training.checkpoint import Checkpoint
 from unified_vae.training.observers import Observer, RunFinished
 from unified_vae.training.state import TrainState
 
+EXPORT_ERRORS = (OSError, SafetensorError, EnvironmentProblem)
+"""What `export` raises where the disk is full or the folder cannot be written."""
+
 
 def export(
-    folder: RunFolder, parts: Parts, resolved: Resolved, state: TrainState, names: dict[str, str], observer: Observer
+    folder: RunFolder,
+    parts: Parts,
+    resolved: Resolved,
+    state: TrainState,
+    names: dict[str, str],
+    observer: Observer,
+    held: Checkpoint | None = None,
 ) -> None:
-    """Write the averaged weights of the best validation as a folder that loads without this run."""
+    """Write the averaged weights of the best validation as a folder that loads without this run.
+
+    Args:
+        held: the checkpoint of those weights, where it could not be written to the disk.
+    """
     weights, step, psnr = parts.ema.model.state_dict(), state.step, state.best_psnr
     if state.best_step is not None and state.best_step != state.step:
         try:
-            weights = dict(checkpoint.load(folder.checkpoints, state.best_step).groups["ema"])
-            step = state.best_step
+            best = held or checkpoint.load(folder.checkpoints, state.best_step)
+            weights, step = dict(best.group("ema")), best.step
         except CheckpointError as problem:
             observer.notice(f"the best weights cannot be read, so the last ones are exported: {problem}")
             psnr = None  # of the best, which these are not
@@ -36,6 +53,18 @@ def export(
         "pixels": "float in [0, 1], channels first",
     }
     save_pretrained(folder.model, resolved.config.model, weights, about)
+
+
+def export_failed(folder: RunFolder, problem: Exception, left: str, command: str) -> str:
+    """Why there is no model at the end of a run, and how to get it.
+
+    Args:
+        left: the checkpoint there is, in a sentence.
+    """
+    return (
+        f"training is over, but the model could not be written to {folder.model} ({reason(problem).rstrip('.')}). "
+        f"{left} Free space or mend the permissions; this finishes the run: {command}"
+    )
 
 
 def is_exported(folder: RunFolder, state: TrainState, density: DensityConfig) -> bool:
@@ -66,19 +95,30 @@ def already_finished(request: RunRequest, state: TrainState, epochs: int) -> Run
     return _ending("already finished", request, state, 0.0, advice)
 
 
-def finished(request: RunRequest, state: TrainState, seconds: float, findings: Sequence[str]) -> RunFinished:
+def finished(
+    request: RunRequest,
+    state: TrainState,
+    seconds: float,
+    findings: Sequence[str],
+    unsaved: CheckpointError | None = None,
+) -> RunFinished:
     """The last step was taken, or patience ran out.
 
     Args:
         findings: lines to show before what to do next.
+        unsaved: why the last checkpoint could not be written; the model could.
     """
     folder = RunFolder(request.run_dir)
+    if unsaved is not None:
+        lost = f"{unsaved}. The model is complete; to train it longer, the run goes on from an earlier checkpoint"
+        findings = [*findings, lost]
     advice = (
         *findings,
         f"look at the pictures: {folder.samples}",
         f"see the curves: uv run tensorboard --logdir {folder.tensorboard}",
     )
-    return _ending("stopped early" if state.stopped_early else "finished", request, state, seconds, advice)
+    outcome, exit_code = "stopped early" if state.stopped_early else "finished", 0 if unsaved is None else 3
+    return _ending(outcome, request, state, seconds, advice, exit_code=exit_code)
 
 
 def _ending(

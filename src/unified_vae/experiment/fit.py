@@ -38,7 +38,7 @@ from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
 from unified_vae.experiment.sampling import add_density
 from unified_vae.losses.build import Substitution
-from unified_vae.training import checkpoint
+from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.checkpoint import Checkpoint
 from unified_vae.training.loop import Loop
 from unified_vae.training.metrics_log import MetricsLog, TimingLog
@@ -84,7 +84,7 @@ def _make_room(request: RunRequest, folder: RunFolder, runtime: Runtime, observe
             observer.notice(f"the earlier run in {folder.root} was moved aside to {moved}")
         folder.prepare()
         folder.sweep()
-        checkpoint.sweep(folder.checkpoints)
+        checkpoint_ring.sweep(folder.checkpoints)
     runtime.barrier()
 
 
@@ -141,16 +141,17 @@ class _Fit:
             opening(self.folder.root, self.runtime, parts, resolved, data, state, found, flight, point)
         )
         stopped_by = self._train(parts, data, saver, state)
-        return self._finish(parts, resolved, data, state, stopped_by, flight)
+        return self._finish(parts, resolved, data, state, stopped_by, flight, saver)
 
     def _train(self, parts: Parts, data: DataSets, saver: Saver, state: TrainState) -> int:
         """Run the loop; returns the number of the signal that stopped it, 0 for none.
 
         Only here are signals caught: before, there is nothing to save, so they may end the process at once.
         """
-        metrics = MetricsLog(self.folder.metrics, state.metrics_rows) if self.runtime.is_main else None
-        painter = self._painter(data, parts) if self.runtime.is_main else None
-        with watching() as signals:
+        main, notice = self.runtime.is_main, self.observer.notice
+        metrics = MetricsLog(self.folder.metrics, state.metrics_rows, notice) if main else None
+        painter = self._painter(data, parts) if main else None
+        with watching() as signals, saver:
             loop = Loop(
                 plan=parts.plan,
                 state=state,
@@ -166,6 +167,7 @@ class _Fit:
                 signals=signals,
             )
             loop.run()
+            saver.finish(state, metrics.sync if metrics else None)
         if metrics:
             metrics.close()
         return loop.stopped_by
@@ -176,12 +178,12 @@ class _Fit:
         """The checkpoint to continue from, and what its run said about itself; the same on every rank."""
         newest = None
         if self.runtime.is_main:
-            newest = checkpoint.newest_good(self.folder.checkpoints, self.observer.notice)
+            newest = checkpoint_ring.newest_good(self.folder.checkpoints, self.observer.notice)
         step = self.runtime.from_main(newest.step if newest else None)
         if step is None:
             return None, None
         saved = newest or checkpoint.load(self.folder.checkpoints, step)
-        return saved, RunRecord.from_json(saved.state["record"], self.folder.root)
+        return saved, RunRecord.from_json(saved.part("record"), self.folder.root)
 
     def _preflight(self, data: DataSets, record: RunRecord | None) -> tuple[Preflight, PrincipalComponents | None]:
         """The spectrum of the images: looked at before the first step, and remembered after that.
@@ -308,19 +310,37 @@ class _Fit:
         state: TrainState,
         stopped_by: int,
         flight: Preflight,
+        saver: Saver,
     ) -> RunFinished:
         seconds = time.monotonic() - self.begun
         if stopped_by and state.step < parts.plan.total_steps and not state.stopped_early:
+            saver.refuse_unsaved()
             return self._say(ending.interrupted(self.request, state, stopped_by, seconds))
-        sampled: list[str] = []
-        if self.runtime.is_main:
-            names = dict(self.request.run.names)
-            ending.export(self.folder, parts, resolved, state, names, self.observer)
-            sampled = add_density(self.folder, resolved.config, data.train, self.runtime.device, self.observer)
-        self.runtime.barrier()
+        sampled = self._export(parts, resolved, data, state, saver)
         found = closing.diagnosed(parts, data, self.runtime, self.folder, flight)
         findings = [*closing.lines(found, self.folder), *self._before_and_after(parts, data), *sampled]
-        return self._say(ending.finished(self.request, state, seconds, findings))
+        return self._say(ending.finished(self.request, state, seconds, findings, saver.problem))
+
+    def _export(
+        self, parts: Parts, resolved: Resolved, data: DataSets, state: TrainState, saver: Saver
+    ) -> Sequence[str]:
+        """Write the model and its latent density; what to say of them. The main process works, all learn how it ended.
+
+        Raises:
+            EnvironmentProblem: they could not be written; the sentence has the command that finishes the run.
+        """
+        sampled, problem = [], None
+        if self.runtime.is_main:
+            try:
+                held = saver.best_unsaved(state.best_step)
+                ending.export(self.folder, parts, resolved, state, dict(self.request.run.names), self.observer, held)
+                sampled = add_density(self.folder, resolved.config, data.train, self.runtime.device, self.observer)
+            except ending.EXPORT_ERRORS as error:
+                problem = ending.export_failed(self.folder, error, saver.what_is_left(), self.request.command)
+        sampled, problem = self.runtime.from_main((sampled, problem))
+        if problem is not None:
+            raise EnvironmentProblem(problem)
+        return sampled
 
     def _before_and_after(self, parts: Parts, data: DataSets) -> list[str]:
         """For `resume_fix`: what the cure did. Every rank takes part in the examination."""

@@ -23,7 +23,7 @@ from unified_vae.experiment.preflight import Preflight, start_at_pca
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
-from unified_vae.training import checkpoint
+from unified_vae.training import checkpoint_ring
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.saver import load_weights
@@ -36,7 +36,7 @@ def refuse_without_checkpoint(patient: Path) -> None:
     Raises:
         CheckpointError: the run in `patient` has saved nothing.
     """
-    if not checkpoint.saved_steps(RunFolder(patient).checkpoints):
+    if not checkpoint_ring.saved_steps(RunFolder(patient).checkpoints):
         raise CheckpointError(
             f"{patient} holds no checkpoint, so there is nothing to fix. Name a run that has trained with --run-dir."
         )
@@ -48,10 +48,10 @@ def take_over(patient: Path, parts: Parts, observer: Observer) -> None:
     Raises:
         CheckpointError: no checkpoint is whole, or none fits.
     """
-    saved = checkpoint.newest_good(RunFolder(patient).checkpoints, observer.notice, set_aside=False)
+    saved = checkpoint_ring.newest_good(RunFolder(patient).checkpoints, observer.notice, set_aside=False)
     assert saved, "refuse_without_checkpoint comes first"
-    load_weights(parts.model, saved.groups["ema"], "model")
-    load_weights(parts.ema.model, saved.groups["ema"], "model")
+    load_weights(parts.model, saved.group("ema"), "model")
+    load_weights(parts.ema.model, saved.group("ema"), "model")
     observer.notice(f"resume_fix: weights of {patient} at step {saved.step:,}; that run itself is left as it is")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from unified_vae.core.durable import sweep_files, write_text
+from unified_vae.core.durable import sweep_stages, write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
@@ -108,7 +108,7 @@ class RunFolder:
     def sweep(self) -> None:
         """Clear the half-written files that a killed run left; the checkpoints have a sweep of their own."""
         for place in (self.root, self.model, self.samples):
-            sweep_files(place)
+            sweep_stages(place)
 
     def move_aside(self) -> Path:
         """Give an earlier run's folder another name, so that a fresh one can begin; returns the new path."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from unified_vae.core.durable import reason
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
@@ -33,7 +34,7 @@ def add_density(
     fitted = _fitted(model, config, train, observer)
     seconds = time.monotonic() - begun
     model.use_density(fitted.density)
-    sheet = paint_density(model, folder.samples / SHEET, config.training.samples.count, config.seed)
+    sheet = _painted(model, folder, config, observer)
     figures = {
         "asked": config.density.model_dump(),
         "log_likelihood": dict(fitted.nats),
@@ -61,14 +62,23 @@ def _fitted(model: VAE, config: RunConfig, train: PackedSplit, observer: Observe
         return FittedDensity(NormalDensity(model.latents), {}, 0, note)
 
 
-def lines(fitted: FittedDensity, sheet: Path, seconds: float) -> list[str]:
+def _painted(model: VAE, folder: RunFolder, config: RunConfig, observer: Observer) -> Path | None:
+    """The sheet of samples; None where the disk does not take it, which is no reason to end without a model."""
+    try:
+        return paint_density(model, folder.samples / SHEET, config.training.samples.count, config.seed)
+    except OSError as problem:
+        observer.notice(f"{folder.samples / SHEET} cannot be written ({reason(problem)})")
+        return None
+
+
+def lines(fitted: FittedDensity, sheet: Path | None, seconds: float) -> list[str]:
     """What was fitted, how long it took, what it gains, and the picture to look at."""
-    look = f"the picture to look at, new samples: {sheet.as_posix()}"
+    look = [] if sheet is None else [f"the picture to look at, new samples: {sheet.as_posix()}"]
     if not fitted.images:
-        return [*([fitted.note] if fitted.note else ["new pictures are sampled from N(0, I)"]), look]
+        return [*([fitted.note] if fitted.note else ["new pictures are sampled from N(0, I)"]), *look]
     gain = fitted.nats[fitted.density.kind] - fitted.nats["normal"] if fitted.nats else 0.0
     better = f"; {gain:,.0f} nats an image likelier than N(0, I) for images kept out" if gain > 0 else ""
     said = (
         f"new pictures are sampled from {fitted.density.describe()}, fitted to the latents of {fitted.images:,} images"
     )
-    return [f"{said} in {seconds:.0f} s{better}", *([fitted.note] if fitted.note else []), look]
+    return [f"{said} in {seconds:.0f} s{better}", *([fitted.note] if fitted.note else []), *look]

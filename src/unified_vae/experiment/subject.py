@@ -21,9 +21,9 @@ from unified_vae.models.build import build_model
 from unified_vae.models.config import ModelConfig
 from unified_vae.models.pretrained import CONFIG, WEIGHTS, load_pretrained
 from unified_vae.models.vae import VAE
-from unified_vae.training import checkpoint
+from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.checkpoint import Checkpoint
-from unified_vae.training.saver import load_weights
+from unified_vae.training.saver import load_weights, run_state
 from unified_vae.training.state import TrainState
 
 PIXEL_TERMS = ("mse", "l1", "charbonnier")  # means of pixel errors
@@ -90,15 +90,15 @@ def find(target: Path, which: str | None, data: str | None, notice: Callable[[st
 
 def _of_run(run_dir: Path, which: str | None, notice: Callable[[str], None]) -> Subject:
     root = RunFolder(run_dir).checkpoints
-    newest = checkpoint.newest_good(root, notice, set_aside=False)
+    newest = checkpoint_ring.newest_good(root, notice, set_aside=False)
     if newest is None:
         raise CheckpointError(f"{run_dir} has no checkpoint yet: a run saves its first one after its first epoch.")
-    state = TrainState.from_json(newest.state["train"])
+    state = run_state(newest)
     saved, words = _chosen(root, which, newest, state)
-    record = RunRecord.from_json(saved.state["record"], run_dir)
+    record = RunRecord.from_json(saved.part("record"), run_dir)
     model = build_model(record.resolved.model, seed=0)
-    load_weights(model, saved.groups["ema"], "model")
-    means = {name.removeprefix("mean_"): value for name, value in saved.groups["objective"].items()}
+    load_weights(model, saved.group("ema"), "model")
+    means = {name.removeprefix("mean_"): value for name, value in saved.group("objective").items()}
     return Subject(
         name=f"{run_dir.as_posix()} at step {saved.step:,}{words}",
         model=model.eval(),
@@ -122,7 +122,7 @@ def _chosen(root: Path, which: str | None, newest: Checkpoint, state: TrainState
         words = " (best)" if state.best_step != newest.step else " (best and last)"
         return newest if state.best_step == newest.step else checkpoint.load(root, state.best_step), words
     assert which is not None
-    steps = checkpoint.saved_steps(root)
+    steps = checkpoint_ring.saved_steps(root)
     if not which.isdigit() or int(which) not in steps:
         have = ", ".join(str(step) for step in steps)
         raise ConfigError(f"--checkpoint {which}: the run in {root.parent} has best, last and the steps {have}")

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unified_vae.core.durable import STAGE_PREFIX, sync_file, write_text
+from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import CheckpointError
+from unified_vae.core.tensor_file import TENSOR_FILE_ERRORS, parse_tensors, write_tensors
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ModelConfig
 from unified_vae.models.density.base import LatentDensity
@@ -41,13 +40,9 @@ def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Ten
         about: further facts kept in the config file: the run, its figures.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     (folder / CONFIG).unlink(missing_ok=True)  # without it the folder is no model, whatever weights lie there
     (folder / TENSORS).unlink(missing_ok=True)  # of the weights that were there
-    staged = folder / f"{STAGE_PREFIX}{WEIGHTS}"
-    save_file(tensors, staged, metadata={"format": "pt"})
-    sync_file(staged)
-    staged.replace(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, weights)
     write_text(folder / CONFIG, json.dumps({"format": FORMAT, "model": config.model_dump(), **about}, indent=2) + "\n")
 
 
@@ -76,15 +71,17 @@ def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> V
         if description["format"] > FORMAT:
             raise CheckpointError(f"the model in {folder} was written by a newer version of unified-vae: update it.")
         config = TypeAdapter(ModelConfig).validate_python(description["model"])
-        weights = load_file(folder / WEIGHTS)
-    except FileNotFoundError as problem:
+        weights = parse_tensors((folder / WEIGHTS).read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as problem:
         raise CheckpointError(
             f"{folder} is not a model folder: {Path(problem.filename or WEIGHTS).name} is missing there. "
             "Give the folder `model` of a finished run."
         ) from problem
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, ValidationError, SafetensorError) as problem:
+    except CheckpointError:
+        raise
+    except (*TENSOR_FILE_ERRORS, ValidationError, RecursionError) as problem:
         raise CheckpointError(
-            f"the model in {folder} is damaged: {problem}. Export it again from its run."
+            f"the model in {folder} is damaged: {reason(problem)}. Export it again from its run."
         ) from problem
     model = build_model(config)
     try:
@@ -105,9 +102,8 @@ def _density(folder: Path, entry: Any, latents: int) -> LatentDensity:
         density = read_density(folder, entry)
         if density.latents != latents:
             raise ValueError(f"it is of {density.latents} latents")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as problem:
-        reason = (str(problem) or type(problem).__name__).splitlines()[0]
+    except TENSOR_FILE_ERRORS as problem:
         raise CheckpointError(
-            f"the latent density of the model in {folder} is damaged ({reason}). Export it again from its run."
+            f"the latent density of the model in {folder} is damaged ({reason(problem)}). Export it again from its run."
         ) from problem
     return density

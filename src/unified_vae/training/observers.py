@@ -6,9 +6,12 @@ Importing this does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from unified_vae.core.durable import reason
+from unified_vae.core.errors import EnvironmentProblem
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,43 @@ class Validated:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint is complete on disk."""
+    """A checkpoint is complete on disk.
+
+    Attributes:
+        seconds: of writing, beside the training.
+        stalled: seconds for which the training waited.
+    """
 
     step: int
     path: Path
     seconds: float
+    stalled: float
+
+
+@dataclass(frozen=True)
+class StepSkipped:
+    """A step changed nothing, because a number of it was not finite.
+
+    Attributes:
+        step: counted from 1.
+        epoch: pass over the images, from 0.
+        rollbacks: how often the run had gone back before.
+        terms: names of the numbers that were not finite.
+        images: names of all images of the batch.
+    """
+
+    step: int
+    epoch: int
+    rollbacks: int
+    terms: Sequence[str]
+    images: Sequence[str]
+
+
+@dataclass(frozen=True)
+class WentBack:
+    """The run returned to an earlier checkpoint; the steps after `step` are taken again."""
+
+    step: int
 
 
 @dataclass(frozen=True)
@@ -162,7 +197,13 @@ class RunFinished:
 
 
 class Observer:
-    """Receives events; every method does nothing unless overridden."""
+    """Receives events; every method does nothing unless overridden.
+
+    Attributes:
+        keeps: what it writes, for the line that says that it cannot.
+    """
+
+    keeps: str = "what is shown"
 
     def phase(self, text: str, done: int, total: int | None) -> None:
         """Long preparation is under way (reading images, packing, calibrating): `done` of `total`."""
@@ -180,49 +221,67 @@ class Observer:
 
     def checkpoint_saved(self, event: CheckpointSaved) -> None: ...
 
+    def step_skipped(self, event: StepSkipped) -> None: ...
+
+    def went_back(self, event: WentBack) -> None: ...
+
     def sheet_drawn(self, event: SheetDrawn) -> None: ...
 
     def run_finished(self, event: RunFinished) -> None: ...
 
 
 class Observers(Observer):
-    """Hands each event to several observers, in order."""
+    """Hands each event to several observers, in order.
+
+    One whose file cannot be written ends no run: it is named once, and tried again with each event.
+    """
 
     def __init__(self, members: Sequence[Observer]) -> None:
         self.members = list(members)
+        self._failed: set[int] = set()
+
+    def _each(self, hand: Callable[[Observer], None]) -> None:
+        for member in self.members:
+            try:
+                hand(member)
+            except (OSError, EnvironmentProblem) as problem:
+                self._failing(member, problem)
+
+    def _failing(self, member: Observer, problem: Exception) -> None:
+        if id(member) in self._failed:
+            return
+        self._failed.add(id(member))
+        self.notice(f"{member.keeps} cannot be written ({reason(problem)}): the run goes on, and it is tried again")
 
     def phase(self, text: str, done: int, total: int | None) -> None:
-        for member in self.members:
-            member.phase(text, done, total)
+        self._each(lambda member: member.phase(text, done, total))
 
     def notice(self, text: str) -> None:
-        for member in self.members:
-            member.notice(text)
+        self._each(lambda member: member.notice(text))
 
     def run_started(self, event: RunStarted) -> None:
-        for member in self.members:
-            member.run_started(event)
+        self._each(lambda member: member.run_started(event))
 
     def step_done(self, event: StepDone) -> None:
-        for member in self.members:
-            member.step_done(event)
+        self._each(lambda member: member.step_done(event))
 
     def losses_logged(self, event: LossesLogged) -> None:
-        for member in self.members:
-            member.losses_logged(event)
+        self._each(lambda member: member.losses_logged(event))
 
     def validated(self, event: Validated) -> None:
-        for member in self.members:
-            member.validated(event)
+        self._each(lambda member: member.validated(event))
 
     def checkpoint_saved(self, event: CheckpointSaved) -> None:
-        for member in self.members:
-            member.checkpoint_saved(event)
+        self._each(lambda member: member.checkpoint_saved(event))
+
+    def step_skipped(self, event: StepSkipped) -> None:
+        self._each(lambda member: member.step_skipped(event))
+
+    def went_back(self, event: WentBack) -> None:
+        self._each(lambda member: member.went_back(event))
 
     def sheet_drawn(self, event: SheetDrawn) -> None:
-        for member in self.members:
-            member.sheet_drawn(event)
+        self._each(lambda member: member.sheet_drawn(event))
 
     def run_finished(self, event: RunFinished) -> None:
-        for member in self.members:
-            member.run_finished(event)
+        self._each(lambda member: member.run_finished(event))

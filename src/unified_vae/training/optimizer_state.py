@@ -26,14 +26,20 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
     """Put saved state back; what the optimizer's groups say (rates, betas) stays as it is now.
 
     Raises:
-        CheckpointError: the state names a parameter that the model does not have.
+        CheckpointError: the state names a parameter that the model does not have, or is of other shapes.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    place = {name: number for number, name in enumerate(order)}
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        name, slot = key.rsplit("/", 1)
-        if name not in order:
-            raise CheckpointError(f"the checkpoint's optimizer state is of another model: it names {name}.")
-        slots.setdefault(order.index(name), {})[slot] = value
+        name, _, slot = key.rpartition("/")
+        if name not in place:
+            raise CheckpointError(f"the checkpoint's optimizer state is of another model: it names {name or key}.")
+        if value.ndim > 0 and value.shape != shapes[name]:
+            raise CheckpointError(f"the checkpoint's optimizer state of {name} is of another shape.")
+        slots.setdefault(place[name], {})[slot] = value
+    if len({frozenset(held) for held in slots.values()}) > 1:
+        raise CheckpointError("the checkpoint's optimizer state is incomplete.")
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from unified_vae.core.counter import key
-from unified_vae.core.durable import STAGE_PREFIX
+from unified_vae.core.durable import STAGE_PREFIX, discard
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.models.density.gaussian import fit_gaussian
 from unified_vae.models.vae import VAE
@@ -98,10 +98,18 @@ def paint_density(model: VAE, path: Path, count: int, seed: int) -> Path:
 
 
 def write_picture(picture: Image.Image, path: Path) -> Path:
-    """Write a PNG in one step; returns `path`."""
+    """Write a PNG in one step; returns `path`.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
     stage = path.with_name(f"{STAGE_PREFIX}{path.name}")
-    picture.save(stage, format="PNG")
-    return stage.replace(path)
+    try:
+        picture.save(stage, format="PNG")
+        return stage.replace(path)
+    except OSError:
+        discard(stage)
+        raise
 
 
 class SheetPainter:
@@ -130,7 +138,7 @@ class SheetPainter:
             "samples": self._samples(model, step, device),
             "interpolation": self._interpolation(model, images, step),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # not its parents: where they vanished, a disk may have gone with them
         return {tag: write_picture(picture, self.folder / f"{name}-{tag}.png") for tag, picture in sheets.items()}
 
     def _reconstructions(self, model: VAE, images: Tensor, step: int) -> Image.Image:

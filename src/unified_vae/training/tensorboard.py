@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,21 +39,46 @@ def tensorboard_problem() -> str | None:
 
 
 class TensorBoardObserver(Observer):
-    """Writes event files. After a resume, entries of the lost stretch are marked as superseded."""
+    """Writes event files. After a resume, entries of the lost stretch are marked as superseded.
+
+    A file that a full disk ended is left; a new one is begun with the next validation.
+    """
 
     def __init__(self, folder: Path, hyperparameters: HyperParameters) -> None:
         self.folder = folder
+        self.keeps = str(folder)
         self.hyperparameters = dict(hyperparameters)
         self._writer: SummaryWriter | None = None
+        self._ended = False
 
     def run_started(self, event: RunStarted) -> None:
+        facts = "\n".join(f"| {label} | {text} |" for label, text in event.facts)
+        with self._watched():
+            self._open(event.start_step + 1)
+            assert self._writer is not None
+            self._writer.add_text("run", f"| what | value |\n|---|---|\n{facts}", event.start_step)
+
+    def _open(self, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.folder), purge_step=event.start_step + 1)
-        facts = "\n".join(f"| {label} | {text} |" for label, text in event.facts)
-        self._writer.add_text("run", f"| what | value |\n|---|---|\n{facts}", event.start_step)
+        _say_nothing_from_its_thread()
+        self._writer = SummaryWriter(str(self.folder), purge_step=first_step)
+        self._ended = False
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Give the file up where it cannot be written."""
+        try:
+            yield
+        except OSError:
+            self._writer, self._ended = None, True
+            raise
 
     def losses_logged(self, event: LossesLogged) -> None:
+        with self._watched():
+            self._log(event)
+
+    def _log(self, event: LossesLogged) -> None:
         for name, value in event.values.items():
             self._scalar(f"train/{name}", value, event.step)
         self._scalar("speed/images_per_second", event.images_per_second, event.step)
@@ -60,6 +87,12 @@ class TensorBoardObserver(Observer):
             self._scalar("memory/device_peak_gib", event.memory.device_peak / 2**30, event.step)
 
     def validated(self, event: Validated) -> None:
+        with self._watched():
+            if self._ended:
+                self._open(event.step)
+            self._log_validation(event)
+
+    def _log_validation(self, event: Validated) -> None:
         for name, value in event.values.items():
             self._scalar(f"validation/{name}", value, event.step)
         if self._writer:
@@ -68,24 +101,38 @@ class TensorBoardObserver(Observer):
 
     def sheet_drawn(self, event: SheetDrawn) -> None:
         if self._writer:
-            with Image.open(event.path) as picture:
+            with self._watched(), Image.open(event.path) as picture:
                 self._writer.add_image(f"sheets/{event.tag}", np.asarray(picture), event.step, dataformats="HWC")
 
     def run_finished(self, event: RunFinished) -> None:
-        if self._writer is None:
-            return
+        if self._writer is not None:
+            with self._watched():
+                self._finish(self._writer, event)
+
+    def _finish(self, writer: SummaryWriter, event: RunFinished) -> None:
         if event.values:
             from torch.utils.tensorboard.summary import hparams
 
             figures = {f"best/{name}": value for name, value in event.values.items()}
             known = {name: value for name, value in self.hyperparameters.items() if value is not None}
             for summary in hparams(known, figures):
-                self._writer._get_file_writer().add_summary(summary, event.step)
+                writer._get_file_writer().add_summary(summary, event.step)
             for name, value in figures.items():
                 self._scalar(name, value, event.step)
-        self._writer.close()
+        writer.close()
         self._writer = None
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         if self._writer:
             self._writer.add_scalar(name, value, step)
+
+
+def _say_nothing_from_its_thread() -> None:
+    """The thread that writes hands its error on to whoever writes next; printed as well, it would look like a crash."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread" or not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = hook

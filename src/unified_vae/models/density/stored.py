@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
-from unified_vae.core.durable import STAGE_PREFIX, sync_file
+from unified_vae.core.tensor_file import parse_tensors, write_tensors
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.flow import FlowDensity
 from unified_vae.models.density.gaussian import GaussianDensity
@@ -21,11 +19,7 @@ KINDS: tuple[type[LatentDensity], ...] = (NormalDensity, GaussianDensity, Mixtur
 
 def write_density(folder: Path, density: LatentDensity) -> dict[str, Any]:
     """Write the tensors; returns what `read_density` has to be told about them."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in density.state_dict().items()}
-    staged = folder / f"{STAGE_PREFIX}{TENSORS}"
-    save_file(tensors, staged, metadata={"format": "pt"})
-    sync_file(staged)
-    staged.replace(folder / TENSORS)
+    write_tensors(folder / TENSORS, density.state_dict())
     return {"kind": density.kind, "latents": density.latents, "sizes": density.sizes()}
 
 
@@ -37,5 +31,5 @@ def read_density(folder: Path, entry: Mapping[str, Any]) -> LatentDensity:
     """
     kinds = {kind.kind: kind for kind in KINDS}
     density = kinds[entry["kind"]](entry["latents"], **entry["sizes"])
-    density.load_state_dict(load_file(folder / TENSORS))
+    density.load_state_dict(parse_tensors((folder / TENSORS).read_bytes()))
     return density.eval().requires_grad_(False)
