@@ -7,6 +7,7 @@ Colour profiles are not applied: every file is taken as sRGB.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,11 +87,17 @@ def decode(raw: RawImage, form: PixelFormat) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Hold back Pillow's warnings (size, odd EXIF): what matters of them is said by BadImage."""
+    """Hold back what Pillow says of damage and odd EXIF: what matters of it is said by BadImage."""
+    log = logging.getLogger("PIL")
+    level = log.level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
+        log.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 @contextmanager
@@ -141,7 +148,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     """Deep grey (16-bit, 32-bit, float) scaled to 8 bits; Pillow's own conversion clips it to white."""
     if image.mode not in GREY_MODES - {"1", "L", "LA", "La"}:
         return image
-    values = np.asarray(image, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # a NaN that says so when it is widened
+        values = np.asarray(image, dtype=np.float64)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":
         white = 1.0

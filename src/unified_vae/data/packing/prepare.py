@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from unified_vae.data.packing.pack import Item, Plan, Row, Staged
 from unified_vae.data.packing.packed import SIDES, Pack
 from unified_vae.data.packing.pool import map_images
 from unified_vae.data.packing.split import give_to_empty_side
-from unified_vae.data.packing.survey import Candidate, Survey, check_bad_fraction, survey
-from unified_vae.data.records import Progress, Quarantined, Side, Source
+from unified_vae.data.packing.survey import Candidate, Survey, check_bad_fraction, content_hash, survey
+from unified_vae.data.records import BadImage, Progress, Quarantined, RawImage, Side, Source
 
 
 def pack_builtin(root: Path, target: Path, config: DataConfig, form: PixelFormat, progress: Progress) -> Pack:
@@ -61,7 +62,7 @@ def pack_source(
                 form = PixelFormat(form.size, 1 if grey else 3, form.background)
             plan, places = _plan(candidates, found, form)
             with Staged(root, plan) as staged:
-                staged.write(_decoded(source, places, form), progress)
+                staged.write(_decoded(source, plan, places, form), progress)
                 _drop(found, candidates, staged.quarantined)
                 if min(staged.counts().values()) > 0:
                     _check_usable(source, found, config)
@@ -111,12 +112,24 @@ def _plan(
     return Plan(form.size, form.channels, items, found.listing.label_names), places
 
 
-def _decoded(source: Source, places: Mapping[int, tuple[Side, int]], form: PixelFormat) -> Iterator[Row]:
+def _decoded(source: Source, plan: Plan, places: Mapping[int, tuple[Side, int]], form: PixelFormat) -> Iterator[Row]:
     positions = sorted(places)
-    images = map_images(lambda raw: decode(raw, form), source.read(positions))
+    surveyed = (plan.items[side][index].content for side, index in map(places.__getitem__, positions))
+    loaders = (
+        partial(_unchanged, load, content) for load, content in zip(source.read(positions), surveyed, strict=True)
+    )
+    images = map_images(lambda raw: decode(raw, form), loaders)
     for position, pixels in zip(positions, images, strict=True):
         side, index = places[position]
         yield side, index, pixels
+
+
+def _unchanged(load: Callable[[], RawImage], content: str) -> RawImage:
+    """The image as it was surveyed: its side and its place in the order follow from what it was then."""
+    raw = load()
+    if content_hash(raw) != content:
+        raise BadImage("changed while the images were packed; it is used from the next start on")
+    return raw
 
 
 def _drop(found: Survey, candidates: Sequence[Candidate], bad: Sequence[Quarantined]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from unified_vae.core.errors import DataError
 from unified_vae.data.records import BadImage, Listing, RawImage, Record, Side
@@ -44,32 +45,44 @@ class ArraySource:
     @cached_property
     def _parts(self) -> list[_Part]:
         try:
-            return self._parts_of_npz() if self.path.suffix.lower() == ".npz" else self._parts_of_npy()
+            return self._opened()
         except DataError:
             raise
         except MemoryError:
             raise DataError(f"{self.path} does not fit into memory; save it as .npy, which is read in parts.") from None
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # the reader raises nearly anything on damage
+            reason = str(error) or type(error).__name__
             raise DataError(
-                f"{self.path} cannot be read as a NumPy file ({error}); save plain arrays with numpy.save."
+                f"{self.path} cannot be read as a NumPy file ({reason}); save plain arrays with numpy.save."
             ) from None
 
-    def _parts_of_npy(self) -> list[_Part]:
+    def _opened(self) -> list[_Part]:
+        """By its content, .npz or .npy. Pickled objects are refused: opening them would run code."""
+        if zipfile.is_zipfile(self.path):
+            self._refuse_too_large()
+            with np.load(self.path, allow_pickle=False) as file:
+                return self._parts_of_npz(file)
         array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return [_Part("row", None, self._rows(array, self.name), None)]
 
-    def _parts_of_npz(self) -> list[_Part]:
-        with np.load(self.path, allow_pickle=False) as file:
-            keys = {key.lower(): key for key in file.files}
-            split = {side: _first(keys, _split_image_keys(names)) for side, names in _SPLIT_KEYS.items()}
-            if split["train"] is not None:
-                return [
-                    self._part(file, keys, side, key, _split_label_keys(_SPLIT_KEYS[side]))
-                    for side, key in split.items()
-                    if key is not None
-                ]
-            key = _first(keys, _IMAGE_KEYS) or self._first_image_key(file)
-            return [self._part(file, keys, None, key, _LABEL_KEYS)]
+    def _refuse_too_large(self) -> None:
+        """An .npz is unpacked into memory, so the sizes that it tells are looked at before."""
+        with zipfile.ZipFile(self.path) as file:
+            expanded = sum(member.file_size for member in file.infolist())
+        if expanded > psutil.virtual_memory().available:
+            raise MemoryError
+
+    def _parts_of_npz(self, file: np.lib.npyio.NpzFile) -> list[_Part]:
+        keys = {key.lower(): key for key in file.files}
+        split = {side: _first(keys, _split_image_keys(names)) for side, names in _SPLIT_KEYS.items()}
+        if split["train"] is not None:
+            return [
+                self._part(file, keys, side, key, _split_label_keys(_SPLIT_KEYS[side]))
+                for side, key in split.items()
+                if key is not None
+            ]
+        key = _first(keys, _IMAGE_KEYS) or self._first_image_key(file)
+        return [self._part(file, keys, None, key, _LABEL_KEYS)]
 
     def _part(self, file: np.lib.npyio.NpzFile, keys: dict[str, str], side: str | None, key: str,
               label_keys: Sequence[str]) -> _Part:  # fmt: skip
@@ -132,7 +145,8 @@ def eight_bit(row: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     """One image as uint8: floats and truth values from 0..1, uint16 from 0..65535, others from 0..255."""
     if row.dtype == np.uint8:
         return np.ascontiguousarray(row)
-    white = {"b": 1.0, "f": 1.0}.get(row.dtype.kind, 65535.0 if row.dtype == np.uint16 else 255.0)
+    sixteen_bits = row.dtype.kind == "u" and row.dtype.itemsize == 2  # of either byte order
+    white = {"b": 1.0, "f": 1.0}.get(row.dtype.kind, 65535.0 if sixteen_bits else 255.0)
     values = row.astype(np.float64)
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     if not (low >= 0.0 and high <= white):  # false for NaN as well

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from unified_vae.data.records import Progress, Source
-from unified_vae.data.sources.archive import TarSource, ZipSource
 from unified_vae.data.sources.array import ArraySource
 from unified_vae.data.sources.folder import FolderSource
 from unified_vae.data.sources.hub import HubSource
 from unified_vae.data.sources.names import TAR_SUFFIXES, ZIP_SUFFIXES, check_source, library, source_path
+from unified_vae.data.sources.tar_source import TarSource
 from unified_vae.data.sources.torchvision_source import TorchvisionSource
+from unified_vae.data.sources.zip_source import ZipSource
 
 
 def find_source(text: str, cache: Path, progress: Progress) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -17,11 +18,12 @@ from unified_vae.data.sources.layout import arrange, is_hidden, is_picture, refu
 
 @dataclass(frozen=True)
 class _Found:
-    """An image file: its path inside the folder ("/" between parts), bytes and time of change."""
+    """An image file: its path inside the folder ("/" between parts), bytes, time of change, kind and permissions."""
 
     path: str
     size: int
     changed_ns: int
+    mode: int
 
 
 @dataclass
@@ -36,32 +38,40 @@ class _Walk:
     seen: set[tuple[int, int]] = field(default_factory=set)
 
     def enter(self, folder: Path) -> None:
-        """Visit one folder and all below it."""
+        """Visit one folder and all below it. Not by recursion: folders may be nested a thousand deep."""
+        waiting = [folder]
+        while waiting:
+            path = waiting.pop()
+            below = self._children(path) if self._visit(path) else []
+            waiting.extend(reversed(below))
+
+    def _children(self, folder: Path) -> list[Path]:
+        """What is to be visited in a folder; nothing where it was visited before."""
         try:
             if self._seen_before(folder.stat()):
-                return
+                return []
             with os.scandir(folder) as entries:
                 children = sorted(entries, key=_visiting_order)
         except OSError as error:
             self.refused.append(Quarantined(self._inside(folder), f"cannot be opened: {error.strerror}"))
-            return
+            return []
         if {"checkpoints", "config.json", "metrics.jsonl"} <= {child.name for child in children}:
-            return  # the folder of a run: its sheets are no data, wherever --run-dir put them
-        for child in children:
-            if not is_hidden(child.name):
-                self._visit(Path(child.path))
+            return []  # the folder of a run: its sheets are no data, wherever --run-dir put them
+        return [Path(child.path) for child in children if not is_hidden(child.name)]
 
-    def _visit(self, path: Path) -> None:
+    def _visit(self, path: Path) -> bool:
+        """Take a file in, or note why not; whether it is a folder."""
         name = self._inside(path)
         try:
             status = path.stat()
         except OSError as error:
-            why = "a link that leads nowhere" if path.is_symlink() else f"cannot be read: {error.strerror}"
+            lost = error.errno in (errno.ENOENT, errno.ELOOP)
+            why = "a link that leads nowhere" if lost else f"cannot be read: {error.strerror}"
             self._refuse(name, why)
-            return
+            return False
         if stat.S_ISDIR(status.st_mode):
-            self.enter(path)
-        elif not is_picture(name):
+            return True
+        if not is_picture(name):
             self.ignored += 1
         elif not stat.S_ISREG(status.st_mode):
             self._refuse(name, "not a regular file")
@@ -70,7 +80,8 @@ class _Walk:
         elif reason := refusal(name, status.st_size):
             self._refuse(name, reason)
         else:
-            self.found.append(_Found(name, status.st_size, status.st_mtime_ns))
+            self.found.append(_Found(name, status.st_size, status.st_mtime_ns, status.st_mode))
+        return False
 
     def _seen_before(self, status: os.stat_result) -> bool:
         identity = (status.st_dev, status.st_ino)
@@ -117,10 +128,11 @@ class FolderSource:
         return [walk.found[index].path for index in used], listing
 
     def identity(self) -> str:
-        """Hash of every image's path, size and time of change; nothing is opened."""
+        """Hash of every image's path, size, time of change and permissions; nothing is opened."""
         digest = hashlib.sha256()
         for found in self._walk.found:
-            digest.update(f"{found.path}\0{found.size}\0{found.changed_ns}\n".encode("utf-8", "surrogateescape"))
+            line = f"{found.path}\0{found.size}\0{found.changed_ns}\0{found.mode}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         for refused in self._walk.refused:
             digest.update(f"{refused.name}\0{refused.reason}\n".encode("utf-8", "surrogateescape"))
         return f"folder:{digest.hexdigest()}"

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from unified_vae.core.errors import ConfigError, nearest
 from unified_vae.experiment.presets.field_paths import Keys, dotted, field_paths, models_at, suggest, tag_of
+from unified_vae.experiment.presets.json_with_lines import shortened
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -73,7 +74,8 @@ def _sentence(model: type[BaseModel], error: Any, keys: Keys, values: Mapping[st
             return _unknown_key(model, keys, values, prefix)
         case "union_tag_invalid":
             tag, known = context["discriminator"].strip("'"), context["expected_tags"].replace("'", "")
-            return f"{path}.{tag}: {context['tag']!r} is not known. {nearest(context['tag'], known.split(', '))}"
+            given = str(context["tag"])
+            return f"{path}.{tag}: {shortened(given)} is not known. {nearest(given, known.split(', '))}"
         case "union_tag_not_found":
             return f"{path} needs {context['discriminator']}"
         case "literal_error":

@@ -21,6 +21,7 @@ from unified_vae.core.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
+MAX_NAME = 200  # letters of a key: no setting or preset needs more, and errors repeat it
 
 Keys = tuple[str | int, ...]
 
@@ -168,6 +169,8 @@ class _Parser:
         if self._next_character() != '"':
             raise self._error(f'expected a key in "double quotes", found {self._found()}')
         key = self._string()
+        if len(key) > MAX_NAME:
+            raise self._error(f"the key that starts here has more than {MAX_NAME} letters", start)
         if key in result:
             first, _ = self.places[*path, key]
             raise self._error(f"the key {key!r} was given before, on line {first}; remove one of them", start)
@@ -211,7 +214,7 @@ class _Parser:
             return _WORDS[word.group()]
         number = _NUMBER.fullmatch(word.group())
         if number is None or len(word.group()) > 400:
-            raise self._error(f'expected a value, found {_short(word.group())}; text needs "double quotes"', start)
+            raise self._error(f'expected a value, found {shortened(word.group())}; text needs "double quotes"', start)
         if number.group(1) is None and number.group(2) is None:
             return int(word.group())
         value = float(word.group())
@@ -234,7 +237,7 @@ class _Parser:
         return self.text[self.at : self.at + 1]
 
     def _found(self) -> str:
-        return _short(self._next_character()) if self.at < len(self.text) else "the end"
+        return shortened(self._next_character()) if self.at < len(self.text) else "the end"
 
     def _place(self, at: int) -> tuple[int, int]:
         line = bisect_right(self.line_starts, at)
@@ -245,5 +248,6 @@ class _Parser:
         return ConfigError(f"{self.file}:{line}:{column}: {problem}")
 
 
-def _short(word: str) -> str:
+def shortened(word: str) -> str:
+    """The word in quotes, cut off where it is long."""
     return repr(word if len(word) <= 30 else word[:27] + "...")

@@ -58,7 +58,7 @@ class Settings:
         values: dict[str, object] = self.values
         for key in reversed(prefix):
             values = {key: values}
-        result.put(values, lambda keys: self.origins[keys[len(prefix) :]])
+        result.put(values, lambda keys: self.origin(keys[len(prefix) :]))
         return result
 
     def only(self, paths: Sequence[str]) -> Settings:

@@ -23,6 +23,7 @@ from unified_vae.experiment.presets.book_file import (
 )
 from unified_vae.experiment.presets.explain import validate
 from unified_vae.experiment.presets.field_paths import Keys, dotted, field_paths, suggest
+from unified_vae.experiment.presets.json_with_lines import shortened
 from unified_vae.experiment.presets.layers import DEFAULT, Origin, Settings, leaves
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
@@ -175,7 +176,9 @@ class PresetBook:
             parent = child.replaces if name == child.name else self._entries[section.kind].get(name)
             if parent is None and name != child.name:
                 advice = nearest(name, self._entries[section.kind])
-                raise ConfigError(f"{child.where('_extends')}: there is no {section.kind} preset {name!r}. {advice}")
+                raise ConfigError(
+                    f"{child.where('_extends')}: there is no {section.kind} preset {shortened(name)}. {advice}"
+                )
             if parent is None or any(parent is known for known in chain):
                 circle = " -> ".join([*(known.name for known in chain), name])
                 raise ConfigError(f"{child.where('_extends')}: {section.kind} presets form a circle: {circle}")
@@ -210,7 +213,7 @@ class PresetBook:
         name = entry.text(kind)
         if name not in self._presets[kind]:
             advice = nearest(name, self._presets[kind])
-            raise ConfigError(f"{entry.where(kind)}: there is no {kind} preset {name!r}. {advice}")
+            raise ConfigError(f"{entry.where(kind)}: there is no {kind} preset {shortened(name)}. {advice}")
         return name
 
 
