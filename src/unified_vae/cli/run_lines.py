@@ -17,6 +17,7 @@ from unified_vae.training.observers import (
     RunStarted,
     StepDone,
     Validated,
+    WentBack,
 )
 
 HEARTBEAT_SECONDS = 30.0
@@ -82,6 +83,9 @@ class RunLines(Observer):
 
     def validated(self, event: Validated) -> None:
         self.show(self._epoch_lines(event))
+
+    def went_back(self, event: WentBack) -> None:
+        self.time_left = TimeLeft(self.clock)
 
     def run_finished(self, event: RunFinished) -> None:
         self.show(finished_lines(event))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from unified_vae.core.counter import key
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.augment import augment
-from unified_vae.data.batches import steps_per_epoch, train_batches
+from unified_vae.data.batches import train_batches
 from unified_vae.data.open import DataSets, open_data
+from unified_vae.data.order import steps_per_epoch
 from unified_vae.experiment.preflight import Preflight
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
@@ -26,12 +28,15 @@ from unified_vae.models.build import build_model
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizer
 from unified_vae.training.ema import EMA
-from unified_vae.training.loop import Plan, settled_step
+from unified_vae.training.memory import MicroBatches
 from unified_vae.training.observers import Observer
+from unified_vae.training.plan import Plan, settled_step
 from unified_vae.training.random import latent_noise
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.self_test import refuse_dead_terms
 from unified_vae.training.step import Stepper
+
+SELF_TEST_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,14 @@ def first_batch(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Tensor,
 
 def self_test(parts: Parts, images: Tensor, noise: Tensor) -> None:
     """Refuse to train with a term that moves nothing. A few images suffice."""
-    count = min(len(images), 8)
-    refuse_dead_terms(parts.model, parts.objective, images[:count], noise[:count])
+    count = min(len(images), SELF_TEST_IMAGES)
+
+    def look(pieces: int) -> bool:
+        some = math.ceil(count / pieces)
+        refuse_dead_terms(parts.model, parts.objective, images[:some], noise[:some])
+        return True
+
+    MicroBatches(parts.stepper.runtime, 1).fit(count, look)
 
 
 @torch.no_grad()
@@ -225,10 +236,13 @@ def _mean_over_batch(
     parts: Parts, images: Tensor, noise: Tensor, runtime: Runtime, measure: Callable[[VAEOutput, Tensor], Tensor]
 ) -> Tensor:
     """The mean of a measured vector over the micro-batches and ranks of a batch."""
-    pieces = parts.plan.training.accumulate
-    total = torch.zeros((), device=runtime.device)
-    for some_images, some_noise in zip(images.tensor_split(pieces), noise.tensor_split(pieces), strict=True):
-        with runtime.autocast():
-            output = parts.model(some_images, some_noise)
-        total = total + len(some_images) / len(images) * measure(output, some_images)
-    return runtime.mean(total)
+
+    def of_this_rank(pieces: int) -> Tensor:
+        total = torch.zeros((), device=runtime.device)
+        for some_images, some_noise in zip(images.tensor_split(pieces), noise.tensor_split(pieces), strict=True):
+            with runtime.autocast():
+                output = parts.model(some_images, some_noise)
+            total = total + len(some_images) / len(images) * measure(output, some_images)
+        return total
+
+    return runtime.mean(parts.stepper.micro_batches.fit(len(images), of_this_rank))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from unified_vae.data.batches import gather, share
+from unified_vae.data.batches import gather
 from unified_vae.data.open import DataSets
+from unified_vae.data.order import share
 from unified_vae.experiment.assemble import Parts
 from unified_vae.experiment.diagnosis import HEALTHY, Diagnosis
 from unified_vae.experiment.history import History
@@ -55,12 +56,18 @@ def lines(found: Diagnosis | None, folder: RunFolder) -> list[str]:
 
 def _on_training_images(parts: Parts, data: DataSets, runtime: Runtime) -> float:
     """dB of the averaged weights on as many training images as there are validation images, or MOST_IMAGES."""
-    model, size = parts.ema.model, parts.plan.micro_batch(runtime.world_size)
+    model, at_once = parts.ema.model, parts.stepper.micro_batches
     count = min(len(data.train), len(data.validation), MOST_IMAGES)
     own = np.arange(count)[share(count, runtime.rank, runtime.world_size)]
-    sums = ReconstructionSums.empty(model.channels, model.image_size, runtime.device, runtime.sums_dtype)
-    pieces = (gather(data.train, own[start : start + size]) for start in range(0, len(own), size))
-    for output, images in reconstructions(model, pieces, runtime):
-        sums.add(output.reconstruction, images)
+
+    def own_images(pieces: int) -> ReconstructionSums:
+        sums = ReconstructionSums.empty(model.channels, model.image_size, runtime.device, runtime.sums_dtype)
+        size = parts.plan.micro_batch(runtime.world_size, pieces)
+        batches = (gather(data.train, own[start : start + size]) for start in range(0, len(own), size))
+        for output, images in reconstructions(model, batches, runtime):
+            sums.add(output.reconstruction, images)
+        return sums
+
+    sums = at_once.fit(parts.plan.batch_size // runtime.world_size, own_images)
     runtime.sum_in_place(sums.tensors())
     return sums.psnr()

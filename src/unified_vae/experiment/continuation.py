@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunRecord, changed, leaves
 from unified_vae.training.observers import Difference
+from unified_vae.training.state import TrainState
 
 FIXED: Mapping[str, str] = {
     "model.": "the weights in the checkpoint have the old shape",
@@ -44,6 +45,21 @@ def refuse_impossible(found: list[Difference], run_dir: object) -> None:
             f"the run in {run_dir} cannot be continued with these settings: {'; '.join(lines)}. "
             "Give the old values, another --run-dir, or --no-resume for a fresh start (the old run is moved aside)."
         )
+
+
+def adopt_changes(state: TrainState, paths: Sequence[str]) -> None:
+    """Let a run with changed settings go on: what it had learnt or given up under the old ones is open again.
+
+    Args:
+        paths: dotted names of the settings that differ.
+    """
+    if any(path.startswith(("training.", "loss.")) for path in paths):
+        state.stopped_early, state.waited = False, 0
+        state.rollbacks = state.skipped_in_a_row = 0
+    if "training.optimizer.lr" in paths:
+        state.lr_scale = 1.0
+    if "training.accumulate" in paths:
+        state.pieces, state.validation_pieces = 0, 1
 
 
 def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool) -> Difference | None:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from unified_vae.core.counter import key, permutation
-from unified_vae.core.durable import write_text
+from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import gather, validation_batches
@@ -29,7 +28,13 @@ from unified_vae.experiment.assemble import (
     resolve,
     self_test,
 )
-from unified_vae.experiment.continuation import differences, refuse_impossible, refuse_other_counts, refuse_other_data
+from unified_vae.experiment.continuation import (
+    adopt_changes,
+    differences,
+    refuse_impossible,
+    refuse_other_counts,
+    refuse_other_data,
+)
 from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.experiment.environment import environment
 from unified_vae.experiment.opening import opening
@@ -40,8 +45,11 @@ from unified_vae.experiment.sampling import add_density
 from unified_vae.losses.build import Substitution
 from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.checkpoint import Checkpoint
+from unified_vae.training.foreign import refuse_foreign
 from unified_vae.training.loop import Loop
+from unified_vae.training.memory import is_out_of_memory
 from unified_vae.training.metrics_log import MetricsLog, TimingLog
+from unified_vae.training.non_finite import SkippedLog
 from unified_vae.training.observers import Observer, Observers, RunFinished
 from unified_vae.training.run_lock import locked
 from unified_vae.training.runtime import Runtime, open_runtime
@@ -60,19 +68,19 @@ def fit(request: RunRequest, observers: Sequence[Observer]) -> RunFinished:
     Raises:
         UserError: settings, data or environment that the user can mend.
     """
-    training = request.run.config.training
     try:
-        with open_runtime(request.run.config.device, training.precision) as runtime:
+        with open_runtime(request.run.config.device, request.run.config.training.precision) as runtime:
             observer = Observers(observers if runtime.is_main else [])
             with locked(request.run_dir) if runtime.is_main else nullcontext():
                 folder = RunFolder(request.run_dir)
                 _make_room(request, folder, runtime, observer)
                 return _Fit(request, folder, runtime, observer).run()
-    except torch.OutOfMemoryError as problem:
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
         raise EnvironmentProblem(
-            f"the device ran out of memory with training.accumulate {training.accumulate} and training.batch_size "
-            f"{training.batch_size}. Give --set training.accumulate={2 * training.accumulate}, which halves the memory "
-            "and keeps the result, or take a smaller model. What was saved before is kept."
+            f"memory ran out outside of a training step ({reason(problem)}). Take a smaller model or smaller images, "
+            "or close what else uses the memory. What was saved before is kept."
         ) from problem
 
 
@@ -82,6 +90,8 @@ def _make_room(request: RunRequest, folder: RunFolder, runtime: Runtime, observe
         if not request.resume and folder.has_run():
             moved = folder.move_aside()
             observer.notice(f"the earlier run in {folder.root} was moved aside to {moved}")
+        if request.resume and not checkpoint_ring.saved_steps(folder.checkpoints):
+            refuse_foreign(folder.root, folder.checkpoints)
         folder.prepare()
         folder.sweep()
         checkpoint_ring.sweep(folder.checkpoints)
@@ -101,6 +111,8 @@ class _Fit:
     def run(self) -> RunFinished:
         saved, record = self._earlier()
         found = differences(record, self.request.run.config) if record else []
+        if saved is not None and saved.step == 0 and found:  # nothing was trained yet that could be continued
+            saved, record, found = None, None, []
         refuse_impossible(found, self.folder.root)
         if saved is None and self.request.fix_from:
             resume_fix.refuse_without_checkpoint(self.request.fix_from)
@@ -117,9 +129,8 @@ class _Fit:
         new_record = self._record(resolved, parts, about_data, flight)
         saver = self._saver(parts, new_record)
         state = saver.restore(saved) if saved else TrainState()
-        if any(difference.path.startswith(("training.", "loss.")) for difference in found):
-            # a changed setting reopens a run that patience had ended
-            state.stopped_early, state.waited = False, 0
+        adopt_changes(state, [difference.path for difference in found])
+        parts.stepper.micro_batches.pieces = state.pieces or resolved.config.training.accumulate
         if state.step < parts.plan.settled == parts.plan.total_steps:
             state.forget_best()  # nothing is settled before the end, and the end has moved
         if self._is_over(state, parts):
@@ -135,7 +146,7 @@ class _Fit:
         if self.runtime.is_main:
             new_record.write(self.folder.config)
             write_text(self.folder.preflight, json.dumps(flight.to_json(beta), indent=2) + "\n")
-        self._add_file_observers(resolved)
+        self._add_file_observers(resolved, state)
         point = first_point(parts, images, noise, self.runtime, parts.plan.progress(state.step))
         self.observer.run_started(
             opening(self.folder.root, self.runtime, parts, resolved, data, state, found, flight, point)
@@ -249,7 +260,7 @@ class _Fit:
             )
         if data.quarantined and self.runtime.is_main:
             lines = "".join(f"{entry.name}\t{entry.reason}\n" for entry in data.quarantined)
-            self.folder.quarantine.write_text(lines, encoding="utf-8")
+            write_text(self.folder.quarantine, lines)
             self.observer.notice(f"files that cannot be used are named, with reasons, in {self.folder.quarantine}")
 
     def _begin(
@@ -279,10 +290,10 @@ class _Fit:
         if self.runtime.is_main:
             before.write(self.folder.before)
 
-    def _add_file_observers(self, resolved: Resolved) -> None:
+    def _add_file_observers(self, resolved: Resolved, state: TrainState) -> None:
         if not self.runtime.is_main:
             return
-        self.observer.members.append(TimingLog(self.folder.timing))
+        self.observer.members += [TimingLog(self.folder.timing), SkippedLog(self.folder.skipped, state.skipped)]
         if problem := tensorboard_problem():
             self.observer.notice(problem)
             return

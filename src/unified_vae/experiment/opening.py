@@ -17,8 +17,8 @@ from unified_vae.losses import constraint
 from unified_vae.losses.config import KLConfig, TermConfig
 from unified_vae.losses.constraint import Geco
 from unified_vae.losses.objective import Objective
-from unified_vae.training.loop import Plan
 from unified_vae.training.observers import Difference, RunStarted, TermRow
+from unified_vae.training.plan import Plan
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.state import TrainState
 from unified_vae.training.validation import in_bits
@@ -52,7 +52,12 @@ def opening(
         steps_per_epoch=plan.steps_per_epoch,
         batch_size=plan.batch_size,
         resumed=state.step > 0,
-        facts=[*_facts(runtime, parts, resolved, data), _first_batch(point, parts.objective), *expected],
+        facts=[
+            *_facts(runtime, parts, resolved, data),
+            *_learnt(runtime, plan, state),
+            _first_batch(point, parts.objective),
+            *expected,
+        ],
         terms=term_rows(parts.objective, resolved, plan.progress(state.step)),
         differences=tuple(differences),
     )
@@ -78,6 +83,20 @@ def _facts(runtime: Runtime, parts: Parts, resolved: Resolved, data: DataSets) -
     if (sigma := parts.objective.sigma()) is not None:
         text = f"{sigma:.4f} of the pixel range: the decoder's noise, calibrated as it trains"
         facts.append(("sigma", text))
+    return facts
+
+
+def _learnt(runtime: Runtime, plan: Plan, state: TrainState) -> list[tuple[str, str]]:
+    """What the run found out on its way and goes on with."""
+    facts = []
+    if state.pieces:
+        at_once = plan.micro_batch(runtime.world_size, state.pieces)
+        facts.append(("memory", f"micro-batches of at most {at_once} images, as more had not fitted"))
+    if state.lr_scale != 1:
+        times = f"{state.lr_scale:g} times what the schedule says, since the run went back"
+        facts.append(("learning rate", f"{times} from numbers that were not finite"))
+    if state.skipped:
+        facts.append(("skipped steps", f"{state.skipped:,}, listed in skipped.jsonl"))
     return facts
 
 

@@ -8,9 +8,12 @@ weight on sharpness and a lower learning rate. The run that is cured is only rea
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from unified_vae.core.counter import key
 from unified_vae.core.errors import CheckpointError
@@ -57,10 +60,14 @@ def take_over(patient: Path, parts: Parts, observer: Observer) -> None:
 
 def examine(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Diagnosis, ValidationResult]:
     """Validate the averaged weights. The objective needs a scale by now: calibrate first."""
-    batches = validation_batches(
-        data.validation, batch_size=parts.plan.batch_size, rank=runtime.rank, world_size=runtime.world_size
-    )
-    result = validate(parts.ema.model, parts.objective, batches, runtime, 1.0)
+    size = parts.plan.micro_batch(runtime.world_size, 1)
+
+    def batches(pieces: int) -> Iterator[Tensor]:
+        return validation_batches(
+            data.validation, batch_size=math.ceil(size / pieces), rank=runtime.rank, world_size=runtime.world_size
+        )
+
+    result = validate(parts.ema.model, parts.objective, batches, size, parts.stepper.micro_batches, 1.0)
     return Diagnosis.of(result.values, parts.model.latents), result
 
 

@@ -12,10 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from unified_vae.core.durable import sweep_stages, write_text
+from unified_vae.core.durable import STAGE_PREFIX, discard, reason, sweep_stages, sync_file, write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
+
+
+PROBE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON object a line, deterministic."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        """Steps that were skipped because a number was not finite, one JSON object a line."""
+        return self.root / "skipped.jsonl"
 
     @property
     def timing(self) -> Path:
@@ -89,20 +97,21 @@ class RunFolder:
         return self.config.exists() or self.checkpoints.is_dir()
 
     def prepare(self) -> None:
-        """Make the folder, and prove that it can be written before any work is done.
+        """Make the folder, and prove that all of it can be written before any work is done.
 
         Raises:
-            EnvironmentProblem: it cannot.
+            EnvironmentProblem: it cannot; the sentence names the folder, and says what to do.
         """
+        place = self.root
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".tmp-probe-{os.getpid()}"
-            probe.write_text("", encoding="utf-8")
-            probe.unlink()
+            for place in (self.root, self.checkpoints, self.samples, self.tensorboard, self.model):
+                if place.is_dir() or place.is_symlink():
+                    _probe(place)
         except OSError as problem:
             raise EnvironmentProblem(
-                f"the run folder {self.root} cannot be written ({problem.strerror}). "
-                "Give another with --run-dir, or mend its permissions."
+                f"the run folder {place} cannot be written ({reason(problem)}). "
+                "Give another with --run-dir, free space, or mend its permissions."
             ) from problem
 
     def sweep(self) -> None:
@@ -122,6 +131,16 @@ class RunFolder:
                 f"the earlier run in {self.root} cannot be moved aside to {target.name} ({problem.strerror}). "
                 "Close what uses it, or give another --run-dir."
             ) from problem
+
+
+def _probe(folder: Path) -> None:
+    """Write a few bytes and wait until they are on the disk: an empty file would also go onto a full one."""
+    probe = folder / f"{STAGE_PREFIX}probe-{os.getpid()}"
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+        sync_file(probe)
+    finally:
+        discard(probe)
 
 
 @dataclass(frozen=True)

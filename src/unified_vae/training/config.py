@@ -30,6 +30,22 @@ class CheckpointConfig(Config):
     """Keep the checkpoint of every n-th epoch for good; null keeps none but the newest and the best."""
     every_minutes: float = Field(default=10.0, gt=0)
     """Save at least this often, also in the middle of an epoch."""
+    every_steps: int = Field(default=1000, ge=1)
+    """Save every n-th step as well. A run whose numbers are no longer finite goes back to one of these or to a
+    validation, never to a save by the clock, so that it does the same whenever it is interrupted."""
+
+
+class RecoveryConfig(Config):
+    """A step whose loss or gradient is not finite is skipped; where that does not end, the run goes back."""
+
+    skips: int = Field(default=5, ge=1)
+    """Skipped steps in a row after which the run goes back to its last good checkpoint."""
+    lr_factor: float = Field(default=0.5, gt=0, lt=1)
+    """The learning rate is multiplied by this each time."""
+    rollbacks: int = Field(default=3, ge=0)
+    """Times that a run goes back before it gives up with a diagnosis (exit code 4)."""
+    spike: float = Field(default=10.0, gt=1)
+    """A gradient's norm of this many times its running median is counted, and told of."""
 
 
 class SamplesConfig(Config):
@@ -66,6 +82,7 @@ class TrainingConfig(Config):
     """Optimizer steps between two entries of training losses."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     samples: SamplesConfig = SamplesConfig()
 
     @model_validator(mode="after")

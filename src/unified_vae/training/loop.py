@@ -9,24 +9,24 @@ Order, augmentation and noise are pure functions of (seed, epoch, index, step), 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from unified_vae.core.errors import Diverged, EnvironmentProblem
+from unified_vae.core.durable import reason
+from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
-from unified_vae.data.config import DataConfig
 from unified_vae.data.packing.packed import PackedSplit
-from unified_vae.losses.objective import Objective
 from unified_vae.models.vae import VAE
 from unified_vae.optim.lr import lr_factor
-from unified_vae.training.config import TrainingConfig
 from unified_vae.training.ema import EMA
+from unified_vae.training.ledger import Ledger
+from unified_vae.training.memory import MicroBatches, attempted
 from unified_vae.training.metrics_log import MetricsLog
 from unified_vae.training.observers import (
     LossesLogged,
@@ -35,51 +35,18 @@ from unified_vae.training.observers import (
     StepDone,
     Validated,
 )
+from unified_vae.training.plan import Plan
+from unified_vae.training.recovery import Lost, Recovery
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.saver import Saver
 from unified_vae.training.sheets import SheetPainter
 from unified_vae.training.signals import Signals
 from unified_vae.training.state import TrainState
-from unified_vae.training.step import Stepper
-from unified_vae.training.validation import validate
+from unified_vae.training.step import NORM, Stepper
+from unified_vae.training.validation import ValidationResult, validate
 
 SMALLEST_SCALE = 1e-3  # of the fp16 gradients: so small only when every step overflows
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is to do, resolved to numbers.
-
-    Attributes:
-        total_steps: optimizer steps of the whole run.
-        steps_per_epoch: steps that see every training image once.
-        batch_size: images per step over all devices.
-        settled: step at which every warm-up has ended, from which the best weights are chosen.
-        pca_psnr: dB that as many principal components as latents reach on the validation set; None where unknown.
-    """
-
-    seed: int
-    total_steps: int
-    steps_per_epoch: int
-    batch_size: int
-    settled: int
-    training: TrainingConfig
-    data: DataConfig
-    pca_psnr: float | None = None
-
-    def micro_batch(self, world_size: int) -> int:
-        """Images that a device holds at once."""
-        return math.ceil(self.batch_size / world_size / self.training.accumulate)
-
-    def progress(self, step: int) -> float:
-        """Part of the run that is done after `step` steps."""
-        return step / self.total_steps
-
-
-def settled_step(objective: Objective, training: TrainingConfig, total_steps: int) -> int:
-    """The step at which all warm-ups, of weights and of the learning rate, have ended."""
-    end = max(training.lr_schedule.warmup, objective.settled_at())
-    return min(math.ceil(end * total_steps), total_steps)
+MOST_UNREAD = 100  # steps whose numbers may wait on the device
 
 
 @dataclass
@@ -99,15 +66,39 @@ class Loop:
     observer: Observer
     signals: Signals
     stopped_by: int = 0  # the signal that all ranks agreed to stop for; what arrives after that has to wait
-    _sums: Tensor = field(init=False)
+    ledger: Ledger = field(init=False)
+    recovery: Recovery = field(init=False)
     _clock: float = field(init=False, default=0.0)
     _clock_step: int = field(init=False, default=0)
 
+    def __post_init__(self) -> None:
+        rule, scaled = self.plan.training.recovery, self.stepper.scaler.is_enabled()
+        self.ledger = Ledger(self.stepper.names, self.state, rule, scaled)
+        self.recovery = Recovery(
+            self.plan, self.state, self.stepper, self.train, self.saver, self.metrics, self.observer
+        )
+
     def run(self) -> None:
-        """Take the remaining steps."""
-        self._restore_sums()
-        self._restart_clock()
+        """Take the remaining steps, some of them again after numbers that were not finite.
+
+        Raises:
+            Diverged: going back did not help.
+        """
         self.saver.started()
+        if self.state.step == 0:
+            self._save()  # what a run that fails before its first validation goes back to
+        while True:
+            try:
+                self._go_on()
+                return
+            except Lost as found:
+                lost = found
+            self.ledger.forget()
+            self.recovery.go_back(lost)
+            self._save()
+
+    def _go_on(self) -> None:
+        self._restart_clock()
         if self._validation_due():  # the checkpoint was saved just before its validation
             self._validate_if_due()
             self._save_if_due()
@@ -124,13 +115,14 @@ class Loop:
             workers=self.plan.data.workers,
             pin_memory=self.runtime.device.type == "cuda",
         )
-        for batch in self._guarded(batches):
-            self._step(batch)
-            self._log_if_due()
-            self._validate_if_due()
-            self._save_if_due()
-            if self._over():
-                break
+        with contextlib.closing(batches):
+            for batch in self._guarded(batches):
+                self._step(batch)
+                self._log_if_due()
+                self._validate_if_due()
+                self._save_if_due()
+                if self._over():
+                    break
 
     def _guarded(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
         """The batches; where a loader process dies, what was trained so far is saved first."""
@@ -152,54 +144,54 @@ class Loop:
         plan, step = self.plan, self.state.step
         raw = batch.images.to(self.runtime.device, non_blocking=True)
         raw = augment(raw, batch.indices, config=plan.data.augment, seed=plan.seed, epoch=batch.epoch)
-        measured = self.stepper.take(raw.float() / 255, step, plan.progress(step), self._lr(step))
-        self._sums += measured.to(self._sums.dtype)
-        self.state.log_count += 1
+        measured = self.stepper.take(raw, step, plan.progress(step), self._lr(step))
         self.state.step += 1
-        if self.runtime.device.type == "cpu":
-            self._check_finite()  # reading costs nothing here, so the very step can be named
+        self.ledger.note(measured)
+        if self.runtime.device.type == "cpu" or len(self.ledger) >= MOST_UNREAD:
+            self._settle()  # on a CPU reading costs nothing
+        self._say_smaller_pieces()
         self.observer.step_done(StepDone(self.state.step, plan.total_steps, plan.steps_per_epoch, plan.batch_size))
 
     def _lr(self, step: int) -> float:
         training = self.plan.training
         factor = lr_factor(training.lr_schedule, self.plan.progress(step + 1), self.state.plateau.reductions)
-        return training.optimizer.lr * factor
+        return training.optimizer.lr * factor * self.state.lr_scale
+
+    def _say_smaller_pieces(self) -> None:
+        """Once, after memory did not suffice; and remember it."""
+        pieces, state, plan = self.stepper.micro_batches.pieces, self.state, self.plan
+        if pieces == (state.pieces or plan.training.accumulate):
+            return
+        state.pieces = pieces
+        self.observer.notice(
+            f"out of memory: from step {state.step:,} on, micro-batches of at most "
+            f"{plan.micro_batch(self.runtime.world_size, pieces)} images, {pieces} of them to a batch on each device. "
+            "Batches, order and noise stay the same, and so does the result but for rounding; a resumed run starts so"
+        )
 
     # --- numbers -------------------------------------------------------------------------------------
 
-    def _restore_sums(self) -> None:
-        sums = [self.state.log_sums.get(name, 0.0) for name in self.stepper.names]
-        self._sums = torch.tensor(sums, dtype=self.runtime.sums_dtype, device=self.runtime.device)
+    def _settle(self) -> None:
+        """Read the steps' numbers, which waits for the device; say what was skipped.
 
-    def _check_finite(self) -> None:
-        """Nothing that is not finite was applied or is saved: the step itself skipped the update."""
-        scaled = self.stepper.scaler.is_enabled()  # fp16 may overflow now and then; the scaler skips and adapts
-        values = dict(zip(self.stepper.names, self._sums.tolist(), strict=True))
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if scaled and self.stepper.scaler.get_scale() < SMALLEST_SCALE:
-            bad.append("gradient.norm")
-        if bad:
-            first = self.state.step - self.state.log_count + 1
-            span = (
-                f"step {self.state.step}"
-                if self.runtime.device.type == "cpu"
-                else f"steps {first} to {self.state.step}"
-            )
-            raise Diverged(
-                f"training diverged at {span}: no finite value any more in {', '.join(bad)}. "
-                f"{self.saver.what_is_left()} Run the same command with a lower --lr (a third, say)."
-            )
+        Raises:
+            Lost: they are not finite any more.
+        """
+        self.recovery.tell(self.ledger.settle())
+        scaler = self.stepper.scaler
+        if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+            raise Lost(self.state.step, [NORM], f"at any scale of fp16, up to step {self.state.step:,}")
 
     def _log_if_due(self) -> None:
         """Means of the training numbers since the last entry, every n steps and before each validation."""
         plan, state = self.plan, self.state
-        due = state.step % plan.training.log_every_steps == 0 or self._validation_due()
-        if not due or state.log_count == 0:
+        if not (state.step % plan.training.log_every_steps == 0 or self._validation_due()):
             return
-        self._check_finite()
-        means = (self._sums / state.log_count).tolist()
+        self._settle()
+        if state.log_count == 0:
+            return
         before = state.step - 1
-        values = dict(zip(self.stepper.names, means, strict=True))
+        values = self.ledger.means()
         values["bits_per_dim"] = float(
             self.stepper.objective.bits_per_dim(torch.tensor(values["loss.nll"]), torch.tensor(values["rate.nats"]))
         )
@@ -212,8 +204,6 @@ class Loop:
         if self.metrics:
             self.metrics.write("train", state.step, state.step / plan.steps_per_epoch, values)
         self.observer.losses_logged(LossesLogged(state.step, values, speed, self.runtime.memory()))
-        self._sums.zero_()
-        state.log_count = 0
         self._restart_clock()
 
     def _restart_clock(self) -> None:
@@ -235,19 +225,7 @@ class Loop:
             return
         state, plan = self.state, self.plan
         started = time.monotonic()
-        result = validate(
-            self.ema.model,
-            self.stepper.objective,
-            validation_batches(
-                self.validation,
-                batch_size=plan.micro_batch(self.runtime.world_size),
-                rank=self.runtime.rank,
-                world_size=self.runtime.world_size,
-            ),
-            self.runtime,
-            plan.progress(state.step),
-            plan.pca_psnr,
-        )
+        result = self._validation()
         psnr = result.values["psnr"]
         armed = state.step >= plan.settled
         best = armed and state.judge(psnr, plan.training.early_stopping.min_delta)
@@ -268,12 +246,54 @@ class Loop:
         self._paint_if_due(epoch)
         self._restart_clock()
 
+    def _validation(self) -> ValidationResult:
+        """Measure the averaged weights, in smaller pieces than training where memory asks for that.
+
+        Raises:
+            Lost: they give numbers that are not finite.
+        """
+        plan, state, runtime = self.plan, self.state, self.runtime
+        usual = plan.micro_batch(runtime.world_size, self.stepper.micro_batches.pieces)
+        micro_batches = MicroBatches(runtime, state.validation_pieces)
+        result = validate(
+            self.ema.model,
+            self.stepper.objective,
+            lambda pieces: validation_batches(
+                self.validation,
+                batch_size=math.ceil(usual / pieces),
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+            ),
+            usual,
+            micro_batches,
+            plan.progress(state.step),
+            plan.pca_psnr,
+        )
+        if micro_batches.pieces != state.validation_pieces:
+            state.validation_pieces = micro_batches.pieces
+            at_once = math.ceil(usual / micro_batches.pieces)
+            self.observer.notice(f"out of memory while validating: from now on {at_once} images at once")
+        bad = [name for name, value in result.values.items() if not math.isfinite(value)]
+        if bad:
+            raise Lost(state.step, bad, f"in the validation of step {state.step:,}")
+        return result
+
     def _paint_if_due(self, epoch: int) -> None:
         every = self.plan.training.samples.every_epochs
         last = self.state.step >= self.plan.total_steps or self.state.stopped_early
         if self.painter is None or not (epoch <= 1 or epoch % every == 0 or last):
             return
-        for tag, path in self.painter.paint(self.ema.model, self.state.step, f"epoch-{epoch:04d}").items():
+        painter = self.painter
+        try:
+            name = f"epoch-{epoch:04d}"
+            sheets = attempted(lambda: painter.paint(self.ema.model, self.state.step, name), self.runtime)
+        except OSError as problem:  # pictures are no reason to end a run
+            self.observer.notice(f"pictures cannot be written to {self.painter.folder} ({reason(problem)})")
+            return
+        if sheets is None:
+            self.observer.notice("out of memory: no pictures are drawn; fewer need less (training.samples.count)")
+            return
+        for tag, path in sheets.items():
             self.observer.sheet_drawn(SheetDrawn(self.state.step, tag, path))
 
     # --- saving and stopping -------------------------------------------------------------------------
@@ -283,18 +303,24 @@ class Loop:
 
         The flags are shared first, so that all ranks act at the same step.
         """
-        wanted = self.signals.save or self.saver.time_is_up() or self.saver.is_keepsake(self.state.step)
+        self.saver.report()
+        state = self.state
+        wanted = self.signals.save or self.saver.time_is_up() or self.saver.is_keepsake(state.step)
         self.stopped_by, save = self.runtime.agree([self.signals.stop, int(wanted)])
         self.signals.save = False
-        just_validated = self.state.validated_step == self.state.step
-        if not (self.stopped_by or save or just_validated):
+        # by the step alone, so that a run goes back to the same place whenever it was interrupted
+        regular = state.validated_step == state.step or state.step % self.plan.training.checkpoint.every_steps == 0
+        if not (self.stopped_by or save or regular):
             return
-        self._check_finite()
-        self.state.log_sums = dict(zip(self.stepper.names, self._sums.tolist(), strict=True))
+        self._settle()
+        if regular and state.skipped_in_a_row == 0:
+            state.good_step = state.step
+        self._save()
+
+    def _save(self) -> None:
         if self.metrics:
-            self.metrics.sync()
             self.state.metrics_rows = self.metrics.rows
-        self.saver.save(self.state)
+        self.saver.save(self.state, first=self.metrics.sync if self.metrics else None)
 
     def _over(self) -> bool:
         state = self.state

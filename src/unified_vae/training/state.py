@@ -40,6 +40,7 @@ class TrainState:
         skipped: steps that were skipped because a number was not finite, also those since undone.
         skipped_in_a_row: how many of them were the last ones.
         rollbacks: how often the run went back.
+        lost_step: step at which the last of these was decided; -1 before the first.
         lr_scale: what the learning rate is multiplied by since then.
         norms: of the last gradients.
         spikes: gradients that were far longer than those before, also those since undone.
@@ -64,6 +65,7 @@ class TrainState:
     skipped: int = 0
     skipped_in_a_row: int = 0
     rollbacks: int = 0
+    lost_step: int = -1
     lr_scale: float = 1.0
     norms: list[float] = field(default_factory=list)
     spikes: int = 0
@@ -93,11 +95,11 @@ class TrainState:
             raise CheckpointError(f"the numbers that the checkpoint holds cannot be read ({why}).") from problem
         return state
 
-    def go_back_to(self, earlier: TrainState, lr_factor: float) -> None:
+    def go_back_to(self, earlier: TrainState, lost_step: int, lr_factor: float) -> None:
         """Become an earlier state of the same run, except for what was learnt since: a lower rate, smaller pieces."""
         kept = {name: getattr(self, name) for name in ("pieces", "validation_pieces", "skipped", "spikes", "rollbacks")}
         lr_scale = self.lr_scale * lr_factor
-        vars(self).update(vars(earlier) | kept, lr_scale=lr_scale, skipped_in_a_row=0)
+        vars(self).update(vars(earlier) | kept, lr_scale=lr_scale, lost_step=lost_step, skipped_in_a_row=0)
         self.rollbacks += 1
 
     def forget_best(self) -> None:

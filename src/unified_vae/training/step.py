@@ -89,7 +89,7 @@ class Stepper:
         return measured
 
     def _gradients(self, images: Tensor, noise: Tensor, progress: float) -> Tensor:
-        """Gradients of this rank's share, in smaller pieces where memory asks for them; returns the measured numbers."""
+        """Gradients of this rank's share, in pieces that fit in memory; returns the measured numbers."""
         share, fit = len(images), self.micro_batches.fit
         whole_kl: Tensor | None = None
         if self.objective.bends_at_the_mean and self.runtime.world_size > 1:

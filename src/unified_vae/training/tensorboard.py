@@ -18,6 +18,7 @@ from unified_vae.training.observers import (
     RunStarted,
     SheetDrawn,
     Validated,
+    WentBack,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ class TensorBoardObserver(Observer):
             self._open(event.start_step + 1)
             assert self._writer is not None
             self._writer.add_text("run", f"| what | value |\n|---|---|\n{facts}", event.start_step)
+
+    def went_back(self, event: WentBack) -> None:
+        if self._writer is not None:
+            with self._watched():
+                self._writer.close()
+                self._open(event.step + 1)
 
     def _open(self, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

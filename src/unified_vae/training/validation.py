@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from unified_vae.metrics.latent import LatentSums
 from unified_vae.metrics.reconstruction import ReconstructionSums
 from unified_vae.metrics.sharpness import SpectrumSums
 from unified_vae.models.vae import VAE
+from unified_vae.training.memory import MicroBatches
 from unified_vae.training.runtime import Runtime
 
 
@@ -101,8 +102,9 @@ def reconstructions(model: VAE, batches: Iterable[Tensor], runtime: Runtime) -> 
 def validate(
     model: VAE,
     objective: Objective,
-    batches: Iterable[Tensor],
-    runtime: Runtime,
+    batches: Callable[[int], Iterable[Tensor]],
+    batch_size: int,
+    micro_batches: MicroBatches,
     progress: float,
     pca_psnr: float | None = None,
 ) -> ValidationResult:
@@ -111,20 +113,22 @@ def validate(
     Args:
         model: evaluated as it is; its train/eval mode is put back afterwards.
         objective: the one that trains, its calibrated scale left alone.
-        batches: this rank's images, uint8 [batch, channels, size, size].
+        batches: pieces -> this rank's images, uint8 [b, channels, size, size], b at most `batch_size / pieces`.
+        batch_size: images at once where memory suffices.
+        micro_batches: how many pieces; where memory does not suffice, the pass begins anew with more of them.
         progress: part of the run that is done, for the weights in `loss.total`.
         pca_psnr: dB of as many principal components as there are latents, where that is known.
     """
-    device, dtype = runtime.device, runtime.sums_dtype
-    measured = Measured.empty(model, device, dtype)
-    losses = torch.zeros(2 + len(objective.terms), device=device, dtype=dtype)
-    for output, images in reconstructions(model, batches, runtime):
-        value = objective(output, images, progress)
-        terms = [value.terms[name] for name in objective.terms]
-        losses += len(images) * torch.stack([value.loss, value.nll, *terms]).to(dtype)
-        measured.add(output, images)
+    runtime = micro_batches.runtime
+
+    def own_images(pieces: int) -> tuple[Measured, Tensor]:
+        return _measured(model, objective, batches(pieces), runtime, progress)
+
+    measured, losses = micro_batches.fit(batch_size, own_images)
     runtime.sum_in_place([losses, *measured.tensors()])
-    loss, nll, *terms = (losses / measured.pictures.images).tolist()
+    means = losses / measured.pictures.images
+    nll, *terms = means.tolist()
+    loss = objective.of_means(means[0], measured.latents.kl_per_unit().to(means), progress).item()
     values = measured.values()
     if pca_psnr is not None:
         values["psnr.above_pca"] = values["psnr"] - pca_psnr
@@ -136,6 +140,21 @@ def validate(
         **{f"loss.{name}": term for name, term in zip(objective.terms, terms, strict=True)},
     }
     return ValidationResult(values, measured.latents.kl_per_unit().tolist(), measured.latents.active().tolist())
+
+
+def _measured(
+    model: VAE, objective: Objective, batches: Iterable[Tensor], runtime: Runtime, progress: float
+) -> tuple[Measured, Tensor]:
+    """The sums over this rank's images: of everything measured, and of the NLL and each term."""
+    device, dtype = runtime.device, runtime.sums_dtype
+    measured = Measured.empty(model, device, dtype)
+    losses = torch.zeros(1 + len(objective.terms), device=device, dtype=dtype)
+    for output, images in reconstructions(model, batches, runtime):
+        value = objective(output, images, progress)
+        terms = [value.terms[name] for name in objective.terms]
+        losses += len(images) * torch.stack([value.nll, *terms]).to(dtype)
+        measured.add(output, images)
+    return measured, losses
 
 
 def in_bits(rate: float, nll: float, dimensions: int) -> dict[str, float]:
