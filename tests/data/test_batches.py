@@ -10,14 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unified_vae.data.batches import (
-    TrainBatch,
-    batch_indices,
-    share,
-    steps_per_epoch,
-    train_batches,
-    validation_batches,
-)
+from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
+from unified_vae.data.order import batch_indices, share, steps_per_epoch
 from unified_vae.data.packing.packed import Labels, PackedSplit
 
 COUNT = 11
@@ -103,24 +97,3 @@ def test_shares_are_contiguous_and_even(count: int, world_size: int) -> None:
     parts = [range(count)[share(count, rank, world_size)] for rank in range(world_size)]
     assert [number for part in parts for number in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-class _Hanging(PackedSplit):
-    """A split whose images never arrive."""
-
-    @property
-    def images(self) -> np.ndarray:  # type: ignore[override]
-        import time
-
-        time.sleep(4)
-        raise AssertionError("the loader waited")
-
-    @images.setter
-    def images(self, value: np.ndarray) -> None: ...
-
-
-def test_a_hanging_worker_is_given_up(split: PackedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unified_vae.data.batches.LOADER_TIMEOUT_SECONDS", 1.0)
-    hanging = _Hanging(split.path, split.shape, split.names)
-    with pytest.raises(RuntimeError, match="timed out"):
-        stream(hanging, 0, 2, workers=1)

@@ -21,6 +21,7 @@ from unified_vae.core.durable import reason
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
+from unified_vae.data.loader import LoadingFailed
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.models.vae import VAE
 from unified_vae.optim.lr import lr_factor
@@ -114,6 +115,7 @@ class Loop:
             world_size=self.runtime.world_size,
             workers=self.plan.data.workers,
             pin_memory=self.runtime.device.type == "cuda",
+            told=self.observer.notice,
         )
         with contextlib.closing(batches):
             for batch in self._guarded(batches):
@@ -125,15 +127,16 @@ class Loop:
                     break
 
     def _guarded(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
-        """The batches; where a loader process dies, what was trained so far is saved first."""
+        """The batches; where they cannot be loaded any more, what was trained so far is saved first."""
         while True:
             try:
                 batch = next(batches, None)
-            except RuntimeError as problem:  # torch's only word for a worker that was killed, hangs or raised
-                self.signals.save = True
-                self._save_if_due()
+            except LoadingFailed as problem:
+                if self.runtime.world_size == 1:  # the other ranks are in the middle of this step
+                    self.signals.save = True
+                    self._save_if_due()
                 raise EnvironmentProblem(
-                    f"the images could not be loaded after step {self.state.step:,} ({str(problem).splitlines()[0]}). "
+                    f"the images could not be loaded after step {self.state.step:,} ({problem}). "
                     f"{self.saver.what_is_left()} Run the same command; with --set data.workers=0 if it happens again."
                 ) from problem
             if batch is None:
