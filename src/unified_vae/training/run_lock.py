@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -42,10 +42,12 @@ def locked(run_dir: Path) -> Iterator[None]:
             "Give another with --run-dir, or mend its permissions."
         ) from problem
     try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        with suppress(OSError):  # it only serves the message to a second run; the disk may be full
+            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be read-only by now
+            holder.unlink(missing_ok=True)
         lock.release()
 
 
