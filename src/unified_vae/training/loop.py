@@ -150,8 +150,8 @@ class Loop:
         measured = self.stepper.take(raw, step, plan.progress(step), self._lr(step))
         self.state.step += 1
         self.ledger.note(measured)
-        if self.runtime.device.type == "cpu" or len(self.ledger) >= MOST_UNREAD:
-            self._settle()  # on a CPU reading costs nothing
+        if not self.runtime.reading_waits or len(self.ledger) >= MOST_UNREAD:
+            self._settle()
         self._say_smaller_pieces()
         self.observer.step_done(StepDone(self.state.step, plan.total_steps, plan.steps_per_epoch, plan.batch_size))
 

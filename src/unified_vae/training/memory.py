@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from unified_vae.core.durable import reason
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.training.runtime import Runtime
 
@@ -16,6 +17,7 @@ WORDS = (
     "out of memory",  # CUDA, MPS, HIP
     "can't allocate memory",  # the CPU's allocator
     "ALLOC_FAILED",  # cuBLAS, cuDNN
+    "could not create a primitive",  # oneDNN, whatever it lacked; on a CPU that is memory
 )
 """What an error says that torch raises as a plain RuntimeError where an allocation failed."""
 
@@ -27,13 +29,19 @@ def is_out_of_memory(problem: BaseException) -> bool:
     return isinstance(problem, RuntimeError) and any(words in str(problem) for words in WORDS)
 
 
-def attempted(work: Callable[[], T], runtime: Runtime) -> T | None:
-    """What `work` returns; None where memory did not suffice, and then what it held is free again."""
+def attempted(work: Callable[[], T], runtime: Runtime, why: Callable[[str], None] | None = None) -> T | None:
+    """What `work` returns; None where memory did not suffice, and then what it held is free again.
+
+    Args:
+        why: told the first line of the error.
+    """
     try:
         return work()
     except (RuntimeError, MemoryError) as problem:
         if not is_out_of_memory(problem):
             raise
+        if why:
+            why(reason(problem))
     runtime.free_memory()  # outside of the clause above, where the traceback still holds the tensors
     return None
 
@@ -43,13 +51,12 @@ class MicroBatches:
 
     Attributes:
         pieces: micro-batches of a share.
-        split: whether `pieces` was raised here.
     """
 
     def __init__(self, runtime: Runtime, pieces: int) -> None:
         self.runtime = runtime
         self.pieces = pieces
-        self.split = False
+        self._problem = ""
 
     def fit(self, share: int, work: Callable[[int], T]) -> T:
         """The result of `work(pieces)`, tried with twice as many pieces until memory suffices on all processes.
@@ -63,19 +70,21 @@ class MicroBatches:
         """
         while True:
             pieces = self.pieces
-            result = attempted(lambda: work(pieces), self.runtime)  # noqa: B023  # called at once
+            result = attempted(lambda: work(pieces), self.runtime, self._note)  # noqa: B023  # called at once
             (ran_out,) = self.runtime.agree([int(result is None)])
             if not ran_out:
                 assert result is not None
                 return result
             self._halve(share)
 
+    def _note(self, problem: str) -> None:
+        self._problem = f" ({problem})"
+
     def _halve(self, share: int) -> None:
         if self.pieces >= share:
             raise EnvironmentProblem(
-                "the device ran out of memory with one image at a time. Take a smaller model (a model preset, or --set "
-                "model.base_channels), smaller images, --precision bf16, or close what else uses the device. "
-                "What was saved before is kept."
+                f"the device ran out of memory with one image at a time{self._problem}. Take a smaller model (a "
+                "model preset, or --set model.base_channels), smaller images, --precision bf16, or close what else uses "
+                "the device. What was saved before is kept."
             )
         self.pieces = min(2 * self.pieces, share)
-        self.split = True

@@ -58,6 +58,11 @@ class Runtime:
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     @property
+    def reading_waits(self) -> bool:
+        """Whether the host has to wait for the device to read a number from it."""
+        return self.device.type != "cpu"
+
+    @property
     def fused(self) -> bool:
         """Whether the fused optimizers, which can skip an update on the device, are used."""
         return self.device.type in ("cpu", "cuda")

@@ -1,0 +1,159 @@
+"""Faults of numbers and of memory, put into a run: batches that are not finite, and a device with little memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from lives import Recorder, server
+from torch import Tensor
+
+from unified_vae.core.errors import UserError
+from unified_vae.experiment.request import RunRequest
+from unified_vae.models.vae import VAE
+from unified_vae.training.runtime import Runtime
+from unified_vae.training.step import Stepper, in_unit_range
+
+
+@dataclass(frozen=True)
+class Poison:
+    """Pixels of some steps are not numbers.
+
+    Attributes:
+        steps: numbers of the steps, counted from 1.
+        above: only where the learning rate is higher than this, so that going back helps.
+        value: of the pixel.
+        rank: of the process whose share is poisoned.
+        lazily: numbers are read late, as on a GPU.
+    """
+
+    steps: tuple[int, ...]
+    above: float = 0.0
+    value: float = float("nan")
+    rank: int = 0
+    lazily: bool = False
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        take = Stepper.take
+
+        def poisoned(stepper: Stepper, images: Tensor, step: int, progress: float, lr: float) -> Tensor:
+            if step + 1 in self.steps and lr > self.above and stepper.runtime.rank == self.rank:
+                images = in_unit_range(images).clone()
+                images[len(images) // 2, 0, 3, 3] = self.value
+            return take(stepper, images, step, progress, lr)
+
+        patch.setattr(Stepper, "take", poisoned)
+        if self.lazily:
+            patch.setattr(Runtime, "reading_waits", property(lambda runtime: True))
+
+
+@dataclass(frozen=True)
+class SmallMemory:
+    """A device on which only so many images fit at once.
+
+    Attributes:
+        training: images that fit while gradients are taken.
+        evaluation: images that fit elsewhere; None for any number.
+        backward: memory is short in the backward pass, when some gradients are there already.
+        rank: of the process whose device is small; None for all.
+    """
+
+    training: int
+    evaluation: int | None = None
+    backward: bool = False
+    rank: int | None = None
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        encode, decode = VAE.encode, VAE.decode
+
+        def full(model: VAE, count: int) -> bool:
+            if self.rank is not None and int(os.environ.get("RANK", 0)) != self.rank:
+                return False
+            limit = self.training if model.training else self.evaluation
+            return limit is not None and count > limit
+
+        def encoded(model: VAE, images: Tensor) -> object:
+            if full(model, len(images)) and not (self.backward and torch.is_grad_enabled()):
+                raise torch.OutOfMemoryError(f"there is no room for {len(images)} images")
+            return encode(model, images)
+
+        def decoded(model: VAE, latents: Tensor) -> Tensor:
+            pictures = decode(model, latents)
+            if self.backward and full(model, len(latents)) and pictures.requires_grad:
+                latents.register_hook(_no_room)  # by then the decoder's gradients are there
+            return pictures
+
+        patch.setattr(VAE, "encode", encoded)
+        patch.setattr(VAE, "decode", decoded)
+
+
+def _no_room(gradient: Tensor) -> None:
+    raise torch.OutOfMemoryError(f"there is no room for the gradient of {len(gradient)} images")
+
+
+Fault = Poison | SmallMemory
+
+
+@contextmanager
+def injected(*faults: Fault) -> Iterator[None]:
+    """The faults, while the block runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for fault in faults:
+            fault.install(patch)
+        yield
+
+
+def live_with(some: RunRequest, faults: tuple[Fault, ...], told: Path | None, world: dict[str, str]) -> None:
+    """One life in a process of its own; what it said goes to `told`."""
+    from unified_vae.experiment.fit import fit
+
+    torch.set_num_threads(1)
+    os.environ.update(world)
+    recorder, answer = Recorder(), {}
+    with injected(*faults):
+        try:
+            answer["exit_code"] = fit(some, [recorder]).exit_code
+        except UserError as error:
+            answer |= {"exit_code": error.exit_code, "error": str(error)}
+    if told:
+        told.write_text(json.dumps({**answer, "notices": recorder.notices}))
+    raise SystemExit(answer["exit_code"])
+
+
+def ranks(some: RunRequest, faults: tuple[Fault, ...], folder: Path, count: int = 2) -> list[dict]:
+    """A run of several processes; what each of them told."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    told = [folder / f"told-{rank}.json" for rank in range(count)]
+    processes = [
+        server().Process(target=live_with, args=(some, faults, told[rank], {**world, "RANK": str(rank)}))
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+    return [json.loads(path.read_text()) for path in told]
+
+
+def rows(run_dir: Path, split: str = "train") -> list[dict]:
+    """Rows of the metrics file."""
+    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["split"] == split]
+
+
+def with_command(some: RunRequest, **changes: object) -> RunRequest:
+    """The same request, changed."""
+    return dataclasses.replace(some, **changes)  # type: ignore[arg-type]

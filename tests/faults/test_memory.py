@@ -1,0 +1,269 @@
+"""Memory that does not suffice: smaller micro-batches of the same batch, with the result of the whole one."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from figures import report
+from injected import SmallMemory, injected, live_with, ranks, rows
+from lives import Recorder, merged, outcome, request, server, write_images
+
+from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.experiment.fit import fit
+from unified_vae.losses.build import build_objective
+from unified_vae.losses.config import KLConfig, L1Config, LossConfig
+from unified_vae.losses.constraint import Capacity, FreeBits, Geco, Unconstrained
+from unified_vae.losses.kl import rate
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ConvConfig
+from unified_vae.optim.build import build_optimizer
+from unified_vae.optim.config import AdamWConfig
+from unified_vae.training.ema import EMA
+from unified_vae.training.memory import attempted, is_out_of_memory
+from unified_vae.training.runtime import Runtime
+from unified_vae.training.step import Stepper
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+MODEL = ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_start=False)
+IMAGES = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+CONSTRAINTS = {
+    "none": Unconstrained(),
+    "free bits": FreeBits(nats_per_unit=0.05),
+    "capacity": Capacity(nats=0.3, start_nats=0.3),
+    "geco": Geco(psnr=12.0),
+}
+STEPS = 100
+ROOM = 96 * 2**20  # bytes that a process may still take
+
+
+def stepper(constraint=CONSTRAINTS["none"], model=MODEL, images=IMAGES, runtime=CPU):
+    loss = LossConfig(l1=L1Config(weight=0.2), kl=KLConfig(weight=2.0, constraint=constraint))
+    network = build_model(model, seed=0)
+    objective = build_objective(loss, 3, model.image_size)
+    with torch.no_grad():
+        objective.observe(objective.measure(network(images, torch.zeros(len(images), model.latents)), images))
+    optimizer = build_optimizer(AdamWConfig(), network, fused=True)
+    return Stepper(runtime, network, EMA(network, 0.9), objective, optimizer, seed=3, accumulate=1, clip_norm=1.0)
+
+
+def weights(some):
+    return torch.cat([p.detach().flatten().clone() for p in (*some.model.parameters(), *some.ema.model.parameters())])
+
+
+def trained(constraint, steps, *faults):
+    """A stepper after some steps, with what each of them measured."""
+    some = stepper(constraint)
+    with injected(*faults):
+        measured = [some.take(IMAGES, step, step / steps, 1e-3) for step in range(steps)]
+    return some, torch.stack(measured)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_the_result_is_that_of_the_whole_batch(name, backward):
+    constraint = CONSTRAINTS[name]
+    (whole, expected), (pieces, found) = (
+        trained(constraint, 10, *faults) for faults in ((), (SmallMemory(2, backward=backward),))
+    )
+    assert (whole.micro_batches.pieces, pieces.micro_batches.pieces) == (1, 8)  # 12 -> 6 -> 3 -> 2 at most
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (weights(pieces) - weights(whole)).abs().max() <= 1e-6
+    torch.testing.assert_close(pieces.objective.state_dict(), whole.objective.state_dict(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_constraint_bends_at_the_mean_of_the_whole_batch():
+    """The pieces lie on both sides of the bend, where their own means would give another gradient."""
+    some = stepper()
+    with torch.no_grad():
+        posteriors = [some.model.encode(piece) for piece in (IMAGES, IMAGES[:6], IMAGES[6:])]
+    whole, first, second = (rate(posterior).mean().item() for posterior in posteriors)
+    assert min(first, second) < whole < max(first, second)
+    between = Capacity(nats=(whole + max(first, second)) / 2, start_nats=(whole + max(first, second)) / 2)
+    gradients = []
+    for pieces in (1, 2):
+        one = stepper(between)
+        one.micro_batches.pieces = pieces
+        one.take(IMAGES, 0, 0.1, 0.0)
+        gradients.append(torch.cat([p.grad.flatten() for p in one.parameters]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_memory_that_runs_out_in_the_middle_of_training():
+    """The fake allocator of the table: a limit, 100 steps with and without it."""
+    constraint = CONSTRAINTS["free bits"]
+    whole, expected = trained(constraint, STEPS)
+    some = stepper(constraint)
+    found = [some.take(IMAGES, step, step / STEPS, 1e-3) for step in range(STEPS // 2)]
+    assert some.micro_batches.pieces == 1
+    with injected(SmallMemory(5)):
+        found += [some.take(IMAGES, step, step / STEPS, 1e-3) for step in range(STEPS // 2, STEPS)]
+    assert some.micro_batches.pieces == 4
+    losses = torch.stack(found)[:, 0], expected[:, 0]
+    relative = ((losses[0] - losses[1]) / losses[1]).abs().max().item()
+    weight = (weights(some) - weights(whole)).abs().max().item()
+    report(
+        fault=f"injected OOM, {STEPS} steps, at most 5 of 12 images fit from step {STEPS // 2} on",
+        target="loss to 1e-5 relative, weights to 1e-6",
+        result=f"loss {relative:.1e}, weights {weight:.1e}",
+    )
+    assert relative <= 1e-5
+    assert weight <= 1e-6
+
+
+def test_one_image_too_many_is_an_error_with_advice():
+    some = stepper()
+    before = weights(some)
+    with injected(SmallMemory(0)), pytest.raises(EnvironmentProblem, match=r"one image at a time \(there is no room for 1 images\).*smaller model"):
+        some.take(IMAGES, 0, 0.1, 1e-3)
+    assert torch.equal(weights(some), before)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    def broken():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        attempted(broken, CPU)
+
+
+def test_the_allocator_of_the_cpu_is_understood():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**46)
+    assert is_out_of_memory(caught.value)
+
+
+def short_of_memory(told):
+    """In a process of its own: a limit on the address space, so that the system itself refuses memory."""
+    torch.set_num_threads(1)
+    model = ConvConfig(image_size=64, latents=8, base_channels=16, channels=3, pca_start=False)
+    images = torch.rand(128, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    losses, pieces = [], []
+    for limited in (True, False):
+        some = stepper(model=model, images=images[:4])
+        some.take(images[:4], 0, 0.1, 0.0)  # libraries load what they load with their first use
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + ROOM if limited else -1, -1))
+        losses.append(some.take(images, 1, 0.1, 0.0)[0].item())
+        pieces.append(some.micro_batches.pieces)
+    told.write_text(json.dumps([losses, pieces]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_memory_that_the_system_really_refuses(tmp_path):
+    process = server().Process(target=short_of_memory, args=(tmp_path / "told.json",))
+    process.start()
+    process.join(120)
+    (split, whole), pieces = json.loads((tmp_path / "told.json").read_text())
+    assert pieces[0] > 1 == pieces[1]
+    assert split == pytest.approx(whole, rel=1e-5)
+    report(fault="memory refused by the system", target="as above", result=f"loss {abs(split / whole - 1):.1e}")
+
+
+# --- whole runs --------------------------------------------------------------------------------------
+
+SHORT = {"training": {"epochs": 3, "log_every_steps": 1, "optimizer": {"kind": "adamw", "lr": 1e-3}}}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    fit(request(run_dir, source, SHORT), [Recorder()])
+    return run_dir
+
+
+def close(found, expected, relative=2e-4):
+    """Whether the rows of two metrics files are the same but for rounding."""
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine["loss.total"] == pytest.approx(theirs["loss.total"], rel=relative, abs=1e-5)
+
+
+def test_a_run_says_it_once_and_goes_on_to_the_same_result(undisturbed, source, tmp_path):
+    watcher = Recorder()
+    with injected(SmallMemory(3)):
+        assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+    said = [notice for notice in watcher.notices if "memory" in notice]
+    assert len(said) == 1 and "micro-batches of at most 2 images" in said[0]
+    assert rows(tmp_path / "run")[0]["loss.total"] == pytest.approx(rows(undisturbed)[0]["loss.total"], rel=1e-5)
+    close(rows(tmp_path / "run"), rows(undisturbed))
+    close(rows(tmp_path / "run", "validation"), rows(undisturbed, "validation"))
+
+
+def test_a_resumed_run_starts_with_what_fitted(source, tmp_path, undisturbed):
+    longer = {"training": {"max_steps": 12}}
+    with injected(SmallMemory(3)):
+        fit(request(tmp_path / "whole", source, SHORT), [Recorder()])
+        fit(request(tmp_path / "cut", source, merged(SHORT, longer)), [Recorder()])
+    watcher = Recorder()
+    fit(request(tmp_path / "cut", source, SHORT), [watcher])  # all memory is free again, and it is not asked
+    assert ("memory", "micro-batches of at most 2 images, as more had not fitted") in watcher.started[0].facts
+    assert not [notice for notice in watcher.notices if "memory" in notice]
+    newest = json.loads((max((tmp_path / "cut" / "checkpoints").iterdir()) / "state.json").read_text())
+    assert newest["train"]["pieces"] == 4
+
+
+def test_killed_and_resumed_it_ends_in_the_same_bits(source, tmp_path):
+    faults = (SmallMemory(3, evaluation=2),)
+    for name, kills in (("whole", 0), ("cut", 3)):
+        some = request(tmp_path / name, source, SHORT)
+        for steps in [*(4 * kill + 1 for kill in range(kills)), None]:
+            process = server().Process(target=live_with, args=(some, faults, None, {}))
+            process.start()
+            while steps is not None and process.is_alive() and not list(
+                (tmp_path / name).glob(f"checkpoints/step-{steps:09d}")
+            ):
+                process.join(0.002)
+            if steps is not None:
+                process.kill()
+            process.join(60)
+        assert process.exitcode == 0
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_validation_in_smaller_pieces(source, tmp_path, undisturbed):
+    watcher = Recorder()
+    with injected(SmallMemory(8, evaluation=1)):
+        assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+    said = [notice for notice in watcher.notices if "while validating" in notice]
+    assert said == ["out of memory while validating: from now on 1 images at once"]
+    found, expected = rows(tmp_path / "run", "validation"), rows(undisturbed, "validation")
+    for name, value in expected[-1].items():
+        if name not in ("split", "step", "epoch"):
+            assert found[-1][name] == pytest.approx(value, rel=1e-5, abs=1e-4), name
+    assert outcome(tmp_path / "run")["model/model.safetensors"] == outcome(undisturbed)["model/model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["free_bits", "capacity"])
+def test_the_loss_of_validation_does_not_depend_on_the_pieces(source, tmp_path, kind):
+    constraint = {"kind": kind, **({"nats": 12.0, "start_nats": 12.0} if kind == "capacity" else {"nats_per_unit": 3})}
+    change = merged(SHORT, {"training": {"epochs": 1}, "loss": {"kl": {"weight": 1.0, "constraint": constraint}}})
+    losses = []
+    for evaluation in (None, 1):
+        with injected(SmallMemory(8, evaluation=evaluation)):
+            fit(request(tmp_path / str(evaluation), source, change), [Recorder()])
+        losses.append(rows(tmp_path / str(evaluation), "validation")[0]["loss.total"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo is tested on Linux")
+def test_all_processes_follow_the_one_whose_memory_is_short(source, tmp_path):
+    change = merged(SHORT, {"loss": {"kl": {"weight": 1.0, "constraint": {"kind": "free_bits", "nats_per_unit": 3}}}})
+    fit(request(tmp_path / "one", source, change), [Recorder()])
+    told = ranks(request(tmp_path / "two", source, change), (SmallMemory(1, rank=1),), tmp_path)
+    assert [each["exit_code"] for each in told] == [0, 0]
+    assert any("micro-batches of at most 1 images" in notice for notice in told[0]["notices"])
+    close(rows(tmp_path / "two"), rows(tmp_path / "one"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo is tested on Linux")
+def test_all_processes_end_where_one_image_is_too_much_for_one(source, tmp_path):
+    told = ranks(request(tmp_path / "run", source, SHORT), (SmallMemory(0, rank=1),), tmp_path)
+    assert [each["exit_code"] for each in told] == [3, 3]
