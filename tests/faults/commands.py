@@ -1,0 +1,71 @@
+"""Lives that are the whole command: the side door, entered in a process that a fork server makes in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing.process
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from lives import SETTINGS, merged, server, write_images
+
+PATIENCE_SECONDS = 120  # for one life; far beyond what a tiny run takes
+
+
+def settings_file(folder: Path, change: dict | None = None) -> Path:
+    """A file for --config: a tiny run on images in the same folder."""
+    where = {"data": {"source": str(write_images(folder / "images.npy")), "cache_dir": str(folder / "cache")}}
+    path = folder / "settings.json"
+    path.write_text(json.dumps(merged(merged(SETTINGS, where), change or {})))
+    return path
+
+
+def enter(words: list[str], said: Path, environment: dict[str, str]) -> None:
+    """A life: the command with these words; what it says is added to a file."""
+    os.environ.update(environment)
+    out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    import torch
+
+    from unified_vae.cli import run_presets
+    from unified_vae.cli.door import enter as through
+
+    torch.set_num_threads(1)
+    raise SystemExit(through(run_presets.app, "train_unified.py", words))
+
+
+def said_by(run_dir: Path, rank: int = 0) -> Path:
+    """The file of what a life said."""
+    return run_dir.with_name(f"{run_dir.name}-rank-{rank}.said")
+
+
+def started(config: Path, run_dir: Path, rank: int = 0, environment: dict[str, str] | None = None):
+    """The process of a life, alive."""
+    words = ["--config", str(config), "--run-dir", str(run_dir)]
+    process = server().Process(target=enter, args=(words, said_by(run_dir, rank), environment or {}))
+    process.start()
+    return process
+
+
+def started_together(config: Path, run_dir: Path, ranks: int = 2) -> list:
+    """The processes of one run, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        started(config, run_dir, rank, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)
+    ]
+
+
+def ended(process: multiprocessing.process.BaseProcess, seconds: float = PATIENCE_SECONDS) -> int:
+    """Its exit code; it has to end by itself."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        pytest.fail("the process hangs")
+    assert process.exitcode is not None
+    return process.exitcode
