@@ -6,14 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-GOOD = {
-    "modes": {"m": {"loss": "l", "training": "t", "model": "s", "dataset": "d"}},
-    "loss_presets": {"l": {"mse": {"weight": 1.0}, "kl": {"weight": 2.0}}},
-    "training_presets": {"t": {"epochs": 1, "optimizer": {"kind": "adamw", "lr": 1e-3}}},
-    "model_presets": {"s": {"latents": 8}},
-    "dataset_presets": {"d": {"max_images": 10}},
-}
+from good_book import GOOD
 
 
 def changed(path: str, value: object) -> str:

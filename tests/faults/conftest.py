@@ -1,6 +1,6 @@
-"""The lives of tests/runs serve here too: runs in processes of their own that can be killed."""
+"""What other tests have serves here too: runs in processes of their own that can be killed, images, a sound book."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "runs"))
+sys.path[:0] = [str(Path(__file__).parents[1] / room) for room in ("runs", "data", "cli")]

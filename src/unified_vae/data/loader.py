@@ -27,6 +27,8 @@ from unified_vae.data.packing.packed import PackedSplit
 
 SILENCE_SECONDS = 45.0
 """A process that is silent for so long while a batch is waited for hangs."""
+START_SECONDS = 45.0
+"""The same for its first word, which comes when it has started."""
 RESTARTS = 3
 """How often failed processes are replaced before loading is given up."""
 FORGIVEN_AFTER = 1000  # batches: failures so rare have no common cause
@@ -100,7 +102,7 @@ class _Team:
         waiting = deque(enumerate(steps))
         asked: deque[tuple[_Member, int]] = deque()
         for member in self.members:
-            member.expect(READY)
+            member.expect(READY, START_SECONDS)
         while waiting or asked:
             while waiting and len(asked) < _AHEAD * len(self.members):
                 number, step = waiting.popleft()
@@ -108,7 +110,7 @@ class _Team:
                 member.ask(step, slot)
                 asked.append((member, slot))
             member, slot = asked.popleft()
-            member.expect(DONE)
+            member.expect(DONE, SILENCE_SECONDS)
             yield member.slots[slot].copy()
 
 
@@ -135,10 +137,10 @@ class _Member:
         except OSError:
             raise _Failure(self._how_it_ended()) from None
 
-    def expect(self, word: bytes) -> None:
+    def expect(self, word: bytes, seconds: float) -> None:
         """Wait for the process's word; raises _Failure where it fails, dies or stays silent."""
-        if not pipes.wait([self.pipe, self.process.sentinel], SILENCE_SECONDS):
-            raise _Failure(f"(number {self.process.pid}) was silent for {SILENCE_SECONDS:g} s")
+        if not pipes.wait([self.pipe, self.process.sentinel], seconds):
+            raise _Failure(f"(number {self.process.pid}) was silent for {seconds:g} s")
         try:
             said = self.pipe.recv_bytes() if self.pipe.poll() else b""
         except (EOFError, OSError):

@@ -11,6 +11,7 @@ from unified_vae.data import builtin
 from unified_vae.data.config import DataConfig
 from unified_vae.data.packing.cache_dir import cache_root, disk_problems, sweep
 from unified_vae.data.packing.decode import PixelFormat, colour
+from unified_vae.data.packing.inventory import Inventory
 from unified_vae.data.packing.pack import discard
 from unified_vae.data.packing.packed import FORMAT_VERSION, DamagedPack, Pack, PackedSplit, read_pack
 from unified_vae.data.packing.prepare import pack_builtin, pack_source
@@ -30,6 +31,7 @@ class DataSets:
         fingerprint: SHA-256 over the content hashes of both sides in order, size, channels and background.
         quarantined: files that could not be used.
         notes: lines the user should read.
+        inventory: which images they are.
     """
 
     train: PackedSplit
@@ -39,6 +41,7 @@ class DataSets:
     fingerprint: str
     quarantined: Sequence[Quarantined]
     notes: Sequence[str]
+    inventory: Inventory
 
 
 def open_data(config: DataConfig, image_size: int, channels: int | None, progress: Progress) -> DataSets:
@@ -110,4 +113,5 @@ def _data_sets(pack: Pack, config: DataConfig, remarks: Sequence[str]) -> DataSe
         fingerprint=facts["fingerprint"],
         quarantined=quarantined,
         notes=[*remarks, *facts["notes"]],
+        inventory=Inventory.of(facts),
     )

@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from unified_vae.core.printable import printable
+
 Side = Literal["train", "validation"]
 RawImage = bytes | np.ndarray | Image.Image
 """An undecoded file, one row of an array ([h, w] or [h, w, c]), or a Pillow image of a library's data set."""
@@ -30,6 +32,10 @@ class Quarantined:
 
     name: str
     reason: str
+
+    def told(self, between: str = ": ") -> str:
+        """Name and reason on one line, whatever is in them."""
+        return f"{printable(self.name)}{between}{printable(self.reason)}"
 
 
 @dataclass(frozen=True)

@@ -82,11 +82,12 @@ def _check_usable(source: Source, found: Survey, config: DataConfig) -> None:
     )
     if len(found.candidates) >= 2:
         return
-    first = "".join(f" ({bad.name}: {bad.reason})" for bad in found.quarantined[:1])
+    first = "".join(f" ({bad.told()})" for bad in found.quarantined[:1])
     count = "no usable image" if not found.candidates else "only one usable image"
+    notes = "".join(f" {note}" for note in listing.notes)
     raise DataError(
-        f"{source.name} has {count}{first}, and training and validation need one each; "
-        "check that --data names the right place, or try --data builtin."
+        f"{source.name} has {count}{first}, and training and validation need one each.{notes} "
+        "Check that --data names the right place, or try --data builtin."
     )
 
 
@@ -162,8 +163,7 @@ def _facts(
 def _remarks(found: Survey, size: int) -> Iterator[str]:
     """What the user should know about the images that are used."""
     if found.quarantined:
-        first = found.quarantined[0]
-        yield f"{len(found.quarantined):,} files could not be used, e.g. {first.name}: {first.reason}."
+        yield f"{len(found.quarantined):,} files could not be used, e.g. {found.quarantined[0].told()}."
     small = sum(min(c.header.width, c.header.height) < size for c in found.candidates)
     if small:
         yield f"{small:,} images are smaller than {size} pixels and were enlarged."

@@ -152,7 +152,7 @@ def check_bad_fraction(
     opened_bad = len(quarantined) - refused
     fraction = max(opened_bad / max(examined, 1), refused / max(listed + refused, 1))
     if fraction > limit:
-        first = "; ".join(f"{bad.name}: {bad.reason}" for bad in quarantined[:3])
+        first = "; ".join(bad.told() for bad in quarantined[:3])
         raise DataError(
             f"{len(quarantined):,} files of {name} are unusable ({fraction:.0%}; the limit is {limit:.0%}): "
             f"{first}; mend or remove them, or raise data.max_bad_fraction."

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import psutil
 
 from unified_vae.core.errors import DataError
+from unified_vae.core.printable import printable
 from unified_vae.data.records import BadImage, Listing, RawImage, Record, Side
 
 _SPLIT_KEYS: dict[str, tuple[str, ...]] = {
@@ -40,7 +41,7 @@ class ArraySource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.name
+        self.name = printable(path.name)
 
     @cached_property
     def _parts(self) -> list[_Part]:

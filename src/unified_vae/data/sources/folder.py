@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from unified_vae.core.errors import DataError
+from unified_vae.core.printable import printable
 from unified_vae.data.records import BadImage, Listing, Quarantined, RawImage
 from unified_vae.data.sources.layout import arrange, is_hidden, is_picture, refusal
 
@@ -109,7 +110,7 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.name = root.name or str(root)
+        self.name = printable(root.name or str(root))
 
     @cached_property
     def _walk(self) -> _Walk:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unified_vae.core.errors import DataError
+from unified_vae.core.printable import printable
 from unified_vae.data.records import BadImage, Listing, Quarantined, RawImage
 from unified_vae.data.sources.archive import (
     is_archive,
@@ -41,7 +42,7 @@ class TarSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.name
+        self.name = printable(path.name)
 
     @contextmanager
     def _tape(self) -> Iterator[tarfile.TarFile]:

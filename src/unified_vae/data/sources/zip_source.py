@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
+from unified_vae.core.printable import printable
 from unified_vae.data.records import BadImage, Listing, Quarantined, RawImage
 from unified_vae.data.sources.archive import (
     MAX_RATIO,
@@ -32,7 +33,7 @@ class ZipSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.name
+        self.name = printable(path.name)
 
     @cached_property
     def _zip(self) -> zipfile.ZipFile:

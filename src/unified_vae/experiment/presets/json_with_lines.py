@@ -21,6 +21,7 @@ from unified_vae.core.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
+MOST_SHOWN = 80  # letters of a wrong word that an error repeats
 MAX_NAME = 200  # letters of a key: no setting or preset needs more, and errors repeat it
 
 Keys = tuple[str | int, ...]
@@ -250,4 +251,9 @@ class _Parser:
 
 def shortened(word: str) -> str:
     """The word in quotes, cut off where it is long."""
-    return repr(word if len(word) <= 30 else word[:27] + "...")
+    return repr(cut(word))
+
+
+def cut(text: str) -> str:
+    """Text short enough for an error."""
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."

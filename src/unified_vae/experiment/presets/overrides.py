@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from unified_vae.core.errors import ConfigError
 from unified_vae.experiment.presets.field_paths import field_paths, suggest
-from unified_vae.experiment.presets.json_with_lines import parse_json
+from unified_vae.experiment.presets.json_with_lines import cut, parse_json, shortened
 from unified_vae.experiment.presets.layers import Origin, Settings
 from unified_vae.experiment.run_config import RunConfig
 
@@ -40,7 +40,7 @@ def from_command_line(flags: Mapping[str, object | None], assignments: Sequence[
     known = field_paths(RunConfig)
     for text in assignments:
         keys, value = parse_assignment(text, known)
-        settings.put_at(keys, value, Origin("--set", f"--set {text}"))
+        settings.put_at(keys, value, Origin("--set", f"--set {cut(text)}"))
     return settings
 
 
@@ -57,9 +57,9 @@ def parse_assignment(text: str, known: list[str]) -> tuple[tuple[str, ...], obje
     path, equals, value = text.partition("=")
     path = path.strip()
     if not equals or not path:
-        raise ConfigError(f"--set {text}: write path=value, e.g. --set loss.kl.weight=2")
+        raise ConfigError(f"--set {cut(text)}: write path=value, e.g. --set loss.kl.weight=2")
     if path not in known:
-        raise ConfigError(f"--set {text}: there is no setting {path!r}. {suggest(path, known)}")
+        raise ConfigError(f"--set {cut(text)}: there is no setting {shortened(path)}. {suggest(path, known)}")
     return tuple(path.split(".")), parse_value(value.strip(), f"--set {path}")
 
 
