@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.core.counter import key
-from unified_vae.core.errors import ConfigError
+from unified_vae.core.errors import ConfigError, Diverged
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import train_batches
@@ -209,7 +209,11 @@ def self_test(parts: Parts, images: Tensor, noise: Tensor) -> None:
 
 @torch.no_grad()
 def calibrate(parts: Parts, images: Tensor, noise: Tensor, runtime: Runtime) -> None:
-    """Give the distortion's scale its first value: the terms of the untrained (or given) model on one batch."""
+    """Give the distortion's scale its first value: the terms of the untrained (or given) model on one batch.
+
+    Raises:
+        Diverged: a term is not finite there already.
+    """
     names = parts.stepper.term_names
 
     def terms(output: VAEOutput, some: Tensor) -> Tensor:
@@ -217,6 +221,11 @@ def calibrate(parts: Parts, images: Tensor, noise: Tensor, runtime: Runtime) -> 
         return torch.stack([values[name] for name in names])
 
     means = _mean_over_batch(parts, images, noise, runtime, terms)
+    if bad := [f"loss.{name}" for name, mean in zip(names, means.tolist(), strict=True) if not math.isfinite(mean)]:
+        raise Diverged(
+            f"{' and '.join(bad)} is not finite on the first batch, before any step. Give it weight 0, or train with "
+            "--precision fp32."
+        )
     parts.objective.observe(dict(zip(names, means, strict=True)))
 
 

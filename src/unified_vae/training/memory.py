@@ -83,8 +83,8 @@ class MicroBatches:
     def _halve(self, share: int) -> None:
         if self.pieces >= share:
             raise EnvironmentProblem(
-                f"the device ran out of memory with one image at a time{self._problem}. Take a smaller model (a "
-                "model preset, or --set model.base_channels), smaller images, --precision bf16, or close what else uses "
-                "the device. What was saved before is kept."
+                f"the device ran out of memory with one image at a time{self._problem}. Take a smaller model (a model "
+                "preset, or --set model.base_channels), smaller images, --precision bf16, or close what else uses the "
+                "device. What was saved before is kept."
             )
         self.pieces = min(2 * self.pieces, share)

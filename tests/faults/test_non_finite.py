@@ -1,0 +1,351 @@
+"""Numbers that are not finite: no step is taken with them, their images are named, the run goes back or gives up."""
+
+import json
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from figures import report
+from injected import Poison, injected, live_with, ranks, rows
+from lives import Recorder, leftovers, merged, outcome, request, server, write_images
+from test_memory import IMAGES, stepper
+
+from unified_vae.core.errors import Diverged
+from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.experiment.fit import fit
+from unified_vae.models.vae import VAE
+from unified_vae.optim.build import build_optimizer
+from unified_vae.optim.config import AdamWConfig
+from unified_vae.training import loop
+from unified_vae.training.checkpoint_ring import saved_steps
+from unified_vae.training.config import RecoveryConfig
+from unified_vae.training.ledger import FEWEST, Leap, Ledger, Skipped
+from unified_vae.training.optimizer_state import optimizer_tensors
+from unified_vae.training.state import TrainState
+from unified_vae.training.step import Stepper
+from unified_vae.training.validation import validate
+
+NAN, INF = float("nan"), float("inf")
+KILLS = 4
+
+
+# --- one step ----------------------------------------------------------------------------------------
+
+
+def everything(some):
+    """All that a step may change."""
+    groups = {
+        "model": some.model.state_dict(),
+        "ema": some.ema.model.state_dict(),
+        "objective": some.objective.state_dict(),
+        "optimizer": optimizer_tensors(some.optimizer, some.model),
+    }
+    return {f"{group}/{name}": value.clone() for group, held in groups.items() for name, value in held.items()}
+
+
+def spoil_image(some, patch):
+    images = IMAGES.clone()
+    images[3, 0, 2, 2] = NAN
+    return images
+
+
+def spoil_gradient(some, patch):
+    """The loss is finite, one number of one gradient is not."""
+    parameter = next(some.model.decoder.parameters())
+    parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), INF))
+    return IMAGES
+
+
+def spoil_loss(some, patch):
+    """The gradients are finite, the loss is not."""
+    term = some.objective.terms["l1"]
+    forward = term.forward
+    patch.setattr(term, "forward", lambda *pictures: forward(*pictures) + INF)
+    return IMAGES
+
+
+def spoil_weights(some, patch):
+    with torch.no_grad():
+        next(some.model.parameters()).flatten()[0] = NAN
+    return IMAGES
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("spoil", [spoil_image, spoil_gradient, spoil_loss, spoil_weights])
+def test_a_step_that_is_not_finite_changes_nothing(spoil, fused, monkeypatch):
+    some = stepper()
+    if not fused:
+        some.optimizer, some.guards_itself = build_optimizer(AdamWConfig(), some.model, fused=False), False
+    some.take(IMAGES, 0, 0.1, 1e-3)
+    images = spoil(some, monkeypatch)
+    before = everything(some)
+    measured = some.take(images, 1, 0.1, 1e-3)
+    assert not torch.isfinite(measured).all()
+    for name, value in everything(some).items():
+        assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
+
+
+def test_averages_are_taken_once_for_each_step_that_was():
+    """As the formula says, with the skipped steps left out."""
+    some = stepper()
+    average = {name: value.clone() for name, value in some.ema.model.named_parameters()}
+    for step in range(12):
+        images = spoil_image(some, None) if step in (3, 4, 9) else IMAGES
+        some.take(images, step, 0.1, 1e-3)
+        if images is IMAGES:
+            part = 1 - min(0.9, (2 + step) / (11 + step))
+            for name, value in some.model.named_parameters():
+                average[name].lerp_(value.detach(), part)
+    torch.testing.assert_close(dict(some.ema.model.named_parameters()), average, rtol=1e-6, atol=1e-8)
+
+
+# --- the books ---------------------------------------------------------------------------------------
+
+NAMES = ["loss.total", "gradient.norm"]
+
+
+def kept(rows, every, **rule):
+    """The state and the events after rows of (loss, norm), read every so many steps."""
+    state = TrainState()
+    ledger = Ledger(NAMES, state, RecoveryConfig(**rule), scaled=rule.pop("scaled", False))
+    events = []
+    for number, row in enumerate(rows, start=1):
+        state.step = number
+        ledger.note(torch.tensor(row))
+        if number % every == 0:
+            events += ledger.settle()
+    return state, events + ledger.settle()
+
+
+def test_what_is_counted_does_not_depend_on_when_it_is_read():
+    rng = random.Random(0)
+    some = [(rng.choice([1.0, 2.0, NAN]), rng.choice([1.0, 1.5, 50.0, INF])) for _ in range(200)]
+    assert kept(some, 1, skips=99) == kept(some, 7, skips=99) == kept(some, 1000, skips=99)
+
+
+def test_reading_ends_where_the_run_is_lost():
+    some = [(1.0, 1.0), (NAN, 1.0), (1.0, INF), (NAN, NAN), (1.0, 1.0)]
+    state, events = kept(some, 5, skips=3)
+    assert [event.in_a_row for event in events] == [1, 2, 3]
+    assert [event.terms for event in events] == [("loss.total",), ("gradient.norm",), ("loss.total", "gradient.norm")]
+    assert (state.skipped, state.skipped_in_a_row, state.log_count) == (3, 3, 1)
+
+
+def test_an_overflow_of_scaled_gradients_is_no_news():
+    state = TrainState(step=2)
+    ledger = Ledger(NAMES, state, RecoveryConfig(), scaled=True)
+    ledger.note(torch.tensor([1.0, INF]))
+    ledger.note(torch.tensor([NAN, INF]))
+    assert ledger.settle() == [Skipped(2, ("loss.total", "gradient.norm"), 1)]
+    assert state.log_count == 0
+
+
+def test_a_gradient_far_above_the_running_median_is_a_leap():
+    some = [(1.0, 1.0 + 0.01 * number) for number in range(FEWEST)] + [(1.0, 9.0), (1.0, 11.0), (1.0, 1.0)]
+    state, events = kept(some, 1, spike=10.0)
+    assert events == [Leap(FEWEST + 2, 11.0, pytest.approx(1.08, abs=0.01))]
+    assert state.spikes == 1
+    assert kept(some, 1, spike=12.0)[1] == []
+
+
+# --- whole runs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
+SHORT = {"training": {"epochs": 4, "log_every_steps": 2, "lr_schedule": {"kind": "constant"}}}
+BACK = Poison((14, 15, 16, 17, 18), above=2e-3)  # the rate is 3e-3, and half of that after going back
+
+
+def listed(run_dir):
+    return [json.loads(line) for line in (run_dir / "skipped.jsonl").read_text().splitlines()]
+
+
+def test_skipped_batches_are_recovered_from_and_their_files_named(source, tmp_path):
+    watcher = Recorder()
+    with injected(Poison((3, 9, 10), value=INF)):
+        assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+    found = listed(tmp_path / "run")
+    assert [row["step"] for row in found] == [3, 9, 10]
+    assert all(len(row["images"]) == 8 and "loss.mse" in row["not_finite"] for row in found)
+    said = [notice for notice in watcher.notices if "was skipped" in notice]
+    assert len(said) == 3
+    for row, notice in zip(found, said, strict=True):
+        assert f"step {row['step']} was skipped" in notice and row["images"][0] in notice
+    train = rows(tmp_path / "run")
+    assert [row["steps.skipped"] for row in train] == [0, 1, 1, 1, *[3] * 7], "no row where all were skipped"
+    assert train[-1]["loss.total"] < train[0]["loss.total"]
+    report(
+        fault="NaN batches injected",
+        target="recovered, files named",
+        result=f"{len(found)} of 3 skipped and listed with their files; the run completed",
+    )
+
+
+def test_the_image_at_fault_is_named_alone(source, tmp_path, monkeypatch):
+    """A picture for which the network gives no numbers, whichever batch it is in."""
+    change = merged(SHORT, {"data": {"augment": {"horizontal_flip": False}}})
+    with injected(Poison((3,))):
+        fit(request(tmp_path / "look", source, merged(change, {"training": {"max_steps": 3}})), [])
+    name = listed(tmp_path / "look")[0]["images"][2]  # the first batch, which is looked at before, has others
+    marked = torch.from_numpy(np.load(source)[int(name.removeprefix("row "))]).permute(2, 0, 1).float() / 255
+    encode = VAE.encode
+
+    def poisoned(model, images):
+        broken = model.training & ((images - marked).flatten(1).abs().amax(1) == 0)
+        posterior = encode(model, images)
+        return DiagonalGaussian(torch.where(broken[:, None], NAN, posterior.mean), posterior.logvar)
+
+    monkeypatch.setattr(VAE, "encode", poisoned)
+    watcher = Recorder()
+    assert fit(request(tmp_path / "run", source, change), [watcher]).exit_code == 0
+    said = [notice for notice in watcher.notices if "was skipped" in notice]
+    assert len(said) >= 4, "once an epoch"
+    assert all(f"At fault of its 8 images: {name} (loss.mse, loss.l1 and rate.nats)." in notice for notice in said)
+
+
+def test_lost_runs_go_back_with_a_lower_rate(source, tmp_path):
+    watcher = Recorder()
+    with injected(BACK):
+        assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+    back = [notice for notice in watcher.notices if "went back" in notice]
+    assert len(back) == 1
+    assert "back to step 12 and goes on with 0.5 times the learning rate (time 1 of 3)" in back[0]
+    train = rows(tmp_path / "run")
+    assert [row["step"] for row in train] == list(range(2, 25, 2)), "each step once"
+    assert train[6]["lr"] < 0.55 * train[5]["lr"]
+    assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
+    newest = json.loads((max((tmp_path / "run" / "checkpoints").iterdir()) / "state.json").read_text())["train"]
+    assert (newest["lr_scale"], newest["rollbacks"], newest["skipped"]) == (0.5, 1, 5)
+    longer = fit(request(tmp_path / "run", source, merged(SHORT, {"training": {"epochs": 5}})), [watcher])
+    assert longer.exit_code == 0
+    labels = dict(watcher.started[-1].facts)
+    assert labels["learning rate"].startswith("0.5 times") and labels["skipped steps"].startswith("5,")
+
+
+@pytest.mark.parametrize("faults", [(BACK,), (Poison(BACK.steps, BACK.above, lazily=True),)], ids=["at once", "late"])
+def test_killed_runs_end_in_the_same_bits_through_skips_and_returns(source, tmp_path, faults):
+    faults, rng = (*faults, Poison((4, 21))), random.Random(5)
+    change = merged(SHORT, {"training": {"checkpoint": {"every_minutes": 1e-6}}})
+    with injected(*faults):
+        begun = time.monotonic()
+        fit(request(tmp_path / "whole", source, merged(change, {"training": {"checkpoint": {"every_minutes": 9}}})), [])
+        seconds = time.monotonic() - begun
+    some, killed = request(tmp_path / "cut", source, change), 0
+    for life in range(KILLS + 1):
+        process = server().Process(target=live_with, args=(some, faults, None, {}))
+        process.start()
+        process.join(120 if life == KILLS else rng.uniform(0.1, 0.8) * seconds)
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+    assert killed
+    if process.exitcode != 0:
+        process = server().Process(target=live_with, args=(some, faults, None, {}))
+        process.start()
+        process.join(120)
+    assert process.exitcode == 0
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    assert (tmp_path / "cut" / "skipped.jsonl").read_bytes() == (tmp_path / "whole" / "skipped.jsonl").read_bytes()
+    assert leftovers(tmp_path / "cut") == []
+
+
+def test_late_reading_changes_no_number(source, tmp_path):
+    for name, lazily in (("at once", False), ("late", True)):
+        with injected(Poison(BACK.steps, BACK.above, lazily=lazily), Poison((4, 21))):
+            fit(request(tmp_path / name, source, SHORT), [])
+    assert outcome(tmp_path / "at once") == outcome(tmp_path / "late")
+
+
+def test_a_run_that_cannot_be_brought_back_gives_up_with_a_diagnosis(source, tmp_path):
+    some, watcher = request(tmp_path / "run", source, SHORT), Recorder()
+    with injected(Poison(BACK.steps)), pytest.raises(Diverged) as caught:
+        fit(some, [watcher])
+    text = str(caught.value)
+    assert caught.value.exit_code == 4
+    last = listed(tmp_path / "run")[-1]
+    for word in ("rate.nats", "loss.mse", "step 18", "3 time(s)", last["images"][0], "lower --lr", "skipped.jsonl"):
+        assert word in text, (word, text)
+    assert "The checkpoint of step 12 is kept." in text
+    assert sum("went back" in notice for notice in watcher.notices) == 3
+    assert saved_steps(tmp_path / "run" / "checkpoints")[0] == 12
+    assert len(listed(tmp_path / "run")) == 20, "five in each of four tries"
+    lower = {"training": {"optimizer": {"lr": 1e-3, "kind": "adamw"}}}
+    assert fit(request(tmp_path / "run", source, merged(SHORT, lower)), [watcher]).exit_code == 0
+    assert watcher.started[-1].start_step == 12
+
+
+@pytest.mark.parametrize(
+    ("rule", "step", "times"), [({"rollbacks": 0}, 18, 0), ({"skips": 2, "rollbacks": 1, "lr_factor": 0.1}, 15, 1)]
+)
+def test_how_long_to_try_is_a_setting(source, tmp_path, rule, step, times):
+    watcher = Recorder()
+    change = merged(SHORT, {"training": {"recovery": rule}})
+    with injected(Poison(BACK.steps)), pytest.raises(Diverged, match=f"up to step {step}"):
+        fit(request(tmp_path / "run", source, change), [watcher])
+    back = [notice for notice in watcher.notices if "went back" in notice]
+    assert len(back) == times
+    assert all("0.1 times" in notice for notice in back)
+
+
+def test_a_run_lost_before_its_first_validation_goes_back_to_its_start(source, tmp_path):
+    watcher = Recorder()
+    with injected(Poison((2, 3, 4), above=2.9e-3)):
+        change = {"training": {"recovery": {"skips": 3}}}
+        assert fit(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
+    assert any("back to step 0" in notice for notice in watcher.notices)
+    assert rows(tmp_path / "run")[0]["lr"] == pytest.approx(1.5e-3)
+
+
+def test_a_validation_that_is_not_finite_goes_back(source, tmp_path, monkeypatch):
+    calls = []
+
+    def spoilt(*given):
+        result = validate(*given)
+        calls.append(result)
+        if len(calls) == 2:
+            result.values["loss.mse"] = NAN
+        return result
+
+    monkeypatch.setattr(loop, "validate", spoilt)
+    watcher = Recorder()
+    assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+    back = "no finite loss.mse in the validation of step 12: the run went back to step 6"
+    assert any(back in notice for notice in watcher.notices)
+    assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
+
+
+def test_a_leaping_gradient_is_clipped_counted_and_told(source, tmp_path, monkeypatch):
+    backward = Stepper._backward
+
+    def leaping(some, images, noise, progress, pieces, whole_kl):
+        measured = backward(some, images, noise, progress, pieces, whole_kl)
+        leaping.step += 1
+        if leaping.step == 20:
+            torch._foreach_mul_([p.grad for p in some.parameters], 1e4)
+        return measured
+
+    leaping.step = 0
+    monkeypatch.setattr(Stepper, "_backward", leaping)
+    watcher = Recorder()
+    change = {"training": {"optimizer": {"kind": "sgd", "lr": 1e-4}, "epochs": 5}}
+    assert fit(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
+    said = [notice for notice in watcher.notices if "running median" in notice]
+    assert len(said) == 1 and "step 20: gradient of norm" in said[0] and "clipped to 1" in said[0]
+    train = rows(tmp_path / "run")
+    assert (train[8]["gradient.spikes"], train[9]["gradient.spikes"], train[-1]["gradient.spikes"]) == (0, 1, 1)
+    assert train[-1]["loss.mse"] < 2 * train[8]["loss.mse"]
+
+
+def test_one_bad_share_skips_the_step_on_all_processes(source, tmp_path):
+    change = merged(SHORT, {"training": {"epochs": 2}})
+    told = ranks(request(tmp_path / "run", source, change), (Poison((3,), rank=1),), tmp_path)
+    assert [each["exit_code"] for each in told] == [0, 0]
+    assert [row["step"] for row in listed(tmp_path / "run")] == [3]
+    assert rows(tmp_path / "run")[-1]["steps.skipped"] == 1
+    assert all(torch.isfinite(torch.tensor(row["loss.total"])) for row in rows(tmp_path / "run"))
