@@ -168,6 +168,7 @@ def test_without_a_mode_the_table_is_shown(door) -> None:
         (["--mode", "quick_test", "--epochs", "0"], "--epochs: training.epochs: must be >= 1, got 0"),
         (["--mode", "quick_test", "--beta", "nan"], "--beta: loss.kl.weight: expected a finite number"),
         (["--mode", "quick_test", "--lr", "-1"], "--lr: training.optimizer.lr: must be > 0"),
+        (["--mode", "quick_test", "--batch-size", "many"], "a whole number of at least 1, or \"auto\", got \"many\""),
         (["--mode", "quick_test", "--precision", "fp8"], "'auto', 'fp32', 'bf16' or 'fp16', got the text"),
         (["--mode", "quick_test", "--device", "gpu"], "auto, cpu, cuda, cuda:N or mps"),
         (["--mode", "quick_test", "--set", "beta"], "path=value"),

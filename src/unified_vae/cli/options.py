@@ -20,7 +20,12 @@ Data = Annotated[
 RunDir = Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="below runs/")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue the run in the folder, or start afresh.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images per optimizer step, over all devices.")]
+BatchSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto", help="Images per optimizer step, over all devices; auto finds the largest that fits."
+    ),
+]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 Beta = Annotated[float | None, typer.Option(help="KL weight (loss.kl.weight); 1 is the ELBO.")]
 Seed = Annotated[int | None, typer.Option(help="Decides weights, order, augmentation and noise.")]
@@ -36,6 +41,11 @@ ConfigFile = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the run with every value's origin, and stop.")]
 ListPresets = Annotated[bool, typer.Option("--list-presets", help="Show all modes and presets, and stop.")]
+
+
+def number_or_word(text: str | None) -> int | str | None:
+    """A whole number where it is one."""
+    return int(text) if text is not None and text.strip().isascii() and text.strip().isdecimal() else text
 
 
 @dataclass(frozen=True)

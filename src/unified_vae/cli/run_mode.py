@@ -39,7 +39,7 @@ def train(
     flags = {
         "--data": data,
         "--epochs": epochs,
-        "--batch-size": batch_size,
+        "--batch-size": options.number_or_word(batch_size),
         "--lr": lr,
         "--beta": beta,
         "--seed": seed,

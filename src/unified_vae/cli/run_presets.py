@@ -60,7 +60,7 @@ def train_unified(
     flags = {
         "--data": data,
         "--epochs": epochs,
-        "--batch-size": batch_size,
+        "--batch-size": options.number_or_word(batch_size),
         "--lr": lr,
         "--beta": beta,
         "--seed": seed,

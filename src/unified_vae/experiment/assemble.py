@@ -64,7 +64,7 @@ def open_images(run: ComposedRun, runtime: Runtime, observer: Observer) -> DataS
 def resolve(
     run: ComposedRun, data: DataSets, runtime: Runtime, known: Sequence[Substitution] | None, flight: Preflight
 ) -> Resolved:
-    """Answer what the config left open.
+    """Answer what the config left open, but for a batch size of `auto`, which `batch_size.py` finds.
 
     Args:
         flight: the spectrum of the images, for a KL weight in another trainer's convention.
@@ -83,15 +83,26 @@ def resolve(
     if loss.kl.convention != "nats":
         reasons["loss.kl"] = f"{loss.kl.weight:g} in {loss.kl.convention}, converted for these images"
         loss = loss.model_copy(update={"kl": _in_nats(loss.kl, flight)})
-    batch = _batch_size(config.training.batch_size, len(data.train), runtime.world_size)
-    if batch != config.training.batch_size:
-        reasons["training.batch_size"] = f"the set has {len(data.train)} training images"
-    training = config.training.model_copy(
-        update={"batch_size": batch, "accumulate": min(config.training.accumulate, batch // runtime.world_size)}
-    )
     model = config.model.model_copy(update={"channels": data.channels})
-    resolved = config.model_copy(update={"loss": loss, "training": training, "model": model})
+    resolved = config.model_copy(update={"loss": loss, "model": model})
+    asked = config.training.batch_size
+    if asked != "auto":
+        resolved = shared_batch(resolved, asked, len(data.train), runtime.world_size)
+        if resolved.training.batch_size != asked:
+            reasons["training.batch_size"] = f"the set has {len(data.train)} training images"
     return Resolved(resolved, substitutions, reasons)
+
+
+def shared_batch(config: RunConfig, wanted: int, images: int, world_size: int) -> RunConfig:
+    """The settings with a batch that there are images for and that all devices can share.
+
+    Raises:
+        ConfigError: it cannot be shared out.
+    """
+    batch = _batch_size(wanted, images, world_size)
+    accumulate = min(config.training.accumulate, batch // world_size)
+    training = config.training.model_copy(update={"batch_size": batch, "accumulate": accumulate})
+    return config.model_copy(update={"training": training})
 
 
 def _in_nats(kl: KLConfig, flight: Preflight) -> KLConfig:
@@ -139,14 +150,14 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime, pca_psnr: f
         pca_psnr: dB of a PCA with as many components as latents, to measure the model against.
     """
     training = config.training
-    per_epoch = steps_per_epoch(len(data.train), training.batch_size)
+    per_epoch = steps_per_epoch(len(data.train), training.images_a_step)
     total = min(training.epochs * per_epoch, training.max_steps or training.epochs * per_epoch)
     objective = build_objective(config.loss, data.channels, config.model.image_size).to(runtime.device)
     plan = Plan(
         config.seed,
         total,
         per_epoch,
-        training.batch_size,
+        training.images_a_step,
         settled_step(objective, training, total),
         training,
         config.data,

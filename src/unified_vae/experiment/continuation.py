@@ -22,13 +22,13 @@ FIXED: Mapping[str, str] = {
 def differences(record: RunRecord, now: RunConfig) -> list[Difference]:
     """Settings that were asked for then and now, where they differ.
 
-    Saying explicitly what an `auto` was resolved to is no difference.
+    Saying explicitly what an `auto` was resolved to is no difference, nor is leaving the batch to `auto`: it stays.
     """
     resolved = leaves(record.resolved)
     return [
         Difference(path, old, new)
         for path, (old, new) in changed(record.requested, now).items()
-        if new is None or new != resolved.get(path)
+        if (new is None or new != resolved.get(path)) and (path, new) != ("training.batch_size", "auto")
     ]
 
 

@@ -28,6 +28,7 @@ from unified_vae.experiment.assemble import (
     resolve,
     self_test,
 )
+from unified_vae.experiment.batch_size import with_batch_size
 from unified_vae.experiment.continuation import (
     adopt_changes,
     differences,
@@ -123,6 +124,8 @@ class _Fit:
         known = [Substitution(*entry) for entry in record.substitutions] if record else None
         flight, basis = self._preflight(data, record)
         resolved = resolve(self.request.run, data, self.runtime, known, flight)
+        begun_with = record.resolved.training.images_a_step if record else None
+        resolved = with_batch_size(resolved, data, self.runtime, begun_with)
         parts = build_parts(resolved.config, data, self.runtime, flight.psnr_pca)
         if record:
             refuse_other_counts(record, resolved.config, parts.plan.steps_per_epoch, self.folder.root)

@@ -54,7 +54,7 @@ def opening(
         resumed=state.step > 0,
         facts=[
             *_facts(runtime, parts, resolved, data),
-            *_learnt(runtime, plan, state),
+            *_learnt(runtime, plan, resolved, state),
             _first_batch(point, parts.objective),
             *expected,
         ],
@@ -86,9 +86,11 @@ def _facts(runtime: Runtime, parts: Parts, resolved: Resolved, data: DataSets) -
     return facts
 
 
-def _learnt(runtime: Runtime, plan: Plan, state: TrainState) -> list[tuple[str, str]]:
+def _learnt(runtime: Runtime, plan: Plan, resolved: Resolved, state: TrainState) -> list[tuple[str, str]]:
     """What the run found out on its way and goes on with."""
     facts = []
+    if reason := resolved.reasons.get("training.batch_size"):
+        facts.append(("batch size", f"{plan.batch_size}, {reason}"))
     if state.pieces:
         at_once = plan.micro_batch(runtime.world_size, state.pieces)
         facts.append(("memory", f"micro-batches of at most {at_once} images, as more had not fitted"))

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from unified_vae.core.config import Config
 from unified_vae.optim.config import AdamWConfig, CosineLR, LRScheduleConfig, OptimizerConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def _whole_or_auto(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f'expected a whole number of at least 1, or "auto", got {json.dumps(value, default=str)[:60]}')
+
+
+BatchSize = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_whole_or_auto)]
 
 
 class EarlyStoppingConfig(Config):
@@ -62,8 +72,9 @@ class TrainingConfig(Config):
 
     epochs: int = Field(default=50, ge=1)
     """Passes over the training images."""
-    batch_size: int = Field(default=64, ge=1)
-    """Images per optimizer step, over all devices and micro-batches."""
+    batch_size: BatchSize = 64
+    """Images per optimizer step, over all devices and micro-batches; `auto` finds the largest that fits on a GPU and
+    takes at most 64 on a CPU."""
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches that each device's share of a batch is split into: less memory, same result."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -85,9 +96,15 @@ class TrainingConfig(Config):
     recovery: RecoveryConfig = RecoveryConfig()
     samples: SamplesConfig = SamplesConfig()
 
+    @property
+    def images_a_step(self) -> int:
+        """`batch_size`, once it is a number."""
+        assert self.batch_size != "auto", "resolved before the first step"
+        return self.batch_size
+
     @model_validator(mode="after")
     def _micro_batches_hold_images(self) -> TrainingConfig:
-        if self.accumulate > self.batch_size:
+        if self.batch_size != "auto" and self.accumulate > self.batch_size:
             raise ValueError(
                 f"training.accumulate ({self.accumulate}) is larger than training.batch_size ({self.batch_size}): "
                 "a micro-batch would hold no image"

@@ -69,7 +69,7 @@ class MicroBatches:
             EnvironmentProblem: one image at a time is still too much.
         """
         while True:
-            pieces = self.pieces
+            pieces = min(self.pieces, share)
             result = attempted(lambda: work(pieces), self.runtime, self._note)  # noqa: B023  # called at once
             (ran_out,) = self.runtime.agree([int(result is None)])
             if not ran_out:

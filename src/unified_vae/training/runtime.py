@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -27,6 +28,14 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a validation or a save on one rank may take minutes
 BUNDLE_BYTES = 32 * 2**20  # of gradients that travel together: few messages, little memory beside them
 PREPARATION_TIMEOUT = timedelta(days=2)  # one rank packs images or downloads weights, the others wait
+
+
+_CONTAINERS = Path("/sys/fs/cgroup")
+_CONTAINER_LIMITS = (
+    (_CONTAINERS / "memory.max", _CONTAINERS / "memory.current"),
+    (_CONTAINERS / "memory" / "memory.limit_in_bytes", _CONTAINERS / "memory" / "memory.usage_in_bytes"),
+)
+"""Limit and use of a container, in the two forms that Linux has."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,21 @@ class Runtime:
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
+
+    def forget_peak(self) -> None:
+        """Let the device's peak of memory be that from now on."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def available_memory(self) -> int:
+        """Bytes of main memory that this machine, or the container it is, has left."""
+        free = psutil.virtual_memory().available
+        for limit, used in _CONTAINER_LIMITS:
+            try:
+                free = min(free, max(int(limit.read_text()) - int(used.read_text()), 0))
+            except (OSError, ValueError):  # there is none, or it is "max"
+                continue
+        return free
 
     def memory(self) -> Memory:
         """Bytes in use now, and the device's peak."""

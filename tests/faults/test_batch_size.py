@@ -1,0 +1,109 @@
+"""`--batch-size auto`: the largest batch that fits on a GPU, a rule on a CPU; recorded, and the same on resume."""
+
+import pytest
+from injected import SmallMemory, injected
+from lives import Recorder, merged, request, write_images
+from pydantic import ValidationError
+
+from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.data.open import open_data
+from unified_vae.experiment import batch_size
+from unified_vae.experiment.assemble import build_parts, calibrate, shared_batch
+from unified_vae.experiment.batch_size import STEPS_AN_EPOCH, _by_rule, _bytes_an_image, _fits, _largest
+from unified_vae.experiment.fit import fit
+from unified_vae.training.config import TrainingConfig
+from unified_vae.training.runtime import Runtime, open_runtime
+
+AUTO = {"training": {"batch_size": "auto", "epochs": 1}}
+IMAGES = 600
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy", count=IMAGES)
+
+
+@pytest.fixture
+def opened(source):
+    """Parts as they are tried out, their data and runtime."""
+    config = request("unused", source, AUTO).run.config
+    data = open_data(config.data, config.model.image_size, None, lambda *_: None)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"channels": 3})})
+    with open_runtime("cpu", "fp32") as runtime:
+        parts = build_parts(shared_batch(config, 1, len(data.train), 1), data, runtime)
+        calibrate(parts, *batch_size._batch(parts, data, 1), runtime)
+        yield parts, data, runtime
+
+
+@pytest.mark.parametrize(("room", "found"), [(1, 1), (2, 2), (20, 16), (32, 32), (63, 32), (1000, 64)])
+def test_the_largest_power_of_two_that_fits(opened, room, found):
+    with injected(SmallMemory(room)):
+        size, reason = _largest(*opened, 100)
+    assert size == found
+    assert ("does not fit" in reason) == (room < 100)
+
+
+def test_a_device_without_room_for_one_image_is_an_error(opened):
+    with injected(SmallMemory(0)), pytest.raises(EnvironmentProblem, match="one image at a time"):
+        _largest(*opened, 100)
+
+
+def test_trials_leave_no_smaller_pieces_behind_and_take_no_step(opened):
+    parts, _, _ = opened
+    before = [parameter.detach().clone() for parameter in parts.model.parameters()]
+    assert _fits(*opened, 8)
+    assert all((old == new).all() for old, new in zip(before, parts.model.parameters(), strict=True))
+
+
+def test_the_rule_follows_the_memory_that_is_available(opened, monkeypatch):
+    parts, data, _ = opened
+    each = 2 * _bytes_an_image(parts, data)
+    for room, size, why in ((1000, 64, "no faster"), (20, 16, "half of the available memory"), (0, 1, "half of")):
+        monkeypatch.setattr(Runtime, "available_memory", lambda runtime, room=room: 2 * room * each + 1)
+        found, reason = _by_rule(*opened, 1000)
+        assert found == size and why in reason, reason
+    assert _by_rule(*opened, 3)[0] == 1, "memory is the smaller bound"
+
+
+def test_a_run_records_its_batch_and_a_resumed_one_keeps_it(source, tmp_path, monkeypatch):
+    first = Recorder()
+    training = {"training": {"batch_size": "auto", "epochs": 2, "max_steps": 5}}
+    assert fit(request(tmp_path / "run", source, training), [first]).exit_code == 0
+    size = first.started[0].batch_size
+    train = IMAGES - IMAGES // 10
+    assert size == 32 == 2 ** ((train // STEPS_AN_EPOCH).bit_length() - 1)
+    fact = dict(first.started[0].facts)["batch size"]
+    assert fact.startswith("32, auto: they take about") and "steps an epoch are the least" in fact
+    monkeypatch.setattr(Runtime, "available_memory", lambda runtime: 0)
+    again = Recorder()
+    longer = {"training": {"batch_size": "auto", "epochs": 2, "max_steps": 9}}
+    assert fit(request(tmp_path / "run", source, longer), [again]).exit_code == 0
+    assert (again.started[0].batch_size, again.started[0].start_step) == (32, 5)
+    assert dict(again.started[0].facts)["batch size"] == "32, auto: as when this run began"
+    named = merged(longer, {"training": {"batch_size": 32, "max_steps": 10}})
+    assert fit(request(tmp_path / "run", source, named), [Recorder()]).exit_code == 0
+    other = merged(longer, {"training": {"batch_size": 16}})
+    with pytest.raises(ConfigError, match=r"--set training\.batch_size=32"):
+        fit(request(tmp_path / "run", source, other), [Recorder()])
+
+
+def test_a_run_with_a_number_may_be_continued_with_auto(source, tmp_path):
+    some = {"training": {"batch_size": 50, "epochs": 1, "max_steps": 3}}
+    fit(request(tmp_path / "run", source, some), [Recorder()])
+    again = Recorder()
+    longer = merged(some, {"training": {"batch_size": "auto", "max_steps": 5}})
+    assert fit(request(tmp_path / "run", source, longer), [again]).exit_code == 0
+    assert again.started[0].batch_size == 50
+
+
+def test_micro_batches_count_into_the_batch(source, tmp_path):
+    watcher = Recorder()
+    change = merged(AUTO, {"training": {"accumulate": 4, "max_steps": 1}})
+    assert fit(request(tmp_path / "run", source, change), [watcher]).exit_code == 0
+    assert watcher.started[0].batch_size == 32, "8 images in each of 4 micro-batches"
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.5, "many", None])
+def test_other_words_are_refused(wrong):
+    with pytest.raises(ValidationError, match='a whole number of at least 1, or "auto"'):
+        TrainingConfig(batch_size=wrong)
