@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_archives import tarred, zipped
 from made_images import names, opened, png, silent, write_files
 
 from unified_vae.core.errors import DataError
@@ -24,22 +25,6 @@ SPLIT_TREE = {
     "__MACOSX/train/cat/._0.png": png(91),
     "train/.thumbnails/0.png": png(92),
 }
-
-
-def zipped(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
-def tarred(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture(params=["folder", "nested folder", "zip", "stored zip", "tar", "tar.gz"])

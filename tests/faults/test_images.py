@@ -1,0 +1,182 @@
+"""Every kind of bad image among a thousand good ones: the run completes, and each bad one is named, none used."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import image_zoo as zoo
+import numpy as np
+import pytest
+from figures import report
+from lives import Recorder, request
+from made_images import opened, png, write_files
+from PIL import Image
+
+from unified_vae.data.packing.decode import quiet_pillow, read_header
+from unified_vae.data.records import BadImage
+from unified_vae.experiment.fit import fit
+
+GOOD, BAD, ODD = zoo.good_files(), zoo.bad_files(), zoo.odd_entries()
+PLAIN = 1000
+NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory) -> Path:
+    """A thousand sound pictures of 16 px, and the whole zoo."""
+    folder = tmp_path_factory.mktemp("crowd") / "images"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (PLAIN, zoo.SIZE, zoo.SIZE, 3), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / f"plain {number:04d}.png", compress_level=1)
+    write_files(folder, {name: good.data for name, good in GOOD.items()})
+    write_files(folder, {name: data for name, (data, _) in BAD.items()})
+    for name, (make, _) in ODD.items():
+        make(folder / name)
+    return folder
+
+
+def test_a_run_on_them_completes_and_names_every_bad_one(crowd, tmp_path) -> None:
+    change = {"data": {"background": "#ff0080"}, "training": {"max_steps": 3, "batch_size": 64}}
+    seen = Recorder()
+    ended = fit(request(tmp_path / "run", crowd, change), [seen])
+    assert (ended.outcome, ended.exit_code) == ("finished", 0)
+    rows = [line.split("\t") for line in (tmp_path / "run" / "quarantine.txt").read_text("utf-8").splitlines()]
+    reasons = {name: word for name, (_, word) in (BAD | ODD).items()}
+    assert sorted(name for name, _ in rows) == sorted(reasons)
+    for name, reason in rows:
+        assert reasons[name] in reason, f"{name}: {reason}"
+    assert any("quarantine.txt" in notice for notice in seen.notices)
+    assert any(f"{len(rows)} files could not be used" in notice for notice in seen.notices)
+    report(
+        fault=f"{len(rows)} kinds of bad image among {PLAIN + len(GOOD):,} good ones",
+        target="the run completes; all named with their reason; none used in silence",
+        result=f"completes; {len(rows)} of {len(rows)} named; {len(GOOD)} odd kinds used to the exact pixel",
+    )
+
+
+def test_what_is_used_of_them_is_exact(crowd, tmp_path) -> None:
+    data = opened(crowd, tmp_path / "cache", zoo.SIZE, background="#ff0080")
+    used = dict(zip(data.train.names, data.train.images, strict=True))
+    used |= dict(zip(data.validation.names, data.validation.images, strict=True))
+    assert used.keys() == GOOD.keys() | {f"plain {number:04d}.png" for number in range(PLAIN)}
+    for name, good in GOOD.items():
+        np.testing.assert_array_equal(used[name], good.pixels, err_msg=name)
+    for name in sorted(used.keys() - GOOD.keys())[::50]:
+        np.testing.assert_array_equal(used[name], np.asarray(Image.open(crowd / name)), err_msg=name)
+
+
+def in_a_fork(work: Callable[[], object]) -> object:
+    """What `work` returns in a process of its own; an exception comes back as its text."""
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+
+    def run() -> None:
+        try:
+            theirs.send(work())
+        except BaseException as error:
+            theirs.send(f"{type(error).__name__}: {error}")
+
+    process = fork.Process(target=run)
+    process.start()
+    assert ours.poll(120), "no answer"
+    answer = ours.recv()
+    process.join(10)
+    return answer
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+@pytest.mark.parametrize("name", ["bomb_header.png", "bomb_real.png"])
+def test_a_bomb_costs_neither_memory_nor_time(name: str) -> None:
+    data, _ = BAD[name]
+
+    def refuse() -> tuple[float, int]:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begun = time.process_time()
+        with quiet_pillow(), pytest.raises(BadImage, match="megapixels"):
+            read_header(data)
+        return time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+    seconds, kibibytes = in_a_fork(refuse)
+    assert seconds < 0.1 and kibibytes < 100 * 1024
+    report(
+        fault=f"decompression bomb, {name} of {len(data):,} bytes",
+        target="below 100 MB and 0.1 s",
+        result=f"{kibibytes / 1024:.0f} MiB, {seconds * 1000:.0f} ms",
+    )
+
+
+def _as_nobody() -> None:
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX permissions")
+def test_what_may_not_be_read_is_named(tmp_path) -> None:
+    folder = write_files(tmp_path / "images", {f"{n}.png": png(n) for n in range(4)} | {"shut/a.png": png(8)})
+    write_files(folder, {"names only/b.png": png(9)})
+    cache = tmp_path / "cache"
+    for place, mode in ((tmp_path, 0o755), (folder, 0o755), (cache, 0o777)):
+        place.mkdir(exist_ok=True)
+        place.chmod(mode)
+    for parent in list(tmp_path.parents)[:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    (folder / "1.png").chmod(0)
+    (folder / "shut").chmod(0)
+    (folder / "names only").chmod(0o444)
+
+    def read() -> tuple[list[str], dict[str, str]]:
+        _as_nobody()
+        data = opened(folder, cache, max_bad_fraction=1.0)
+        return [*data.train.names, *data.validation.names], {bad.name: bad.reason for bad in data.quarantined}
+
+    used, refused = in_a_fork(read)
+    assert sorted(used) == ["0.png", "2.png", "3.png"]
+    assert refused.keys() == {"1.png", "shut", "names only/b.png"}
+    assert all("Permission denied" in reason for reason in refused.values())
+
+    (folder / "1.png").chmod(0o644)  # mended: it is used at the next start, though its time of change is the same
+    used, refused = in_a_fork(read)
+    assert sorted(used) == ["0.png", "1.png", "2.png", "3.png"]
+    (folder / "shut").chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links")
+def test_each_file_is_used_once_whatever_leads_to_it(tmp_path) -> None:
+    """Loops of links, hundreds of folders in one another, two names for one file."""
+    folder = write_files(tmp_path / "images", {"a.png": png(1), "b/c.png": png(2)})
+    for name in ("b/up", "b/again", "loop"):
+        (folder / name).symlink_to(folder, target_is_directory=True)
+    os.link(folder / "a.png", folder / "b" / "same.png")
+    deep = folder
+    for _ in range(600):  # deeper than a recursive walk gets
+        deep = deep / "d"
+        deep.mkdir()
+    (deep / "far.png").write_bytes(png(3))
+    data = opened(folder, tmp_path / "cache")
+    assert len(data.train) + len(data.validation) == 3
+    assert not data.quarantined
+    report(fault="links to the folder itself", target="each file once", result="3 files, not 82")
+
+
+def test_odd_names_are_told_on_one_line(tmp_path) -> None:
+    """A name may hold anything but a slash: what steers a terminal or forges a line is escaped."""
+    names = ["tab\there.png", "new\nline\t.png", "\x1b[2Jcleared.png", "ünïcode 图.png", " .png", "a" * 251 + ".png"]
+    folder = write_files(tmp_path / "images", {f"good {n}.png": png(n, 16) for n in range(80)})
+    write_files(folder, dict.fromkeys(names, b"nothing"))
+    (folder / os.fsdecode(b"\xff\xfe.png")).write_bytes(b"nothing")
+    seen = Recorder()
+    assert fit(request(tmp_path / "run", folder, {"training": {"max_steps": 1}}), [seen]).exit_code == 0
+    lines = (tmp_path / "run" / "quarantine.txt").read_text("utf-8").splitlines()
+    assert len(lines) == len(names) + 1
+    assert all(line.count("\t") == 1 and line.replace("\t", "").isprintable() for line in lines)
+    assert all(notice.isprintable() for notice in seen.notices)
+    assert sum("图" in line for line in lines) == 1
