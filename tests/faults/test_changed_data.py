@@ -1,0 +1,148 @@
+"""Images that vanish or change: while they are packed, while a run goes on, and between its starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from figures import report
+from lives import Recorder, outcome, request
+from made_images import names, opened, png, write_files
+
+from unified_vae.core.errors import DataError
+from unified_vae.data.config import DataConfig
+from unified_vae.data.open import open_data
+from unified_vae.data.packing.decode import PixelFormat, decode
+from unified_vae.experiment.fit import fit
+
+COUNT, SIZE = 44, 16
+FILES = {f"{'ab'[number % 2]}/{number // 2:02d}.png": png(number, SIZE) for number in range(COUNT)}
+OTHER = png(999, SIZE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_files(tmp_path / "images", FILES)
+
+
+def test_what_changes_while_it_is_packed_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
+    config = DataConfig(source=str(folder), cache_dir=str(tmp_path / "cache"))
+
+    def spoil(what: str, done: int, total: int | None) -> None:
+        if what == "looking at images" and done == total:
+            (folder / "a" / "03.png").unlink()
+            (folder / "a" / "04.png").write_bytes(OTHER)
+
+    data = open_data(config, SIZE, None, spoil)
+    reasons = {bad.name: bad.reason for bad in data.quarantined}
+    assert reasons.keys() == {"a/03.png", "a/04.png"}
+    assert "No such file" in reasons["a/03.png"] and "changed while" in reasons["a/04.png"]
+    for split in (data.train, data.validation):
+        wanted = [decode(FILES[name], PixelFormat(SIZE, 3)) for name in split.names]
+        np.testing.assert_array_equal(split.images, np.stack(wanted))
+    after = opened(folder, tmp_path / "cache", SIZE)  # the changed one is an image like any other now
+    assert not after.quarantined and len(after.train) + len(after.validation) == COUNT - 1
+
+
+class At(Recorder):
+    """Does something once, after a step."""
+
+    def __init__(self, step: int, what: Callable[[], object]) -> None:
+        super().__init__()
+        self.step, self.what = step, what
+
+    def step_done(self, event) -> None:
+        if event.step == self.step:
+            self.what()
+
+
+def _short(epochs: int, **data: object) -> dict:
+    return {"training": {"epochs": epochs}, "data": data}
+
+
+def test_a_run_does_not_need_its_images_again(folder: Path, tmp_path: Path) -> None:
+    """They are packed at the start; what becomes of the files then changes nothing until the next start."""
+    assert fit(request(tmp_path / "undisturbed", folder, _short(2)), [Recorder()]).exit_code == 0
+    moved = At(3, lambda: folder.rename(tmp_path / "elsewhere"))
+    assert fit(request(tmp_path / "run", folder, _short(2)), [moved]).exit_code == 0
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
+    with pytest.raises(DataError, match="no file or folder"):
+        fit(request(tmp_path / "run", folder, _short(3)), [Recorder()])
+
+
+def _touch_all(folder: Path) -> None:
+    for name in FILES:
+        os.utime(folder / name, (1, 1))
+
+
+def _shuffle(folder: Path) -> None:
+    """Other names for the same images, in another order."""
+    for number, name in enumerate(reversed(FILES)):
+        (folder / name).rename(folder / f"{number}.png")
+
+
+def _edit(folder: Path) -> None:
+    (folder / "a" / "01.png").write_bytes(OTHER)
+
+
+def _all_three(folder: Path) -> None:
+    _edit(folder)
+    (folder / "b" / "02.png").unlink()
+    for number in range(2):
+        (folder / f"new {number}.png").write_bytes(png(2000 + number, SIZE))
+
+
+CHANGES = {
+    "added": (lambda folder: (folder / "new.png").write_bytes(OTHER), "1 added."),
+    "removed": (lambda folder: (folder / "b" / "05.png").unlink(), "1 removed."),
+    "edited": (_edit, "1 edited."),
+    "all three": (_all_three, "2 added, 1 removed, 1 edited."),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_images_are_refused_with_the_counts_or_accepted(change: str, folder: Path, tmp_path: Path) -> None:
+    make, words = CHANGES[change]
+    assert fit(request(tmp_path / "run", folder, _short(1)), [Recorder()]).exit_code == 0
+    make(folder)
+    before = outcome(tmp_path / "run")
+    with pytest.raises(DataError, match="accept_change") as caught:
+        fit(request(tmp_path / "run", folder, _short(2)), [Recorder()])
+    assert f"the images changed since the checkpoint: {words}" in str(caught.value)
+    assert outcome(tmp_path / "run") == before
+    seen = Recorder()
+    assert fit(request(tmp_path / "run", folder, _short(2, accept_change=True)), [seen]).exit_code == 0
+    told = [entry for entry in seen.started[0].differences if "data" in entry.path]
+    assert any(words.rstrip(".") in str(entry.now) for entry in told)
+    assert fit(request(tmp_path / "run", folder, _short(3)), [Recorder()]).exit_code == 0  # accepted once and for all
+    report(fault=f"images {change} between two starts", target="refused with the counts", result=words.rstrip("."))
+
+
+@pytest.mark.parametrize("make", [_touch_all, _shuffle])
+def test_the_same_images_under_other_names_or_times_go_on(make: Callable[[Path], None], folder: Path, tmp_path) -> None:
+    assert fit(request(tmp_path / "run", folder, _short(1)), [Recorder()]).exit_code == 0
+    make(folder)
+    shutil.rmtree(tmp_path / "cache")
+    assert fit(request(tmp_path / "run", folder, _short(2)), [Recorder()]).exit_code == 0
+    assert fit(request(tmp_path / "other", folder, _short(2)), [Recorder()]).exit_code == 0
+    assert outcome(tmp_path / "run")["model/model.safetensors"]
+    assert names(opened(folder, tmp_path / "cache", SIZE))["train"]
+
+
+def test_the_counts_know_copies_and_moves(tmp_path: Path) -> None:
+    """A copy too many is one image added; an image that changed sides is told as such."""
+    split = {f"train/{n}.png": png(n) for n in range(6)} | {f"val/{n}.png": png(10 + n) for n in range(3)}
+    first = opened(write_files(tmp_path / "first", split), tmp_path / "cache").inventory
+    first.write(tmp_path)
+    write_files(tmp_path / "second", split | {"train/copy.png": png(0)})
+    (tmp_path / "second" / "train" / "1.png").rename(tmp_path / "second" / "val" / "moved.png")
+    second = opened(tmp_path / "second", tmp_path / "cache").inventory
+    told = second.changes_since(tmp_path, first.fingerprint)
+    assert told == "1 added, 1 moved between training and validation"
+    black = opened(tmp_path / "first", tmp_path / "cache", background="black").inventory
+    assert black.changes_since(tmp_path, first.fingerprint).startswith("the same images in another form")
+    assert second.changes_since(tmp_path / "nowhere", first.fingerprint) == ""
