@@ -1,10 +1,15 @@
-"""Paths as a user writes them."""
+"""Paths as a user writes them, and names made from them."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 from unified_vae.core.errors import ConfigError
+
+LONGEST_NAME = 255
+"""Bytes that file systems allow for one name."""
 
 
 def written_out(text: str, setting: str) -> Path:
@@ -26,3 +31,17 @@ def written_out(text: str, setting: str) -> Path:
         raise ConfigError(
             f"{setting}: {text!r} begins with {user}, and the home of that user is not known; write the path out"
         ) from None
+
+
+def sibling(path: Path, before: str = "", after: str = "") -> Path:
+    """The path beside `path` whose name is its own with something before and after it.
+
+    Where that is longer than names may be, the own name is cut and a hash of it tells it from others.
+    """
+    name = before + path.name + after
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        room = LONGEST_NAME - len(os.fsencode(f"{before}{digest}{after}")) - 1
+        own = os.fsencode(path.name)[:room].decode("utf-8", "ignore")
+        name = f"{before}{own}-{digest}{after}"
+    return path.with_name(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,9 @@ def paint(path: Path, name: str, found: Diagnosis, views: Views) -> None:
     _path(figure.add_subplot(panels[1, 1]), found)
     _pictures(figure, views)
     stage = path.with_name(f"{STAGE_PREFIX}{path.name}")
-    figure.savefig(stage, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the name of a run may be in any script
+        figure.savefig(stage, format="png")
     stage.replace(path)
 
 

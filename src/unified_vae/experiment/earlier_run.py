@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.paths import sibling
 from unified_vae.experiment.presets.book_file import read_record
 from unified_vae.experiment.presets.layers import Settings
 
@@ -64,4 +65,4 @@ def read_earlier_run(run_dir: Path) -> EarlierRun:
 def beside(run_dir: Path, suffix: str) -> Path:
     """The folder beside `run_dir` with `suffix` at the end of its name."""
     folder = run_dir if run_dir.name else run_dir.resolve()
-    return folder.with_name(folder.name + suffix)
+    return sibling(folder, after=suffix)

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.paths import sibling
 
 
 @contextmanager
@@ -25,8 +26,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         EnvironmentProblem: another process holds it; the sentence names its number and host.
     """
     run_dir = Path(os.path.realpath(run_dir))
-    path = run_dir.with_name(f".{run_dir.name}.lock")
-    holder = run_dir.with_name(f".{run_dir.name}.holder.json")
+    path = sibling(run_dir, ".", ".lock")
+    holder = sibling(run_dir, ".", ".holder.json")
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -82,6 +82,8 @@ def _sentence(model: type[BaseModel], error: Any, keys: Keys, values: Mapping[st
             return f"{path}: expected {context['expected']}, {got}"
         case "string_pattern_mismatch" | "string_too_short" | "too_short":
             return f"{path}: {got}; {_meaning(model, keys, values)}"
+        case "string_unicode":
+            return f"{path}: {got}; it holds bytes that are no text (not UTF-8), so it cannot be kept: rename it"
         case "value_error":
             text = str(context["error"])
             return text if text.startswith(f"{path}.") else f"{path}: {text}" if path else text
