@@ -31,7 +31,7 @@ def test_it_is_the_optimum_of_that_loss(convention, level):
     weight = {"sum_sum": 2, "half_sum_sum": 1, "mean_sum": 2 / DIMENSIONS, "mean_mean": 2 * LATENTS / DIMENSIONS}.get(
         convention, 3
     ) * level
-    found = equivalent(convention, weight, SPECTRUM, REST, DIMENSIONS)
+    found = equivalent(convention, weight, SPECTRUM, REST, DIMENSIONS, len(SPECTRUM))
     logs = np.log(found.posterior_variances)
     best = loss(convention, weight, logs)
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def test_it_is_the_optimum_of_that_loss(convention, level):
 @pytest.mark.parametrize("convention", LOSSES)
 def test_the_calibrated_beta_leads_to_the_same_optimum(convention):
     weight = 0.01 if convention.startswith("mean") else 2.0
-    found = equivalent(convention, weight, SPECTRUM, REST, DIMENSIONS)
+    found = equivalent(convention, weight, SPECTRUM, REST, DIMENSIONS, len(SPECTRUM))
     here = optimum(SPECTRUM, REST, DIMENSIONS, found.beta)
     assert here.active_units == found.active_units > 0
     assert here.rate == pytest.approx(found.rate, rel=1e-6)
@@ -52,4 +52,4 @@ def test_the_calibrated_beta_leads_to_the_same_optimum(convention):
 
 def test_the_mean_of_squares_at_beta_one_collapses():
     """What the objective of many scripts does (docs/objective.md, "Why not")."""
-    assert equivalent("mean_sum", 1.0, SPECTRUM, REST, DIMENSIONS).active_units == 0
+    assert equivalent("mean_sum", 1.0, SPECTRUM, REST, DIMENSIONS, len(SPECTRUM)).active_units == 0

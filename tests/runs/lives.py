@@ -95,7 +95,7 @@ def live(some: RunRequest) -> None:
 def server() -> multiprocessing.context.ForkServerContext:
     """The context whose processes start in milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["unified_vae.experiment.fit", "torch.utils.tensorboard", "lives"])
+    context.set_forkserver_preload(["unified_vae.experiment.fit", "torch.utils.tensorboard", "lives", "pytest"])
     return context
 
 

@@ -49,7 +49,7 @@ def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> 
         called = script if words is not None else Path(sys.argv[0]).as_posix()
         return job if isinstance(job, int) else job(restart_command(called, arguments))
     except UserError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, error.details)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted outside the training loop; there was nothing to save", 130)
     except _WrongWords as error:
@@ -65,8 +65,8 @@ def restart_command(script: str, words: Sequence[str]) -> str:
     return " ".join(["uv run", script, shlex.join(word for word in words if word != "--no-resume")]).rstrip()
 
 
-def _fail(message: str, exit_code: int) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+def _fail(message: str, exit_code: int, details: Sequence[str] = ()) -> int:
+    print("\n".join(["error: " + " ".join(message.split()), *details]), file=sys.stderr)
     return exit_code
 
 

@@ -5,7 +5,7 @@ The cli prints the sentence and exits with `exit_code`; anything else that escap
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from unified_vae.core.spelling import alike
 
@@ -14,9 +14,17 @@ MOST_LISTED = 24
 
 
 class UserError(ValueError):
-    """Something the user can put right. Its text is the whole message."""
+    """Something the user can put right. Its text is the whole message.
+
+    Attributes:
+        details: lines of a table that is shown below the text.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(details)
 
 
 class ConfigError(UserError):

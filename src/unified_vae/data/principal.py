@@ -5,6 +5,7 @@ Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 2011 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from unified_vae.data.packing.packed import PackedSplit
 MOST_VALUES = 10_000 * 3 * 64 * 64  # of images and augmented versions: 0.5 GB
 MOST_ROWS = 40_000  # the same, where images are small
 MOST_VERSIONS = 8  # of one image
-PIECE = 500  # images at a time
+PIECE_VALUES = 500 * 3 * 64 * 64  # of images looked at in one piece
 OVERSAMPLING = 16  # further directions that the randomized method follows and drops
 POWER_ITERATIONS = 2
 
@@ -95,13 +96,15 @@ def _rows(
 ) -> tuple[Tensor, float]:
     """Averaged-down images [n * len(versions), channels, side, side], and the variance of the full-size ones."""
     side = working_side(split.images.shape[1])
+    piece = max(1, PIECE_VALUES // math.prod(split.images.shape[1:]))
     pieces, images, squares, sums = [], 0, 0.0, None
     for version in versions:
-        for start in range(0, len(numbers), PIECE):
-            some = numbers[start : start + PIECE]
+        for start in range(0, len(numbers), piece):
+            some = numbers[start : start + piece]
             raw = augment(gather(split, some), some, config=augmentation, seed=seed, epoch=version.draw)
             pixels = (raw.flip(3) if version.mirrored else raw).float() / 255
-            sums = pixels.double().sum(0) if sums is None else sums + pixels.double().sum(0)
+            total = pixels.sum(0, dtype=torch.float64)
+            sums = total if sums is None else sums + total
             squares += float(pixels.square().sum(dtype=torch.float64))
             images += len(some)
             pieces.append(shrink(pixels, side))

@@ -109,7 +109,7 @@ def _in_nats(kl: KLConfig, flight: Preflight) -> KLConfig:
     """The same rate and distortion, in linear theory, in this project's unit."""
     spectrum = np.array(flight.eigenvalues[: flight.latents])
     rest = flight.rest + sum(flight.eigenvalues[flight.latents :])
-    there = equivalent(kl.convention, kl.weight, spectrum, rest, flight.dimensions)
+    there = equivalent(kl.convention, kl.weight, spectrum, rest, flight.dimensions, flight.latents)
     return kl.model_copy(update={"weight": there.beta, "convention": "nats"})
 
 

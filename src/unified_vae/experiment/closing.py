@@ -30,6 +30,10 @@ def diagnosed(parts: Parts, data: DataSets, runtime: Runtime, folder: RunFolder,
     if not runtime.is_main:
         return None
     history = History.read(folder.metrics)
+    if "psnr" not in history.last:  # the file was lost on the way
+        return None
+    if "psnr" not in history.last:  # the file is gone, or cannot be written
+        return None
     shares = {row.name: row.share for row in parts.objective.rows(1.0) if row.share is not None}
     return Diagnosis.of(
         history.last,
@@ -40,7 +44,7 @@ def diagnosed(parts: Parts, data: DataSets, runtime: Runtime, folder: RunFolder,
         beta=history.beta,
         sigma=history.sigma,
         history=history,
-        line=PCALine.from_json(flight.to_json(parts.objective.beta(1.0))),
+        line=PCALine.from_json(flight.to_json(flight.effective_beta(parts.objective.config.kl, history.beta))),
     )
 
 

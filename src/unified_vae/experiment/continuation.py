@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunRecord, changed, leaves
 from unified_vae.training.observers import Difference
 from unified_vae.training.state import TrainState
+
+MOST_NAMED = 3
+"""Settings that an error names before it refers to its table."""
 
 FIXED: Mapping[str, str] = {
     "model.": "the weights in the checkpoint have the old shape",
@@ -32,19 +36,61 @@ def differences(record: RunRecord, now: RunConfig) -> list[Difference]:
     ]
 
 
-def refuse_impossible(found: list[Difference], run_dir: object) -> None:
-    """Raise ConfigError where a setting differs that a run cannot change on its way."""
-    lines = [
-        f"{difference.path} is {difference.before} in the checkpoint and {difference.now} now ({reason})"
-        for difference in found
-        for start, reason in FIXED.items()
-        if difference.path == start or (start.endswith(".") and difference.path.startswith(start))
+def refuse_impossible(
+    found: Sequence[Difference], record: RunRecord, names: Mapping[str, str], run_dir: object
+) -> None:
+    """Refuse settings that a run cannot change on its way, with a table of them.
+
+    Args:
+        names: mode and presets that are asked for now.
+
+    Raises:
+        ConfigError: there are such settings.
+    """
+    fatal = [difference for difference in found if _why_fixed(difference.path)]
+    if not fatal:
+        return
+    paths = [difference.path for difference in fatal]
+    listed = ", ".join(paths[:MOST_NAMED]) + (f" and {len(paths) - MOST_NAMED} more" if paths[MOST_NAMED:] else "")
+    raise ConfigError(
+        f"the run in {run_dir} cannot be continued with these settings: {listed} differ from its checkpoint. "
+        f"{_nearest_fix(fatal, record.names, names)}; or name another --run-dir, or start afresh with --no-resume "
+        "(the old run is moved aside, not deleted).",
+        _table(fatal),
+    )
+
+
+def _why_fixed(path: str) -> str | None:
+    """Why a setting cannot change; None where it can."""
+    matches = (
+        reason for start, reason in FIXED.items() if path == start or (start.endswith(".") and path.startswith(start))
+    )
+    return next(matches, None)
+
+
+def _nearest_fix(fatal: Sequence[Difference], then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What to give so that the run goes on: the old mode, the old presets, or the old values."""
+    if then.get("mode") != now.get("mode") and "mode" in then:
+        return f"It was begun with --mode {then['mode']}: give that"
+    kinds = {difference.path.split(".")[0] for difference in fatal}
+    presets = [kind for kind in kinds & then.keys() if then[kind] != now.get(kind)]
+    if presets and "mode" not in then:
+        return "It was begun with " + " ".join(f"--{kind}-preset {then[kind]}" for kind in sorted(presets))
+    if len(fatal) <= MOST_NAMED:
+        values = " ".join(f"--set {difference.path}={json.dumps(difference.before)}" for difference in fatal)
+        return f"Give the old values: {values}"
+    return "Give the old values, which are listed below"
+
+
+def _table(fatal: Sequence[Difference]) -> list[str]:
+    """`setting | in the checkpoint | now | why it cannot change`, in columns."""
+    rows = [("setting", "checkpoint", "now", "why it cannot change")]
+    rows += [(each.path, str(each.before), str(each.now), _why_fixed(each.path) or "") for each in fatal]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [
+        "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
     ]
-    if lines:
-        raise ConfigError(
-            f"the run in {run_dir} cannot be continued with these settings: {'; '.join(lines)}. "
-            "Give the old values, another --run-dir, or --no-resume for a fresh start (the old run is moved aside)."
-        )
 
 
 def adopt_changes(state: TrainState, paths: Sequence[str]) -> None:
@@ -62,8 +108,11 @@ def adopt_changes(state: TrainState, paths: Sequence[str]) -> None:
         state.pieces, state.validation_pieces = 0, 1
 
 
-def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool) -> Difference | None:
+def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool, changes: str) -> Difference | None:
     """The difference in data, where there is one and it is accepted.
+
+    Args:
+        changes: what is known of it, e.g. "3 added, 1 edited"; may be empty.
 
     Raises:
         DataError: the images are not those of the checkpoint, and that was not accepted.
@@ -71,19 +120,24 @@ def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool) 
     before, now = record.data, data
     if before["fingerprint"] == now["fingerprint"]:
         return None
+    told = f": {changes}" if changes else ""
     if not accept:
         raise DataError(
-            f"the images changed since the checkpoint: it was trained on {before['description']}; now there is "
+            f"the images changed since the checkpoint{told}. It was trained on {before['description']}; now there is "
             f"{now['description']}. Give a --run-dir of its own to another set, restore the images, go on with "
             "--set data.accept_change=true, or start afresh with --no-resume."
         )
-    return Difference("data (accepted)", before["description"], now["description"])
+    return Difference("data (accepted)", before["description"], f"{now['description']}{told}")
 
 
 def refuse_other_counts(record: RunRecord, now: RunConfig, steps_per_epoch: int, run_dir: object) -> None:
-    """Raise ConfigError where the place in the run, or what is measured there, would lose its meaning."""
+    """Raise ConfigError where the place in the run, or what is measured there, would lose its meaning.
+
+    With other images that were accepted, an epoch may have another number of steps: it is the steps that count.
+    """
     before, after = record.resolved.training.batch_size, now.training.batch_size
-    if (before, record.steps_per_epoch) != (after, steps_per_epoch):
+    other_epochs = record.steps_per_epoch != steps_per_epoch and not now.data.accept_change
+    if before != after or other_epochs:
         raise ConfigError(
             f"the run in {run_dir} took {record.steps_per_epoch} steps of {before} images an epoch, and would now take "
             f"{steps_per_epoch} of {after}: the place in the run would be lost. Use the same images and number of "

@@ -150,9 +150,11 @@ def _images(subject: Subject, source: str | None, observer: Observer) -> DataSet
 def _line(subject: Subject, data: DataSets, source: str | None, runtime: Runtime) -> PCALine:
     """What linear maps reach: as the run's own pre-flight found, or computed now for other images."""
     if subject.record is not None and source is None:
-        return PCALine.from_json(subject.record.preflight)
-    flight, _ = preflight.fly(subject.config, data, runtime.device)
-    return PCALine.from_json(flight.to_json(subject.config.loss.kl.weight))
+        flight = preflight.Preflight.from_json(subject.record.preflight)
+    else:
+        flight, _ = preflight.fly(subject.config, data, runtime.device)
+    history = History() if subject.run_dir is None else _history(subject)
+    return PCALine.from_json(flight.to_json(flight.effective_beta(subject.config.loss.kl, history.beta)))
 
 
 def _found(subject: Subject, data: DataSets, seen: Look, learned: Look, line: PCALine) -> Diagnosis:

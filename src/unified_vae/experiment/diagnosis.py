@@ -118,6 +118,11 @@ class Diagnosis:
         return max(1, self.latents if self.line is None else min(self.latents, self.line.needed))
 
     @property
+    def compares(self) -> bool:
+        """Whether there are images to differ from one another: a single one is its own mean, and moves no unit."""
+        return self.images != 1
+
+    @property
     def ignorance(self) -> float:
         """dB of a constant answer that does not know the validation images: their own mean flatters few of them."""
         few = self.images or 1000
@@ -147,6 +152,8 @@ class Diagnosis:
     def verdict(self) -> str:
         """As far as collapse goes: `posterior collapse`, `barely trained`, `partial collapse`, `not collapsed`."""
         part = self.active_units / self.needed
+        if not self.compares:
+            return "a single validation image tells nothing of collapse"
         if part < COLLAPSED:
             return COLLAPSE
         if self.psnr < self.ignorance - BELOW_MEAN:
@@ -164,17 +171,22 @@ class Diagnosis:
         """A row for each cause, in the order in which they are tried."""
         return [
             Row(BARELY, self._barely(), self._over_the_mean()),
-            Row(COLLAPSE, self.active_units < COLLAPSED * self.needed, self._units()),
+            Row(COLLAPSE, self._active_below(COLLAPSED), self._units()),
             Row(OVERFITTED, self._overfitted(), self._generalisation()),
             Row(UNDERTRAINED, self._undertrained(), self._course()),
-            Row(PARTIAL, self.active_units < WEAK * self.needed, self._units()),
+            Row(PARTIAL, self._active_below(WEAK), self._units()),
             Row(FEW_LATENTS, self._few_latents(), self._spectrum()),
             Row(LOSS_BLUR, None if self.sharpness is None else self.blurred, self._detail()),
             Row(MISMATCH, self._mismatch(), self._prior()),
         ]
 
-    def _barely(self) -> bool:
+    def _active_below(self, part: float) -> bool | None:
+        return self.active_units < part * self.needed if self.compares else None
+
+    def _barely(self) -> bool | None:
         """Worse than a constant on the training images too: on the others alone, an overfitted model may be."""
+        if not self.compares:
+            return None
         best = self.psnr if self.training_psnr is None else max(self.psnr, self.training_psnr)
         return best < self.ignorance - BELOW_MEAN
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.durable import reason, write_text
-from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import gather, validation_batches
 from unified_vae.data.open import DataSets
@@ -51,7 +51,7 @@ from unified_vae.training.loop import Loop
 from unified_vae.training.memory import is_out_of_memory
 from unified_vae.training.metrics_log import MetricsLog, TimingLog
 from unified_vae.training.non_finite import SkippedLog
-from unified_vae.training.observers import Observer, Observers, RunFinished
+from unified_vae.training.observers import Difference, Observer, Observers, RunFinished
 from unified_vae.training.run_lock import locked
 from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.saver import Saver
@@ -114,12 +114,13 @@ class _Fit:
         found = differences(record, self.request.run.config) if record else []
         if saved is not None and saved.step == 0 and found:  # nothing was trained yet that could be continued
             saved, record, found = None, None, []
-        refuse_impossible(found, self.folder.root)
+        if record:
+            refuse_impossible(found, record, self.request.run.names, self.folder.root)
         if saved is None and self.request.fix_from:
             resume_fix.refuse_without_checkpoint(self.request.fix_from)
         data = open_images(self.request.run, self.runtime, self.observer)
         about_data = {"fingerprint": data.fingerprint, "description": data.description}
-        if record and (difference := refuse_other_data(record, about_data, self.request.run.config.data.accept_change)):
+        if record and (difference := self._other_data(record, data, about_data)):
             found.append(difference)
         known = [Substitution(*entry) for entry in record.substitutions] if record else None
         flight, basis = self._preflight(data, record)
@@ -148,6 +149,7 @@ class _Fit:
             self._begin(parts, resolved, data, images, noise, flight, basis)
         if self.runtime.is_main:
             new_record.write(self.folder.config)
+            data.inventory.write(self.folder.root)
             write_text(self.folder.preflight, json.dumps(flight.to_json(beta), indent=2) + "\n")
         self._add_file_observers(resolved, state)
         point = first_point(parts, images, noise, self.runtime, parts.plan.progress(state.step))
@@ -198,6 +200,10 @@ class _Fit:
             return None, None
         saved = newest or checkpoint.load(self.folder.checkpoints, step)
         return saved, RunRecord.from_json(saved.part("record"), self.folder.root)
+
+    def _other_data(self, record: RunRecord, data: DataSets, about_data: dict[str, str]) -> Difference | None:
+        changes = data.inventory.changes_since(self.folder.root, record.data["fingerprint"])
+        return refuse_other_data(record, about_data, self.request.run.config.data.accept_change, changes)
 
     def _preflight(self, data: DataSets, record: RunRecord | None) -> tuple[Preflight, PrincipalComponents | None]:
         """The spectrum of the images: looked at before the first step, and remembered after that.
@@ -262,7 +268,7 @@ class _Fit:
                 f"kl.weight {asked.weight:g} in the convention {asked.convention} is beta {beta:.4g} for these images"
             )
         if data.quarantined and self.runtime.is_main:
-            lines = "".join(f"{entry.name}\t{entry.reason}\n" for entry in data.quarantined)
+            lines = "".join(entry.told("\t") + "\n" for entry in data.quarantined)
             write_text(self.folder.quarantine, lines)
             self.observer.notice(f"files that cannot be used are named, with reasons, in {self.folder.quarantine}")
 
@@ -282,11 +288,11 @@ class _Fit:
             start_at_pca([parts.model, parts.ema.model], basis, flight, resolved.config)
             calibrate(parts, images, noise, self.runtime)
             return
-        resume_fix.take_over(patient, parts, self.observer)
+        resume_fix.take_over(patient, parts, self.observer, self.runtime)
         uncalibrated = {name: value.clone() for name, value in parts.objective.state_dict().items()}
         calibrate(parts, images, noise, self.runtime)
-        before, result = resume_fix.examine(parts, data, self.runtime)
-        revived = resume_fix.revive(parts, resolved.config, result.active, basis, flight)
+        before, result = resume_fix.examine(parts, data, self.runtime, flight)
+        revived = resume_fix.revive(parts, resolved.config, data, result.active, basis, flight)
         parts.objective.load_state_dict(uncalibrated)
         calibrate(parts, images, noise, self.runtime)
         self.observer.notice(resume_fix.advice(before, revived))
@@ -332,7 +338,7 @@ class _Fit:
             return self._say(ending.interrupted(self.request, state, stopped_by, seconds))
         sampled = self._export(parts, resolved, data, state, saver)
         found = closing.diagnosed(parts, data, self.runtime, self.folder, flight)
-        findings = [*closing.lines(found, self.folder), *self._before_and_after(parts, data), *sampled]
+        findings = [*closing.lines(found, self.folder), *self._before_and_after(parts, data, flight), *sampled]
         return self._say(ending.finished(self.request, state, seconds, findings, saver.problem))
 
     def _export(
@@ -356,12 +362,16 @@ class _Fit:
             raise EnvironmentProblem(problem)
         return sampled
 
-    def _before_and_after(self, parts: Parts, data: DataSets) -> list[str]:
+    def _before_and_after(self, parts: Parts, data: DataSets, flight: Preflight) -> list[str]:
         """For `resume_fix`: what the cure did. Every rank takes part in the examination."""
         if self.request.fix_from is None:
             return []
-        after, _ = resume_fix.examine(parts, data, self.runtime)
-        before = Diagnosis.read(self.folder.before) if self.folder.before.exists() else None
+        after, _ = resume_fix.examine(parts, data, self.runtime, flight)
+        try:
+            before = Diagnosis.read(self.folder.before) if self.folder.before.exists() else None
+        except CheckpointError as problem:  # the run itself is whole
+            self.observer.notice(str(problem))
+            return []
         return resume_fix.comparison(before, after) if before else []
 
     def _say(self, event: RunFinished) -> RunFinished:

@@ -6,6 +6,7 @@ will be active, the KL and the PSNR; it is also where a model with a linear path
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified_vae.core.errors import ConfigError
+from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.core.linear_gaussian import LinearVAE, optimum
 from unified_vae.core.principal_components import PrincipalComponents, compose, project
 from unified_vae.data.batches import validation_batches
@@ -24,13 +25,13 @@ from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.data.principal import principal_components
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.losses.config import KLConfig
-from unified_vae.losses.constraint import Capacity
+from unified_vae.losses.constraint import Capacity, Geco
 from unified_vae.metrics.reconstruction import psnr
 from unified_vae.models.vae import VAE
 
 USUAL_COUNTS = (16, 32, 64, 128, 256, 512, 1024)
 LEAST_FOR_ADVICE, MOST_FOR_ADVICE = 32, 512  # components looked at, to say what more latents would bring
-PIECE = 250  # validation images at a time
+PIECE_VALUES = 250 * 3 * 64 * 64  # of validation images looked at in one piece
 FEW = 0.5  # part of the units below which a run counts as collapsed
 WORTH = 0.5  # dB that more latents have to promise to be mentioned
 SEARCHED_BETAS = (1e-6, 1e6)
@@ -91,6 +92,10 @@ class Preflight:
         nats = kl.constraint.nats
         return min(kl.weight, largest_beta_where(lambda beta: self.linear(beta).rate >= nats))
 
+    def effective_beta(self, kl: KLConfig, last: float | None) -> float:
+        """The price of a nat that a run came to: with GECO its `last` one, else as planned."""
+        return last if isinstance(kl.constraint, Geco) and last is not None else self.planned_beta(kl)
+
     def half(self) -> float:
         """Units below which a run counts as collapsed: half of those that the images can use at all."""
         return FEW * min(self.latents, len(self.eigenvalues))
@@ -109,9 +114,19 @@ class Preflight:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Preflight:
-        """The inverse of `to_json`."""
-        known = {name: content[name] for name in cls.__dataclass_fields__}
-        tuples = {name: tuple(known[name]) for name in ("eigenvalues", "validation_variances")}
+        """The inverse of `to_json`.
+
+        Raises:
+            CheckpointError: an entry is missing.
+        """
+        try:
+            known = {name: content[name] for name in cls.__dataclass_fields__}
+            tuples = {name: tuple(known[name]) for name in ("eigenvalues", "validation_variances")}
+        except (KeyError, TypeError) as problem:
+            raise CheckpointError(
+                f"what the run says of its images was written by another version of unified-vae ({problem}). Continue "
+                "it with that one, or start afresh with --no-resume (the old run is moved aside, not deleted)."
+            ) from problem
         return cls(**{**known, **tuples})
 
 
@@ -171,7 +186,7 @@ def _on_validation(
     basis: PrincipalComponents, split: PackedSplit, counts: Sequence[int], device: torch.device
 ) -> _Measured:
     measured = _Measured(torch.zeros(len(basis.eigenvalues), dtype=torch.float64), 0.0, dict.fromkeys(counts, 0.0))
-    for raw in validation_batches(split, batch_size=PIECE):
+    for raw in validation_batches(split, batch_size=max(1, PIECE_VALUES // math.prod(split.images.shape[1:]))):
         images = raw.to(device).float() / 255
         coordinates = project(images, basis)
         share = len(images) / len(split)
@@ -200,6 +215,11 @@ def refuse_or_warn(flight: Preflight, beta: float, strict: bool) -> str | None:
     linear = flight.linear(beta)
     if linear.active_units >= flight.half():
         return None
+    if not any(value > 0 for value in flight.eigenvalues):
+        words = "posterior collapse is predicted: the training images do not differ from one another"
+        if strict:
+            raise ConfigError(f"{words}. Give other images; preflight=strict refuses these.")
+        return f"{words}. Give other images."
     advice = f"--beta {flight.largest_beta():.3g} or less, or --set model.latents={max(linear.active_units, 1)}"
     words = (
         f"posterior collapse is predicted: at beta {beta:g} only {linear.active_units} of {flight.latents} units "

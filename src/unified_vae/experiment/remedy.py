@@ -6,6 +6,7 @@ model or beta trains anew beside the run (`RUN-again`). No command spoils the ru
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -53,7 +54,10 @@ class Situation:
         if self.run_dir is not None:
             return _command("train_unified.py", "--config", (self.run_dir / "config.json").as_posix(), *words)
         model = self.config.model
-        shape = [f"model.{name}={getattr(model, name)}" for name in ("image_size", "latents", "base_channels")]
+        usual = type(model)().model_dump()
+        always = ("family", "image_size", "latents", "base_channels")
+        changed = [name for name, value in model.model_dump().items() if name in always or value != usual[name]]
+        shape = [f"model.{name}={json.dumps(getattr(model, name))}".replace('"', "") for name in changed]
         shape = [text for text in shape if not any(text.split("=")[0] in word for word in words)]
         data = shlex.split(f"--data {shlex.quote(self.config.data.source)}")
         return _command("train_unified.py", *data, *(word for text in shape for word in ("--set", text)), *words)
@@ -152,7 +156,9 @@ def _generalise(place: Situation) -> Remedy:
     if not data.augment.horizontal_flip:
         advice = "more images; mirrored ones count where left and right may be exchanged"
         return Remedy(advice, place.again("--set", "data.augment.horizontal_flip=true"))
-    width = max(4, place.config.model.base_channels // 2)
+    width = max(4, place.config.model.base_channels // 8 * 4)
+    if width >= place.config.model.base_channels:
+        return Remedy("more images: the network is as narrow as it can be", "")
     advice = "more images; failing that, a narrower network"
     return Remedy(advice, place.again("--set", f"model.base_channels={width}"))
 

@@ -22,11 +22,12 @@ from unified_vae.data.batches import validation_batches
 from unified_vae.data.open import DataSets
 from unified_vae.experiment.assemble import Parts
 from unified_vae.experiment.diagnosis import Diagnosis
+from unified_vae.experiment.pca_line import PCALine
 from unified_vae.experiment.preflight import Preflight, start_at_pca
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
-from unified_vae.training import checkpoint_ring
+from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.saver import load_weights
@@ -45,20 +46,24 @@ def refuse_without_checkpoint(patient: Path) -> None:
         )
 
 
-def take_over(patient: Path, parts: Parts, observer: Observer) -> None:
-    """Put the averaged weights of the run in `patient` into both models.
+def take_over(patient: Path, parts: Parts, observer: Observer, runtime: Runtime) -> None:
+    """Put the averaged weights of the run in `patient` into both models, the same ones on every rank.
 
     Raises:
         CheckpointError: no checkpoint is whole, or none fits.
     """
-    saved = checkpoint_ring.newest_good(RunFolder(patient).checkpoints, observer.notice, set_aside=False)
-    assert saved, "refuse_without_checkpoint comes first"
+    root, newest = RunFolder(patient).checkpoints, None
+    if runtime.is_main:
+        newest = checkpoint_ring.newest_good(root, observer.notice, set_aside=False)
+        assert newest, "refuse_without_checkpoint comes first"
+    step = runtime.from_main(newest.step if newest else 0)
+    saved = newest or checkpoint.load(root, step)
     load_weights(parts.model, saved.group("ema"), "model")
     load_weights(parts.ema.model, saved.group("ema"), "model")
     observer.notice(f"resume_fix: weights of {patient} at step {saved.step:,}; that run itself is left as it is")
 
 
-def examine(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Diagnosis, ValidationResult]:
+def examine(parts: Parts, data: DataSets, runtime: Runtime, flight: Preflight) -> tuple[Diagnosis, ValidationResult]:
     """Validate the averaged weights. The objective needs a scale by now: calibrate first."""
     size = parts.plan.micro_batch(runtime.world_size, 1)
 
@@ -68,15 +73,24 @@ def examine(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Diagnosis, 
         )
 
     result = validate(parts.ema.model, parts.objective, batches, size, parts.stepper.micro_batches, 1.0)
-    return Diagnosis.of(result.values, parts.model.latents), result
+    line = PCALine.from_json(flight.to_json(parts.objective.beta(1.0)))
+    return Diagnosis.of(result.values, parts.model.latents, images=len(data.validation), line=line), result
 
 
-def revive(parts: Parts, config: RunConfig, active: list[bool], basis: PrincipalComponents, flight: Preflight) -> int:
+def revive(
+    parts: Parts,
+    config: RunConfig,
+    data: DataSets,
+    active: list[bool],
+    basis: PrincipalComponents,
+    flight: Preflight,
+) -> int:
     """Give every unit that is not active fresh weights, in the model and its average; returns how many.
 
-    Where the model has a linear path, a unit's fresh weights are its principal component.
+    Where the model has a linear path, a unit's fresh weights are its principal component. One validation image shows no
+    difference between images, so nothing is replaced then.
     """
-    dead = ~torch.tensor(active)
+    dead = ~torch.tensor(active) if len(data.validation) > 1 else torch.zeros(len(active), dtype=torch.bool)
     donor = build_model(config.model, seed=key(config.seed, "revived units"))
     start_at_pca([donor], basis, flight, config)
     for model in (parts.model, parts.ema.model):

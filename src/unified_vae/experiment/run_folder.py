@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from pydantic import ValidationError
 
 from unified_vae.core.durable import STAGE_PREFIX, discard, reason, sweep_stages, sync_file, write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
+from unified_vae.core.paths import sibling
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
-
 
 PROBE_BYTES = 1 << 16
 
@@ -122,8 +123,8 @@ class RunFolder:
     def move_aside(self) -> Path:
         """Give an earlier run's folder another name, so that a fresh one can begin; returns the new path."""
         stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        names = (f"{self.root.name}-before-{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-        target = next(path for name in names if not (path := self.root.with_name(name)).exists())
+        endings = (f"-before-{stamp}{again}" for again in ("", *(f"-{n}" for n in range(2, 1000))))
+        target = next(path for ending in endings if not (path := sibling(self.root, after=ending)).exists())
         try:
             return self.root.rename(target)
         except OSError as problem:
@@ -201,17 +202,25 @@ class RunRecord:
                 content["origins"],
                 content["names"],
                 tuple((term, by, reason) for term, by, reason in content["substitutions"]),
-                content["data"],
-                content["steps_per_epoch"],
+                {**content["data"], **{name: str(content["data"][name]) for name in ("fingerprint", "description")}},
+                int(content["steps_per_epoch"]),
                 content["environment"],
                 content["preflight"],
             )
         except (ValueError, KeyError, TypeError, ValidationError) as problem:
-            reason = str(problem).splitlines()[0]
+            why = str(problem).splitlines()[0]
             raise CheckpointError(
-                f"the run in {place} was begun by another version of unified-vae ({reason}): continue it with that "
-                "one, or start afresh with --no-resume (the old run is moved aside, not deleted)."
+                f"the run in {place} was begun by {_writer(content)}; this is unified-vae {version('unified-vae')}, "
+                f"which does not understand it ({why}). Continue it with that one, or start afresh with --no-resume "
+                "(the old run is moved aside, not deleted)."
             ) from problem
+
+
+def _writer(content: object) -> str:
+    """The version that wrote a record, as far as the record tells."""
+    environment = content.get("environment") if isinstance(content, Mapping) else None
+    name = environment.get("unified-vae") if isinstance(environment, Mapping) else None
+    return f"unified-vae {name}" if isinstance(name, str) else "another version of unified-vae"
 
 
 def leaves(config: RunConfig) -> dict[str, Any]:

@@ -68,14 +68,17 @@ def _painted(model: VAE, folder: RunFolder, config: RunConfig, observer: Observe
         return paint_density(model, folder.samples / SHEET, config.training.samples.count, config.seed)
     except OSError as problem:
         observer.notice(f"{folder.samples / SHEET} cannot be written ({reason(problem)})")
-        return None
+    except torch.OutOfMemoryError:
+        observer.notice("out of memory: no sheet of new samples; fewer need less (training.samples.count)")
+    return None
 
 
 def lines(fitted: FittedDensity, sheet: Path | None, seconds: float) -> list[str]:
     """What was fitted, how long it took, what it gains, and the picture to look at."""
     look = [] if sheet is None else [f"the picture to look at, new samples: {sheet.as_posix()}"]
-    if not fitted.images:
-        return [*([fitted.note] if fitted.note else ["new pictures are sampled from N(0, I)"]), *look]
+    if fitted.density.kind == "normal":
+        likeliest = f", the likeliest of {len(fitted.nats)} densities" if len(fitted.nats) > 1 else ""
+        return [fitted.note or f"new pictures are sampled from N(0, I){likeliest}", *look]
     gain = fitted.nats[fitted.density.kind] - fitted.nats["normal"] if fitted.nats else 0.0
     better = f"; {gain:,.0f} nats an image likelier than N(0, I) for images kept out" if gain > 0 else ""
     said = (

@@ -29,16 +29,17 @@ ROUNDS = 200
 
 
 def equivalent(
-    convention: KLConvention, weight: float, eigenvalues: Spectrum, rest: float, dimensions: int
+    convention: KLConvention, weight: float, eigenvalues: Spectrum, rest: float, dimensions: int, latents: int
 ) -> LinearVAE:
     """The linear VAE that a weight in another convention leads to; its `beta` is the calibrated one.
 
     Args:
         convention: any but `nats`.
         weight: of the KL, as the other trainer writes it.
-        eigenvalues: [latents], the largest of the images' spectrum, descending.
+        eigenvalues: the largest of the images' spectrum, descending: as many as there are latents, or fewer.
         rest: variance beyond them.
         dimensions: D, pixel values per image.
+        latents: of the model.
     """
     if convention == "l1_sum":
         return _absolute(weight, eigenvalues, rest, dimensions)
@@ -46,7 +47,7 @@ def equivalent(
         "sum_sum": 0.5,
         "half_sum_sum": 1.0,
         "mean_sum": 0.5 * dimensions,
-        "mean_mean": 0.5 * dimensions / len(eigenvalues),
+        "mean_mean": 0.5 * dimensions / latents,
     }
     return at_level(eigenvalues, rest, dimensions, per_square[convention] * weight)
 

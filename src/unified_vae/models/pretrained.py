@@ -83,10 +83,11 @@ def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> V
         raise CheckpointError(
             f"the model in {folder} is damaged: {reason(problem)}. Export it again from its run."
         ) from problem
-    model = build_model(config)
     try:
+        _refuse_larger(config, weights)
+        model = build_model(config)
         model.load_state_dict(weights)
-    except RuntimeError as problem:
+    except (RuntimeError, MemoryError, ValueError) as problem:
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS} do not fit the model that {CONFIG} describes. "
             "Take both files from the same export."
@@ -95,13 +96,20 @@ def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> V
     return model.to(device).eval()
 
 
+def _refuse_larger(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a model would be built, for all of memory perhaps, that these weights cannot be of."""
+    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
+    if max(config.latents, config.base_channels) > largest:
+        raise ValueError(f"the weights have no dimension above {largest}")
+
+
 def _density(folder: Path, entry: Any, latents: int) -> LatentDensity:
     if entry is None:
         return NormalDensity(latents)
     try:
+        if entry["latents"] != latents:
+            raise ValueError(f"it is of {entry['latents']} latents")
         density = read_density(folder, entry)
-        if density.latents != latents:
-            raise ValueError(f"it is of {density.latents} latents")
     except TENSOR_FILE_ERRORS as problem:
         raise CheckpointError(
             f"the latent density of the model in {folder} is damaged ({reason(problem)}). Export it again from its run."

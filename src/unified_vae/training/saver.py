@@ -143,6 +143,8 @@ class Saver:
         """In the thread."""
         begun, outcome = time.monotonic(), _Outcome(wanted, [])
         try:
+            if self.problem is not None:
+                checkpoint_ring.sweep(self.root)  # what a folder that was read-only kept of the last attempt
             if first:
                 first()
             for content in wanted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +71,8 @@ class TensorBoardObserver(Observer):
         from torch.utils.tensorboard import SummaryWriter
 
         _say_nothing_from_its_thread()
+        if not self.folder.parent.is_dir():  # the writer would make it, perhaps on another disk than the one that went
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder.parent))
         self._writer = SummaryWriter(str(self.folder), purge_step=first_step)
         self._ended = False
 

@@ -30,6 +30,10 @@ def read_density(folder: Path, entry: Mapping[str, Any]) -> LatentDensity:
         KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError: something of it is damaged.
     """
     kinds = {kind.kind: kind for kind in KINDS}
+    tensors = parse_tensors((folder / TENSORS).read_bytes())
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    if any(size > numbers for size in entry["sizes"].values()):
+        raise ValueError(f"its {numbers} numbers cannot be of the sizes {entry['sizes']}")
     density = kinds[entry["kind"]](entry["latents"], **entry["sizes"])
-    density.load_state_dict(parse_tensors((folder / TENSORS).read_bytes()))
+    density.load_state_dict(tensors)
     return density.eval().requires_grad_(False)

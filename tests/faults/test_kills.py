@@ -1,0 +1,178 @@
+"""SIGKILL at any moment, saves included: the same command goes on, to the bits of the run that was left alone."""
+
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+
+import pytest
+from figures import report
+from lives import Recorder, leftovers, live, outcome, request, server, write_images
+
+from unified_vae.experiment.fit import fit
+from unified_vae.training.checkpoint_ring import saved_steps
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
+STEPS = 36  # of the tiny run: 6 epochs of 6
+SAVE_ALWAYS = {"training": {"checkpoint": {"every_minutes": 1e-6, "keep_last": 2}}}
+
+
+@dataclass
+class Toll:
+    """What a series of kills came to."""
+
+    kills: int = 0
+    runs: int = 0
+    different: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    steps_at_death: list[int] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    """What a run that nobody interrupts leaves, and the seconds that it takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for name in ("warm", "timed"):  # the first life waits for the fork server to import torch
+        begun = time.monotonic()
+        assert lived(request(folder / name, source, SAVE_ALWAYS)) == 0
+    return outcome(folder / "timed"), time.monotonic() - begun
+
+
+def lived(some) -> int:
+    """A life to its end: the exit code."""
+    process = server().Process(target=live, args=(some,))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def killed_after(some, seconds: float) -> bool:
+    """A life that is killed after so many seconds; False where it was over before."""
+    process = server().Process(target=live, args=(some,))
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def newest_step(run_dir) -> int:
+    """Step of the newest complete checkpoint, 0 without one."""
+    return max(saved_steps(run_dir / "checkpoints"), default=0)
+
+
+def taken(kills: int, source, folder, reference, rng, workers: int = 0) -> Toll:
+    """Runs one after the other, each killed until it gets through, for so many kills."""
+    expected, seconds = reference
+    toll = Toll()
+    while toll.kills < kills:
+        toll.runs += 1
+        run_dir = folder / f"run-{toll.runs}"
+        some = request(run_dir, source, {**SAVE_ALWAYS, "data": {"workers": workers}})
+        while toll.kills < kills and killed_after(some, rng.uniform(0.02, 0.9) * seconds):
+            toll.kills += 1
+            toll.steps_at_death.append(newest_step(run_dir))
+        assert lived(some) == 0
+        if outcome(run_dir) != expected:
+            toll.different.append(run_dir.name)
+        toll.orphans += leftovers(run_dir)
+    return toll
+
+
+@pytest.mark.parametrize(
+    ("kills", "workers"),
+    [
+        (100, 0),
+        pytest.param(900, 0, marks=pytest.mark.long),
+        pytest.param(100, 2, marks=pytest.mark.long),  # loader workers import torch, seconds a life
+    ],
+)
+def test_killed_anywhere(kills, workers, undisturbed, source, tmp_path):
+    toll = taken(kills, source, tmp_path, undisturbed, random.Random(kills), workers)
+    assert (toll.different, toll.orphans) == ([], [])
+    assert len(set(toll.steps_at_death)) > 5, "the kills should fall all over the run"
+    report(
+        fault=f"SIGKILL at random instants, {workers} loader workers",
+        target="bit-identical end, no orphan files, no unreadable checkpoint",
+        result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends, "
+        f"{len(toll.orphans)} orphan files",
+    )
+
+
+class KilledInEpoch(Recorder):
+    """Dies of SIGKILL at a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def step_done(self, event):
+        if event.step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_at(some, step: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    fit(some, [KilledInEpoch(step)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_twice_in_the_same_epoch(workers, undisturbed, source, tmp_path):
+    some = request(tmp_path / "run", source, {**SAVE_ALWAYS, "data": {"workers": workers}})
+    for step in (14, 16):  # epochs have 6 steps
+        process = server().Process(target=_die_at, args=(some, step))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+    assert lived(some) == 0
+    assert outcome(tmp_path / "run") == undisturbed[0]
+    assert leftovers(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [(1, 6, 7, 35, 36), pytest.param(tuple(range(1, STEPS + 1)), marks=pytest.mark.long)],
+    ids=["some steps", "every step"],
+)
+def test_resumed_from_a_step(steps, undisturbed, source, tmp_path):
+    """Also from the first, from the last of an epoch, from one with a validation, and from the last of all."""
+    for step in steps:
+        some = request(tmp_path / f"run-{step}", source, SAVE_ALWAYS)
+        process = server().Process(target=_die_at, args=(some, step))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        assert lived(some) == 0
+        assert outcome(tmp_path / f"run-{step}") == undisturbed[0], step
+    report(
+        fault="resume from a step",
+        target="bit-identical end",
+        result=f"{len(steps)} of {len(steps)} steps of {STEPS}",
+    )
+
+
+def test_ten_generations(undisturbed, source, tmp_path):
+    """A resume of a resume of a resume: one life for every few steps, with other numbers of workers."""
+    generations = list(range(3, STEPS, 4))
+    for number, step in enumerate(generations):
+        change = {**SAVE_ALWAYS, "data": {"workers": (0, 2, 1)[number % 3]}}
+        process = server().Process(target=_die_at, args=(request(tmp_path / "run", source, change), step))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+    assert lived(request(tmp_path / "run", source, SAVE_ALWAYS)) == 0
+    assert outcome(tmp_path / "run") == undisturbed[0]
+    report(
+        fault="resume of a resume, loader workers changed each time",
+        target="10 generations, no drift",
+        result=f"{len(generations) + 1} generations, bit-identical end",
+    )

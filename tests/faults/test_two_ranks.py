@@ -1,0 +1,101 @@
+"""Two processes of one run: a signal to one of them or to both, and the sudden death of one."""
+
+import os
+import random
+import signal
+import sys
+import time
+
+import pytest
+from commands import ended, said_by, settings_file, started, started_together
+from figures import report
+from lives import leftovers, outcome
+
+from unified_vae.training.checkpoint_ring import saved_steps
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes with gloo are tested on Linux")
+TRAINED = {"training": {"epochs": 6, "checkpoint": {"every_minutes": 1e-6}}}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return settings_file(tmp_path_factory.mktemp("data"), TRAINED)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    """What both leave when nothing happens, and how long that takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert ended(started(config, folder / "warm")) == 0  # packs the images
+    begun = time.monotonic()
+    assert [ended(process) for process in started_together(config, folder / "run")] == [0, 0]
+    return outcome(folder / "run"), time.monotonic() - begun
+
+
+def training(processes, run_dir) -> None:
+    """Wait until the first step is saved."""
+    limit = time.monotonic() + 60
+    while not any(step > 0 for step in saved_steps(run_dir / "checkpoints")):
+        assert all(process.is_alive() for process in processes), said_by(run_dir).read_text()
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("trials", [3, pytest.param(60, marks=pytest.mark.long)])
+def test_a_signal_to_some_ranks_stops_all_at_the_same_step(trials, config, undisturbed, tmp_path):
+    expected, seconds = undisturbed
+    rng, slowest = random.Random(trials), 0.0
+    for number in range(trials):
+        run_dir, whom = tmp_path / f"run-{number}", ((0,), (1,), (0, 1))[number % 3]
+        processes = started_together(config, run_dir)
+        training(processes, run_dir)
+        time.sleep(rng.uniform(0, 0.2) * seconds)
+        sent = time.monotonic()
+        for rank in whom:
+            os.kill(processes[rank].pid, signal.SIGTERM)
+        codes = [ended(process) for process in processes]
+        slowest = max(slowest, time.monotonic() - sent)
+        # a run that was over just before is finished; one whose training was over ends where it is
+        assert codes == [143, 143] or set(codes) <= {0, 143, 3}, (codes, said_by(run_dir).read_text())
+        assert [ended(process) for process in started_together(config, run_dir)] == [0, 0]
+        assert outcome(run_dir) == expected
+        assert leftovers(run_dir) == []
+    report(
+        fault="SIGTERM to rank 0, rank 1, both of 2 ranks",
+        target="all stop at one step, 0 hangs, bit-identical end",
+        result=f"{trials} of {trials}; slowest end {slowest:.1f} s after the signal",
+    )
+
+
+@pytest.mark.parametrize("trials", [2, pytest.param(50, marks=pytest.mark.long)])
+def test_the_death_of_one_rank_ends_the_other(trials, config, undisturbed, tmp_path):
+    expected, _ = undisturbed
+    slowest = 0.0
+    for number in range(trials):
+        run_dir, victim = tmp_path / f"run-{number}", number % 2
+        processes = started_together(config, run_dir)
+        training(processes, run_dir)
+        processes[victim].kill()
+        killed = time.monotonic()
+        assert ended(processes[1 - victim], 60) != 0
+        slowest = max(slowest, time.monotonic() - killed)
+        said = said_by(run_dir, 1 - victim).read_text()
+        assert "Traceback" not in said, said
+        assert [ended(process) for process in started_together(config, run_dir)] == [0, 0]
+        assert outcome(run_dir) == expected
+        assert leftovers(run_dir) == []
+    report(
+        fault="SIGKILL of one of 2 ranks",
+        target="the other ends, relaunch bit-identical, 0 hangs",
+        result=f"{trials} of {trials}; slowest end {slowest:.1f} s after the kill",
+    )
+
+
+def test_a_run_of_one_process_goes_on_with_two(config, tmp_path):
+    """The global batches stay the same, so the way goes on, up to the rounding of sums."""
+    process = started(config, tmp_path / "run")
+    training([process], tmp_path / "run")
+    os.kill(process.pid, signal.SIGTERM)
+    assert ended(process) in (0, 143)
+    assert [ended(rank) for rank in started_together(config, tmp_path / "run")] == [0, 0]
+    assert "2 processes" in said_by(tmp_path / "run").read_text()
