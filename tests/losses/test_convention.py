@@ -53,3 +53,10 @@ def test_the_calibrated_beta_leads_to_the_same_optimum(convention):
 def test_the_mean_of_squares_at_beta_one_collapses():
     """What the objective of many scripts does (docs/objective.md, "Why not")."""
     assert equivalent("mean_sum", 1.0, SPECTRUM, REST, DIMENSIONS, len(SPECTRUM)).active_units == 0
+
+
+def test_a_mean_over_the_latents_is_over_all_of_them_also_where_the_images_have_fewer_components():
+    latents, weight = 3 * LATENTS, 0.5
+    found = equivalent("mean_mean", weight, SPECTRUM, REST, DIMENSIONS, latents)
+    same = equivalent("mean_sum", weight / latents, SPECTRUM, REST, DIMENSIONS, latents)
+    assert found.beta == pytest.approx(same.beta) and found.rate == pytest.approx(same.rate)

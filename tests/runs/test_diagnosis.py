@@ -108,6 +108,15 @@ def test_few_validation_images_flatter_their_own_mean():
     assert diagnosed(**near, images=4).cause != causes.BARELY
 
 
+def test_a_single_validation_image_proves_no_collapse():
+    found = diagnosed(images=1, active_units=0, mean_image_psnr=120.0)
+    unknown = (causes.COLLAPSE, causes.PARTIAL, causes.BARELY)
+    assert found.cause not in unknown
+    assert "single" in found.verdict
+    rows = {row.cause: row.applies for row in found.evidence()}
+    assert [rows[cause] for cause in unknown] == [None, None, None]
+
+
 def test_a_fall_counts_where_training_went_on_to_learn():
     falling = course(22.0, 25.0, 24.6, 24.4, 24.2, 24.0, training=[(10 * n, 20.0 + n) for n in range(1, 7)])
     assert diagnosed(psnr=25.0, training_psnr=25.5, history=falling).cause == causes.OVERFITTED

@@ -1,5 +1,6 @@
 """What is said before the first step: it is what the run then starts with, and collapse is refused or warned of."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,8 @@ from unified_vae.experiment import preflight
 from unified_vae.experiment.fit import fit
 from unified_vae.experiment.preflight import Preflight
 from unified_vae.experiment.run_config import RunConfig
+from unified_vae.losses.config import KLConfig
+from unified_vae.losses.constraint import Capacity, Geco
 from unified_vae.models.config import ConvConfig
 
 SIZE, LATENTS = 16, 4
@@ -99,3 +102,21 @@ def test_more_latents_are_advised_where_they_are_worth_it(flown):
     flight, _ = flown
     assert "(--set model.latents=" in preflight.latents_advice(flight, 2.0)
     assert "are enough at this beta" in preflight.latents_advice(flight, 300.0)
+
+
+def test_images_that_do_not_differ_are_said_to_be_so(flown):
+    flight, _ = flown
+    flat = dataclasses.replace(flight, eigenvalues=(0.0,) * len(flight.eigenvalues), rest=0.0)
+    warning = preflight.refuse_or_warn(flat, 2.0, strict=False)
+    assert "do not differ" in warning and "--beta" not in warning
+    with pytest.raises(ConfigError, match="do not differ"):
+        preflight.refuse_or_warn(flat, 2.0, strict=True)
+
+
+def test_the_price_of_a_nat_is_the_last_one_of_geco_and_the_planned_one_of_a_capacity(flown):
+    flight, _ = flown
+    geco = KLConfig(weight=2.0, constraint=Geco(psnr=20.0))
+    assert (flight.effective_beta(geco, 14.0), flight.effective_beta(geco, None)) == (14.0, 2.0)
+    assert flight.effective_beta(KLConfig(weight=3.0), 14.0) == 3.0
+    firm = KLConfig(weight=100.0, constraint=Capacity(nats=flight.linear(5.0).rate))
+    assert flight.effective_beta(firm, 100.0) == pytest.approx(5.0, rel=1e-3)
