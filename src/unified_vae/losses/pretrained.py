@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import shlex
 import socket
 import sys
 import threading
@@ -41,7 +42,21 @@ class WeightsUnavailable(EnvironmentProblem):
     def __init__(self, reason: str, architecture: Architecture, setting: str) -> None:
         self.reason = reason
         term = setting.removesuffix(".weights_path")
-        super().__init__(f"{term}: {reason}; put the file {architecture.file} there or give its path as {setting}")
+        super().__init__(
+            f"{term}: {reason}; put the file {architecture.file} there{_by_hand(architecture)} or give its path as "
+            f"{setting}"
+        )
+
+
+def _by_hand(architecture: Architecture) -> str:
+    """How to fetch the file, from a machine with a network if need be, and how to know it."""
+    digest = architecture.file.rpartition("-")[2].partition(".")[0]
+    try:
+        address = _address(architecture)
+    except _NoDownloadError:
+        return ""
+    path = cache_folder() / architecture.file
+    return f" (curl --create-dirs -o {shlex.quote(str(path))} {address}; its sha256 begins {digest})"
 
 
 def to_stderr(line: str) -> None:

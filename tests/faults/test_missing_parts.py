@@ -1,0 +1,126 @@
+"""What a run can do without is left out with a line; what it cannot do without is told before its first step."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from figures import report
+from lives import Recorder, outcome, request, server, write_images
+
+from unified_vae.core.errors import UserError
+from unified_vae.losses.pretrained import OFFLINE_VARIABLE
+from unified_vae.losses.vgg import VGG16
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
+NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses every connection: as good as no network
+IMAGE_SIZE = 32
+SHORT = {"training": {"max_steps": 2, "batch_size": 4}}
+PERCEPTUAL = {"model": {"image_size": IMAGE_SIZE}, **SHORT}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy", count=20, size=IMAGE_SIZE)
+
+
+def _life(some, blocked: list[str], home: str, told) -> None:
+    """A run where some modules cannot be imported, with this TORCH_HOME and without a network."""
+    import torch
+
+    from unified_vae.experiment.fit import fit
+
+    torch.set_num_threads(1)
+    torch.hub._hub_dir = None
+    os.environ.update(TORCH_HOME=home, http_proxy=NOWHERE, https_proxy=NOWHERE)
+    os.environ.pop(OFFLINE_VARIABLE, None)
+    for module in blocked:
+        sys.modules[module] = None  # importing it now raises ImportError
+    seen = Recorder()
+    begun = time.monotonic()
+    try:
+        code, words = fit(some, [seen]).exit_code, ""
+    except UserError as error:
+        code, words = error.exit_code, str(error)
+    told.put((code, words, seen.notices, len(seen.started), time.monotonic() - begun))
+
+
+def lived(some, home: Path, blocked: tuple[str, ...] = ()) -> tuple[int, str, list[str], int, float]:
+    """Exit code, the error's sentence, notices, times that training started, seconds."""
+    told = server().Queue()
+    process = server().Process(target=_life, args=(some, list(blocked), str(home), told))
+    process.start()
+    answer = told.get(timeout=300)
+    process.join(30)
+    return answer
+
+
+def test_without_tensorboard_the_run_is_the_same(source, tmp_path) -> None:
+    assert lived(request(tmp_path / "with", source, SHORT), tmp_path)[0] == 0
+    blocked = ("tensorboard", "torch.utils.tensorboard")
+    code, words, notices, _, _ = lived(request(tmp_path / "without", source, SHORT), tmp_path, blocked)
+    assert (code, words) == (0, "")
+    assert [notice for notice in notices if "TensorBoard is not available" in notice and "metrics.jsonl" in notice]
+    assert outcome(tmp_path / "without") == outcome(tmp_path / "with")
+    assert not (tmp_path / "without" / "tensorboard").exists()
+    report(fault="TensorBoard is missing", target="a line, and the same run", result="a line; the same bits")
+
+
+def _damaged(home: Path) -> None:
+    path = home / "hub" / "checkpoints" / VGG16.file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(1000))
+
+
+@pytest.mark.parametrize("term", ["perceptual", "lpips"])
+@pytest.mark.parametrize("state", ["empty", "damaged", "wrong path"])
+def test_strict_weights_end_the_run_before_its_first_step(source, tmp_path, term, state) -> None:
+    settings: dict[str, object] = {"weight": 0.1, "missing": "strict"}
+    if state == "damaged":
+        _damaged(tmp_path / "home")
+    if state == "wrong path":
+        settings["weights_path"] = str(tmp_path / "vgg.pth")
+    some = request(tmp_path / "run", source, {**PERCEPTUAL, "loss": {term: settings}})
+    code, words, _, started, seconds = lived(some, tmp_path / "home")
+    assert (code, started) == (3, 0), words
+    assert f"loss.{term}" in words and VGG16.file in words and "weights_path" in words
+    if state != "wrong path":
+        assert f"curl --create-dirs -o {tmp_path}/home/hub/checkpoints/{VGG16.file} https://" in words
+        assert "sha256 begins 397923af" in words
+    if state == "damaged":
+        assert "is damaged (its sha256 begins" in words and "delete it" in words
+    report(
+        fault=f"{term}: weights {state}", target="exit code 3 before the first step", result=f"3, after {seconds:.1f} s"
+    )
+
+
+def test_a_replacement_is_told_and_recorded(source, tmp_path) -> None:
+    """Never in silence: a line with the reason at every start, and the record of the run says so."""
+    some = request(tmp_path / "run", source, {**PERCEPTUAL, "loss": {"lpips": {"weight": 0.1}}})
+    for _ in range(2):
+        code, words, notices, _, _ = lived(some, tmp_path / "home")
+        assert (code, words) == (0, "")
+        if notices:
+            assert any("loss.lpips is replaced by loss.haarpsi" in notice for notice in notices)
+            assert any("loss.lpips.missing=strict" in notice for notice in notices)
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["substitutions"][0][:2] == ["lpips", "haarpsi"]
+    assert record["config"]["loss"]["lpips"]["weight"] == 0 and record["config"]["loss"]["haarpsi"]["weight"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "blocked", "words"),
+    [
+        ("torchvision:CIFAR10", "torchvision", "needs torchvision"),
+        ("hf:owner/name", "datasets", "uv sync --extra hf"),
+        ("torchvision:CIFAR10", "", "could not be downloaded"),
+    ],
+)
+def test_libraries_and_networks_that_are_missing(source, tmp_path, name, blocked, words) -> None:
+    some = request(tmp_path / "run", source, {**SHORT, "data": {"source": name, "cache_dir": str(tmp_path / "cache")}})
+    code, sentence, _, started, _ = lived(some, tmp_path / "home", (blocked,) if blocked else ())
+    assert (code, started) == (3, 0) and words in sentence, sentence
