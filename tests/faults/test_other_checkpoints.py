@@ -1,0 +1,157 @@
+"""Checkpoints of another preset, shape or version: told before training, with what differs and what to do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lives import Recorder, request, write_images
+
+from unified_vae.cli import door
+from unified_vae.core.errors import CheckpointError, ConfigError
+from unified_vae.experiment.continuation import refuse_impossible
+from unified_vae.experiment.fit import fit
+from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.training import checkpoint_ring
+from unified_vae.training.checkpoint import folder_name
+from unified_vae.training.manifest import MANIFEST, OtherFormat, seal
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SHORT = {"training": {"epochs": 1}}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
+@pytest.fixture(scope="module")
+def trained(source, tmp_path_factory):
+    torch.set_num_threads(1)
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    fit(request(run_dir, source, SHORT), [Recorder()])
+    return run_dir
+
+
+def bytes_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+OTHERS = [
+    {"model": {"latents": 5}},
+    {"model": {"latents": 3, "base_channels": 8}},
+    {"model": {"base_channels": 8}},
+    {"model": {"image_size": 32}},
+    {"model": {"image_size": 8, "latents": 2, "base_channels": 8, "max_multiplier": 2}},
+    {"model": {"max_multiplier": 1}},
+    {"model": {"pca_start": False}},
+    {"model": {"channels": 1}},
+    {"seed": 5},
+    {"training": {"batch_size": 4}},
+    {"training": {"optimizer": {"kind": "sgd"}}},
+]
+
+
+@pytest.mark.parametrize("change", OTHERS, ids=json.dumps)
+def test_a_checkpoint_of_other_settings_is_refused_with_a_table(trained, source, change):
+    before = bytes_of(trained)
+    watcher = Recorder()
+    with pytest.raises(ConfigError) as problem:
+        fit(request(trained, source, {**SHORT, **change}), [watcher])
+    assert problem.value.exit_code == 2 and watcher.logged == []
+    heading, *rows = problem.value.details
+    assert {row.split()[0] for row in rows} == paths_of(change)
+    assert all(word in heading for word in ("setting", "checkpoint", "now"))
+    assert "--no-resume" in str(problem.value) and "--run-dir" in str(problem.value)
+    after = bytes_of(trained)
+    assert {path for path in after if after[path] != before.get(path)} == set(), "the run was touched"
+
+
+def paths_of(change, before=""):
+    """Dotted names of the settings that a change names."""
+    if not isinstance(change, dict):
+        return {before}
+    return {path for name, part in change.items() for path in paths_of(part, f"{before}.{name}" if before else name)}
+
+
+def test_the_nearest_fix_names_the_old_values(trained, source):
+    with pytest.raises(ConfigError, match=r"Give the old values: --set model\.latents=4;"):
+        fit(request(trained, source, {**SHORT, "model": {"latents": 5}}), [Recorder()])
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "fix"),
+    [
+        ({"mode": "a", "model": "medium"}, {"mode": "b", "model": "small"}, "--mode a: give that"),
+        ({"model": "medium", "loss": "x"}, {"model": "small", "loss": "y"}, "begun with --model-preset medium;"),
+    ],
+)
+def test_the_nearest_fix_names_mode_or_preset(trained, source, then, now, fix):
+    import dataclasses
+
+    from unified_vae.experiment.continuation import differences
+    from unified_vae.experiment.run_folder import RunRecord
+
+    content = json.loads(RunFolder(trained).config.read_text())
+    record = dataclasses.replace(RunRecord.from_json(content, trained), names=then)
+    other = request(trained, source, {"model": {"latents": 5}}).run.config
+    with pytest.raises(ConfigError) as problem:
+        refuse_impossible(differences(record, other), record, now, trained)
+    assert fix in str(problem.value)
+
+
+def test_the_door_shows_the_table_below_the_sentence(capsys):
+    assert door._fail("a  sentence", 2, ["  setting", "  model.latents"]) == 2
+    assert capsys.readouterr().err == "error: a sentence\n  setting\n  model.latents\n"
+
+
+# --- versions -------------------------------------------------------------------------------------------------
+
+
+def resealed(folder, **change):
+    """Change entries of a manifest as another version would have written them."""
+    path = folder / MANIFEST
+    content = {**json.loads(path.read_text()), **change}
+    del content["seal"]
+    path.write_text(json.dumps({**content, "seal": seal(content)}, indent=1))
+
+
+def test_a_checkpoint_of_a_newer_format_is_not_passed_over_for_an_older_one(trained, source, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    root = tmp_path / "run" / "checkpoints"
+    newest = checkpoint_ring.saved_steps(root)[0]
+    resealed(root / folder_name(newest), format=7, written_by="unified-vae 9.1.0")
+    before = bytes_of(tmp_path / "run")
+    with pytest.raises(OtherFormat, match=r"unified-vae 9\.1\.0 in format 7.*reads format 1.*--no-resume") as problem:
+        fit(request(tmp_path / "run", source, SHORT), [Recorder()])
+    assert problem.value.exit_code == 3 and bytes_of(tmp_path / "run") == before
+
+
+def test_a_record_of_settings_that_are_no_more_names_the_version_that_wrote_it(trained):
+    content = json.loads(RunFolder(trained).config.read_text())
+    content["requested"]["model"]["gone"] = 1  # a setting that this version does not know
+    content["environment"]["unified-vae"] = "0.0.7"
+    from unified_vae.experiment.run_folder import RunRecord
+
+    with pytest.raises(CheckpointError, match=r"begun by unified-vae 0\.0\.7; this is unified-vae .*--no-resume"):
+        RunRecord.from_json(content, trained)
+
+
+@pytest.mark.parametrize("stored", sorted(FIXTURES.glob("run-*")), ids=lambda path: path.name)
+def test_a_run_that_an_earlier_version_saved_goes_on(stored, tmp_path):
+    """Or it is said which version goes on with it. The folder holds what a run of two epochs left after its first."""
+    torch.set_num_threads(1)
+    shutil.copytree(stored, tmp_path / "run")
+    source = write_images(tmp_path / "images.npy", count=20, size=8)
+    change = json.loads((tmp_path / "run" / "change.json").read_text())
+    try:
+        finished = fit(request(tmp_path / "run", source, change), [Recorder()])
+    except CheckpointError as problem:
+        assert "unified-vae" in str(problem) and "--no-resume" in str(problem)
+        return
+    assert finished.outcome == "finished" and (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def test_there_is_a_stored_run():
+    assert list(FIXTURES.glob("run-*/checkpoints/step-*/MANIFEST.json"))
