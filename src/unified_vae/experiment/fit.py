@@ -53,7 +53,7 @@ from unified_vae.training.metrics_log import MetricsLog, TimingLog
 from unified_vae.training.non_finite import SkippedLog
 from unified_vae.training.observers import Difference, Observer, Observers, RunFinished
 from unified_vae.training.run_lock import locked
-from unified_vae.training.runtime import Runtime, open_runtime
+from unified_vae.training.runtime import Runtime, lost_another, open_runtime
 from unified_vae.training.saver import Saver
 from unified_vae.training.sheets import LATENTS_FROM, SheetPainter
 from unified_vae.training.signals import watching
@@ -77,6 +77,11 @@ def fit(request: RunRequest, observers: Sequence[Observer]) -> RunFinished:
                 _make_room(request, folder, runtime, observer)
                 return _Fit(request, folder, runtime, observer).run()
     except (RuntimeError, MemoryError) as problem:
+        if lost_another(problem):
+            raise EnvironmentProblem(
+                "another process of this run has ended, or cannot be reached any more. See what it said; then run the "
+                "same command, which goes on from the newest checkpoint."
+            ) from problem
         if not is_out_of_memory(problem):
             raise
         raise EnvironmentProblem(

@@ -176,6 +176,13 @@ class Runtime:
         return f"{device}, {precision}{world}"
 
 
+def lost_another(problem: BaseException) -> bool:
+    """Whether a collective failed because another process of the run has gone: so say gloo, NCCL and the store."""
+    if isinstance(problem, dist.DistError):
+        return True
+    return isinstance(problem, RuntimeError) and any(word in str(problem) for word in ("gloo", "NCCL", "by peer"))
+
+
 def _bundles(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """The tensors in their order, in groups of about BUNDLE_BYTES."""
     bundle: list[Tensor] = []
