@@ -89,8 +89,8 @@ def taken(kills: int, source, folder, reference, rng, workers: int = 0) -> Toll:
 @pytest.mark.parametrize(
     ("kills", "workers"),
     [
-        (100, 0),
-        pytest.param(900, 0, marks=pytest.mark.long),
+        (60, 0),
+        pytest.param(1000, 0, marks=pytest.mark.long),
         pytest.param(100, 2, marks=pytest.mark.long),  # loader workers import torch, seconds a life
     ],
 )

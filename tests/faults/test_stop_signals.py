@@ -41,7 +41,7 @@ def after(process, seconds: float, name: str) -> tuple[int, float]:
     return ended(process), time.monotonic() - sent
 
 
-@pytest.mark.parametrize("trials", [18, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("trials", [9, pytest.param(100, marks=pytest.mark.long)])
 def test_at_random_instants(trials, config, undisturbed, tmp_path):
     expected, seconds = undisturbed
     rng, slowest, codes = random.Random(trials), 0.0, []
@@ -83,7 +83,7 @@ def test_usr1_saves_and_goes_on(config, undisturbed, tmp_path):
     assert outcome(tmp_path / "run") == undisturbed[0]
 
 
-@pytest.mark.parametrize("trials", [4, pytest.param(40, marks=pytest.mark.long)])
+@pytest.mark.parametrize("trials", [3, pytest.param(40, marks=pytest.mark.long)])
 def test_a_second_interrupt_leaves_at_once_without_damage(trials, config, undisturbed, tmp_path):
     rng = random.Random(trials)
     for number in range(trials):
