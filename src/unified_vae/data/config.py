@@ -63,6 +63,6 @@ class DataConfig(Config):
     """Where decoded images are kept; null takes $UNIFIED_VAE_CACHE or the user's cache folder."""
     accept_change: bool = False
     """Continue a run although its images changed since the checkpoint."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=256)
     """Loader processes. 0 is fastest for the packed cache on most machines."""
     augment: AugmentConfig = AugmentConfig()

@@ -58,13 +58,12 @@ def load(split: PackedSplit, order: Order, steps: range, workers: int, told: Tol
         LoadingFailed: they failed RESTARTS + 1 times within FORGIVEN_AFTER batches.
     """
     failures, since = 0, 0
-    left = deque(steps)
-    while left:
+    while steps:
         try:
-            with _processes(split, order, min(workers, len(left))) as team:
-                for pixels in team.fetch(list(left)):
+            with _processes(split, order, min(workers, len(steps))) as team:
+                for pixels in team.fetch(steps):
                     yield pixels
-                    left.popleft()
+                    steps = steps[1:]
                     since += 1
         except _Failure as failure:
             failures = 1 if since >= FORGIVEN_AFTER else failures + 1
@@ -72,7 +71,7 @@ def load(split: PackedSplit, order: Order, steps: range, workers: int, told: Tol
             if failures > RESTARTS:
                 raise LoadingFailed(f"loader processes failed {failures} times; the last one {failure}") from None
             told(
-                f"a loader process {failure}. All are replaced, and loading goes on with step {left[0] + 1:,} "
+                f"a loader process {failure}. All are replaced, and loading goes on with step {steps[0] + 1:,} "
                 f"({failures} of at most {RESTARTS} times); the result is the same"
             )
 
@@ -97,21 +96,23 @@ class _Team:
         self.context = multiprocessing.get_context("spawn")  # a fork would hold the run's lock, and torch's threads
         self.members: list[_Member] = []
 
-    def fetch(self, steps: list[int]) -> Iterator[Pixels]:
+    def fetch(self, steps: range) -> Iterator[Pixels]:
         """The pixels of the steps, in their order; raises _Failure."""
-        waiting = deque(enumerate(steps))
         asked: deque[tuple[_Member, int]] = deque()
         for member in self.members:
             member.expect(READY, START_SECONDS)
-        while waiting or asked:
-            while waiting and len(asked) < _AHEAD * len(self.members):
-                number, step = waiting.popleft()
-                member, slot = self.members[number % len(self.members)], number // len(self.members) % _AHEAD
-                member.ask(step, slot)
-                asked.append((member, slot))
-            member, slot = asked.popleft()
-            member.expect(DONE, SILENCE_SECONDS)
-            yield member.slots[slot].copy()
+        for number, step in enumerate(steps):
+            if len(asked) == _AHEAD * len(self.members):
+                yield self._answered(*asked.popleft())
+            member, slot = self.members[number % len(self.members)], number // len(self.members) % _AHEAD
+            member.ask(step, slot)
+            asked.append((member, slot))
+        while asked:
+            yield self._answered(*asked.popleft())
+
+    def _answered(self, member: _Member, slot: int) -> Pixels:
+        member.expect(DONE, SILENCE_SECONDS)
+        return member.slots[slot].copy()
 
 
 class _Member:

@@ -33,7 +33,7 @@ def tensorboard_problem() -> str | None:
     """Why TensorBoard cannot be used, in one sentence; None where it can."""
     try:
         import torch.utils.tensorboard  # noqa: F401
-    except ImportError as problem:
+    except Exception as problem:  # absent, or installed in a way that does not fit together
         return (
             f"TensorBoard is not available ({problem}): curves go to metrics.jsonl only. "
             "To add it: uv pip install tensorboard"

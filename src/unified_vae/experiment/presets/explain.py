@@ -62,7 +62,14 @@ def _keys(error: Any, values: Mapping[str, object]) -> Keys:
             here = here.get(key)
         elif isinstance(here, list) and isinstance(key, int):
             here = here[key]
+    if error["type"] == "union_tag_invalid":
+        keys.append(_tag(error))
     return tuple(keys)
+
+
+def _tag(error: Any) -> str:
+    """The field that chooses among the members of a union: kind or family."""
+    return str(error["ctx"]["discriminator"]).strip("'")
 
 
 def _sentence(model: type[BaseModel], error: Any, keys: Keys, values: Mapping[str, object], prefix: str) -> str:
@@ -73,11 +80,10 @@ def _sentence(model: type[BaseModel], error: Any, keys: Keys, values: Mapping[st
         case "extra_forbidden":
             return _unknown_key(model, keys, values, prefix)
         case "union_tag_invalid":
-            tag, known = context["discriminator"].strip("'"), context["expected_tags"].replace("'", "")
-            given = str(context["tag"])
-            return f"{path}.{tag}: {shortened(given)} is not known. {nearest(given, known.split(', '))}"
+            given, known = str(context["tag"]), context["expected_tags"].replace("'", "")
+            return f"{path}: {shortened(given)} is not known. {nearest(given, known.split(', '))}"
         case "union_tag_not_found":
-            return f"{path} needs {context['discriminator']}"
+            return f"{path} needs {_tag(error)}"
         case "literal_error":
             return f"{path}: expected {context['expected']}, {got}"
         case "string_pattern_mismatch" | "string_too_short" | "too_short":
