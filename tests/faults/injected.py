@@ -95,11 +95,45 @@ class SmallMemory:
         patch.setattr(VAE, "decode", decoded)
 
 
+@dataclass(frozen=True)
+class SignalInside:
+    """A signal that comes between two micro-batches.
+
+    Attributes:
+        step: counted from 1.
+        piece: after which micro-batch of it, counted from 1.
+        number: of the signal.
+    """
+
+    step: int
+    piece: int
+    number: int
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        take, forward = Stepper.take, VAE.forward
+        place = [0, 0]  # step, pieces of it that were begun
+
+        def taken(stepper: Stepper, images: Tensor, step: int, progress: float, lr: float) -> Tensor:
+            place[:] = [step + 1, 0]
+            measured = take(stepper, images, step, progress, lr)
+            place[0] = 0
+            return measured
+
+        def passed(model: VAE, *given: Tensor) -> object:
+            if place == [self.step, self.piece]:
+                os.kill(os.getpid(), self.number)
+            place[1] += 1
+            return forward(model, *given)
+
+        patch.setattr(Stepper, "take", taken)
+        patch.setattr(VAE, "forward", passed)
+
+
 def _no_room(gradient: Tensor) -> None:
     raise torch.OutOfMemoryError(f"there is no room for the gradient of {len(gradient)} images")
 
 
-Fault = Poison | SmallMemory
+Fault = Poison | SmallMemory | SignalInside
 
 
 @contextmanager

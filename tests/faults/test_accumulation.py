@@ -1,0 +1,58 @@
+"""A stop between the micro-batches of a step: the step is finished, and the run goes on to the same bits."""
+
+import signal
+import sys
+
+import pytest
+from figures import report
+from injected import SignalInside, injected
+from lives import Recorder, merged, outcome, request, write_images
+
+from unified_vae.experiment.fit import fit
+from unified_vae.training.checkpoint_ring import saved_steps
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+PIECES = 4
+SETTINGS = {"training": {"epochs": 2, "accumulate": PIECES, "checkpoint": {"every_minutes": 9.0}}}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    assert fit(request(run_dir, source, SETTINGS), [Recorder()]).exit_code == 0
+    return outcome(run_dir)
+
+
+@pytest.mark.parametrize("steps", [[4], pytest.param([1, 2, 5, 6, 7, 11, 12], marks=pytest.mark.long)])
+def test_a_stop_inside_a_step_waits_for_its_end(source, whole, tmp_path, steps):
+    places = [(step, piece) for step in steps for piece in range(1, PIECES)]
+    for step, piece in places:
+        some = request(tmp_path / f"{step}-{piece}", source, SETTINGS)
+        with injected(SignalInside(step, piece, signal.SIGTERM)):
+            ended = fit(some, [Recorder()])
+        assert ended.exit_code == (143 if step < 12 else 0)
+        assert saved_steps(some.run_dir / "checkpoints")[0] == step
+        assert fit(some, [Recorder()]).exit_code == 0
+        assert outcome(some.run_dir) == whole
+    report(
+        fault=f"SIGTERM after micro-batch 1, 2, 3 of 4, in {len(steps)} steps",
+        target="waits for the optimizer step; bit-identical",
+        result=f"{len(places)} of {len(places)}",
+    )
+
+
+def test_the_number_of_pieces_may_change_on_resume(source, whole, tmp_path):
+    """That is said, and the run ends where it would have but for rounding."""
+    some = request(tmp_path / "run", source, merged(SETTINGS, {"training": {"max_steps": 6}}))
+    fit(some, [Recorder()])
+    watcher = Recorder()
+    assert (
+        fit(request(tmp_path / "run", source, merged(SETTINGS, {"training": {"accumulate": 2}})), [watcher]).exit_code
+        == 0
+    )
+    assert "training.accumulate" in [difference.path for difference in watcher.started[0].differences]
