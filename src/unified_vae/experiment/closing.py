@@ -30,8 +30,6 @@ def diagnosed(parts: Parts, data: DataSets, runtime: Runtime, folder: RunFolder,
     if not runtime.is_main:
         return None
     history = History.read(folder.metrics)
-    if "psnr" not in history.last:  # the file was lost on the way
-        return None
     if "psnr" not in history.last:  # the file is gone, or cannot be written
         return None
     shares = {row.name: row.share for row in parts.objective.rows(1.0) if row.share is not None}
