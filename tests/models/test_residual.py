@@ -28,9 +28,7 @@ def test_without_its_convolution_a_halving_averages_and_a_doubling_repeats():
     features = torch.randn(2, 8, 6, 6)
     halved = down(features)
     assert halved.shape == (2, 16, 3, 3)
-    torch.testing.assert_close(
-        halved.mean(), features.mean()
-    )
+    torch.testing.assert_close(halved.mean(), features.mean())
     doubled = up(halved)
     assert doubled.shape == features.shape
     torch.testing.assert_close(down(doubled), halved)  # the shortcuts undo each other in this order
