@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -124,3 +125,20 @@ def test_libraries_and_networks_that_are_missing(source, tmp_path, name, blocked
     some = request(tmp_path / "run", source, {**SHORT, "data": {"source": name, "cache_dir": str(tmp_path / "cache")}})
     code, sentence, _, started, _ = lived(some, tmp_path / "home", (blocked,) if blocked else ())
     assert (code, started) == (3, 0) and words in sentence, sentence
+
+
+@pytest.mark.long
+def test_the_first_command_needs_neither_gpu_nor_network(tmp_path) -> None:
+    """`--mode quick_test` as a user types it first: nothing fetched, nothing given, all found in empty folders."""
+    root = Path(__file__).parents[2]
+    keep = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG", "LD_LIBRARY_PATH")}
+    environment = {**keep, "HOME": str(tmp_path), "http_proxy": NOWHERE, "https_proxy": NOWHERE}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "UNIFIED_VAE_CACHE": str(tmp_path / "cache")}
+    begun = time.monotonic()
+    command = [sys.executable, str(root / "train.py"), "--mode", "quick_test"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "runs" / "quick_test" / "model" / "model.safetensors").is_file()
+    seconds = time.monotonic() - begun
+    report(fault="quick_test without GPU and network", target="completes in minutes", result=f"{seconds:.0f} s")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -194,9 +196,10 @@ def test_a_run_that_cannot_load_saves_and_says_so(source, undisturbed, tmp_path)
     )
     code, notices = wounded(some, signal.SIGKILL, tuple(range(3, 12)))
     assert code == 3
-    assert "could not be loaded after step" in notices[-1] and "data.workers=0" in notices[-1]
+    stopped = re.search(r"could not be loaded after step (\d+) .*data\.workers=0", notices[-1])
+    assert stopped, notices[-1]
     saved = max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert saved == "step-000000006"
+    assert saved == f"step-{int(stopped[1]):09d}" and int(stopped[1]) >= 3
     assert (
         wounded(request(tmp_path / "run", source, {"training": {"checkpoint": {"every_minutes": 1e3}}}), 0, ())[0] == 0
     )
@@ -228,3 +231,38 @@ def test_a_killed_main_process_leaves_no_orphans(split) -> None:
 
 def test_the_real_patience_is_within_a_minute() -> None:
     assert max(loader.SILENCE_SECONDS, loader.START_SECONDS) + loader._END_SECONDS < 60
+
+
+_IN_A_FULL_PLACE = """
+import sys, tempfile
+from pathlib import Path
+from unified_vae.data import loader
+from unified_vae.data.order import Order
+from unified_vae.data.packing.packed import PackedSplit
+
+if __name__ == "__main__":
+    loader.RESTARTS, path = 1, Path(sys.argv[1])
+    split = PackedSplit(path, (40, 64, 64, 3), [""] * 40)
+    try:
+        found = list(loader.load(split, Order(7, 40, 8), range(6), 2, print))
+        order = Order(7, 40, 8)
+        print(all((pixels == split.images[order.indices(step)]).all() for step, pixels in enumerate(found)))
+    except loader.LoadingFailed as failure:
+        print("failed:", failure)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mount namespaces")
+@pytest.mark.parametrize(("full", "words"), [("/dev/shm", "True"), ("/dev/shm /tmp", "killed by SIGBUS")])
+def test_memory_for_sharing_that_is_full(full: str, words: str, tmp_path: Path) -> None:
+    """Where /dev/shm is full, another place is taken; where all are, the processes' end is noticed and told."""
+    np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8).tofile(tmp_path / "train.u8")
+    (tmp_path / "script.py").write_text(_IN_A_FULL_PLACE)
+    mounts = " && ".join(f"mount -t tmpfs -o size=64k full {place}" for place in full.split())
+    keep = f"mount --bind {tmp_path} /mnt && {mounts}"
+    line = f"{keep} && exec {sys.executable} /mnt/script.py /mnt/train.u8"
+    command = ["unshare", "--mount", "sh", "-c", line]
+    if subprocess.run(["unshare", "--mount", "sh", "-c", keep], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert words in done.stdout, done.stdout + done.stderr

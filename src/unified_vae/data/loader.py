@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from multiprocessing import connection as pipes
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.heap import BufferWrapper
 
 import numpy as np
 import numpy.typing as npt
@@ -121,7 +122,7 @@ class _Member:
     def __init__(self, context: SpawnContext, split: PackedSplit, order: Order) -> None:
         shape = (_AHEAD, order.local_size, *split.shape[1:])
         try:
-            memory = context.RawArray("B", int(np.prod(shape)))
+            memory = BufferWrapper(int(np.prod(shape)))  # not RawArray, which writes zeros: fatal on a full /dev/shm
             self.pipe, theirs = context.Pipe()
             arguments = (theirs, memory, split.path, split.shape, order)
             self.process: SpawnProcess = context.Process(target=serve, args=arguments, daemon=True, name="loader")
@@ -130,7 +131,8 @@ class _Member:
         except OSError as error:
             raise _Failure(f"could not be started ({error.strerror or error})") from None
         theirs.close()
-        self.slots: Pixels = np.frombuffer(memory, np.uint8).reshape(shape)
+        self._memory = memory  # given to others where nobody holds it any more
+        self.slots: Pixels = np.frombuffer(memory.create_memoryview(), np.uint8).reshape(shape)
 
     def ask(self, step: int, slot: int) -> None:
         try:

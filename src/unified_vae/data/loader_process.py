@@ -6,8 +6,8 @@ It imports no torch, so it starts at once, and keeps nothing: it may be killed a
 from __future__ import annotations
 
 from multiprocessing.connection import Connection
+from multiprocessing.heap import BufferWrapper
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,9 @@ DONE = b"done"
 READY = b"ready"
 
 
-def serve(connection: Connection, memory: Any, path: Path, shape: tuple[int, int, int, int], order: Order) -> None:
+def serve(
+    connection: Connection, memory: BufferWrapper, path: Path, shape: tuple[int, int, int, int], order: Order
+) -> None:
     """Answer requests until the other end is closed, as the system does when the main process dies.
 
     Args:
@@ -28,7 +30,7 @@ def serve(connection: Connection, memory: Any, path: Path, shape: tuple[int, int
     """
     try:
         images = np.memmap(path, np.uint8, "r", shape=shape)
-        slots = np.frombuffer(memory, np.uint8).reshape(-1, order.local_size, *shape[1:])
+        slots = np.frombuffer(memory.create_memoryview(), np.uint8).reshape(-1, order.local_size, *shape[1:])
         connection.send_bytes(READY)
         while True:
             step, slot = connection.recv()
