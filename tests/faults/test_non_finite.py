@@ -87,6 +87,25 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil, fused, monkeypatch):
         assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 
+def test_scaled_gradients_give_the_same_step_and_an_overflow_is_skipped():
+    """As for fp16, on the CPU: the loss is multiplied before the backward pass, the gradients divided after it."""
+    plain, scaled = stepper(), stepper()
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(3):
+        rows_of_both = [some.take(IMAGES, step, 0.1, 1e-3) for some in (plain, scaled)]
+        torch.testing.assert_close(*rows_of_both, rtol=1e-4, atol=1e-5)
+    before = everything(scaled)
+    with torch.no_grad():
+        scaled.scaler._scale.fill_(3e38)  # the gradients overflow
+    measured = scaled.take(IMAGES, 3, 0.1, 1e-3)
+    assert torch.isfinite(measured[:-1]).all() and not torch.isfinite(measured[-1])
+    assert all(torch.equal(value, before[name]) for name, value in everything(scaled).items())
+    assert scaled.scaler.get_scale() == pytest.approx(1.5e38)
+    ledger = Ledger(scaled.names, TrainState(step=1), RecoveryConfig(), scaled=True)
+    ledger.note(measured)
+    assert ledger.settle() == []
+
+
 def test_averages_are_taken_once_for_each_step_that_was():
     """As the formula says, with the skipped steps left out."""
     some = stepper()
@@ -376,6 +395,15 @@ def test_one_bad_share_skips_the_step_on_all_processes(source, tmp_path):
     assert [row["step"] for row in listed(tmp_path / "run")] == [3]
     assert rows(tmp_path / "run")[-1]["steps.skipped"] == 1
     assert all(torch.isfinite(torch.tensor(row["loss.total"])) for row in rows(tmp_path / "run"))
+
+
+def test_all_processes_go_back_together(source, tmp_path):
+    some = request(tmp_path / "run", source, SHORT)
+    told = ranks(some, (Poison(BACK.steps, BACK.above, rank=1),), tmp_path)
+    assert [each["exit_code"] for each in told] == [0, 0]
+    assert any("back to step 12" in notice for notice in told[0]["notices"])
+    assert told[1]["notices"] == []
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(2, 25, 2))
 
 
 def quickest(work, times):

@@ -282,6 +282,7 @@ class Saver:
         now, spent = time.monotonic(), self._seconds_before + time.monotonic() - self._begun
         state = self.restore(found or checkpoint.load(self.root, chosen))
         self._seconds_before, self._begun = spent, now
+        self.runtime.barrier()  # all have read it before it is written anew
         return state
 
     def forget_after(self, step: int) -> None:
