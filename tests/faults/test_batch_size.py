@@ -73,7 +73,7 @@ def test_a_run_records_its_batch_and_a_resumed_one_keeps_it(source, tmp_path, mo
     train = IMAGES - IMAGES // 10
     assert size == 32 == 2 ** ((train // STEPS_AN_EPOCH).bit_length() - 1)
     fact = dict(first.started[0].facts)["batch size"]
-    assert fact.startswith("32, auto: they take about") and "steps an epoch are the least" in fact
+    assert fact.startswith("32, auto: about ") and "steps an epoch are the least" in fact
     monkeypatch.setattr(Runtime, "available_memory", lambda runtime: 0)
     again = Recorder()
     longer = {"training": {"batch_size": "auto", "epochs": 2, "max_steps": 9}}

@@ -104,7 +104,7 @@ def _by_rule(parts: Parts, data: DataSets, runtime: Runtime, most: int) -> tuple
     size = _power_of_two(min(ENOUGH, most, room))
     bounds = {ENOUGH: "more are no faster on a CPU", most: f"{STEPS_AN_EPOCH} steps an epoch are the least"}
     bounds[room] = "half of the available memory holds no more"
-    needs = f"they take about {size * each / 2**30:.2g} of {available / 2**30:.3g} GiB of available memory"
+    needs = f"about {size * each / 2**20:,.0f} MiB in a step, of {available / 2**20:,.0f} MiB available"
     return size, f"{needs}; {bounds[min(bounds)]}"
 
 
