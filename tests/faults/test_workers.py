@@ -240,15 +240,15 @@ from unified_vae.data import loader
 from unified_vae.data.order import Order
 from unified_vae.data.packing.packed import PackedSplit
 
-if __name__ == "__main__":
-    loader.RESTARTS, path = 1, Path(sys.argv[1])
-    split = PackedSplit(path, (40, 64, 64, 3), [""] * 40)
-    try:
-        found = list(loader.load(split, Order(7, 40, 8), range(6), 2, print))
-        order = Order(7, 40, 8)
-        print(all((pixels == split.images[order.indices(step)]).all() for step, pixels in enumerate(found)))
-    except loader.LoadingFailed as failure:
-        print("failed:", failure)
+# not below `if __name__ == "__main__"`: a script without it has to do as well
+loader.RESTARTS, path = 1, Path(sys.argv[1])
+split = PackedSplit(path, (40, 64, 64, 3), [""] * 40)
+try:
+    found = list(loader.load(split, Order(7, 40, 8), range(6), 2, print))
+    order = Order(7, 40, 8)
+    print(all((pixels == split.images[order.indices(step)]).all() for step, pixels in enumerate(found)))
+except loader.LoadingFailed as failure:
+    print("failed:", failure)
 """
 
 

@@ -66,11 +66,12 @@ def train_batches(
     """
     order = Order(seed, len(split), batch_size, rank, world_size)
     steps = range(start_step, end_step)
-    loaded = load(split, order, steps, workers, told) if workers else (_take(split, order.indices(s)) for s in steps)
-    with contextlib.closing(loaded):
-        for step, pixels in zip(steps, loaded, strict=True):
+    with contextlib.closing(load(split, order, steps, workers, told)) as loaded:
+        for step in steps:
+            indices = order.indices(step)
+            pixels = next(loaded) if workers else _take(split, indices)
             images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-            yield TrainBatch(order.indices(step), order.epoch(step), images.pin_memory() if pin_memory else images)
+            yield TrainBatch(indices, order.epoch(step), images.pin_memory() if pin_memory else images)
 
 
 def validation_batches(split: PackedSplit, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -18,6 +19,7 @@ from multiprocessing import connection as pipes
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.heap import BufferWrapper
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -126,7 +128,7 @@ class _Member:
             self.pipe, theirs = context.Pipe()
             arguments = (theirs, memory, split.path, split.shape, order)
             self.process: SpawnProcess = context.Process(target=serve, args=arguments, daemon=True, name="loader")
-            with _signals_of_the_main_process_alone():
+            with _signals_of_the_main_process_alone(), _main_module_hidden():
                 self.process.start()
         except OSError as error:
             raise _Failure(f"could not be started ({error.strerror or error})") from None
@@ -177,3 +179,14 @@ def _signals_of_the_main_process_alone() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Processes started inside do not import the program that was started: it may load torch, or train at once."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

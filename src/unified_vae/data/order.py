@@ -24,7 +24,7 @@ def batch_indices(seed: int, step: int, n_images: int, batch_size: int) -> npt.N
     """The images of the global batch of a step, shape [batch_size]."""
     epoch, place = divmod(step, steps_per_epoch(n_images, batch_size))
     order = _epoch_order(seed, epoch, n_images)
-    return order.take(range(place * batch_size, (place + 1) * batch_size), mode="wrap")
+    return order.take(np.arange(place * batch_size, (place + 1) * batch_size), mode="wrap")
 
 
 @lru_cache(maxsize=2)
