@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 
@@ -24,6 +25,7 @@ from unified_vae.training.checkpoint_ring import saved_steps
 from unified_vae.training.config import RecoveryConfig
 from unified_vae.training.ledger import FEWEST, Leap, Ledger, Skipped
 from unified_vae.training.optimizer_state import optimizer_tensors
+from unified_vae.training.saver import Saver
 from unified_vae.training.state import TrainState
 from unified_vae.training.step import Stepper
 from unified_vae.training.validation import validate
@@ -346,6 +348,30 @@ def test_a_run_lost_before_its_first_validation_goes_back_to_its_start(source, t
         assert fit(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
     assert any("back to step 0" in notice for notice in watcher.notices)
     assert rows(tmp_path / "run")[0]["lr"] == pytest.approx(1.5e-3)
+
+
+@pytest.mark.parametrize("lost", ["absent", "damaged"])
+def test_where_the_last_good_checkpoint_is_lost_the_next_best_has_to_do(source, tmp_path, lost, monkeypatch):
+    """It could not be saved, or is damaged by the time the run goes back; a save by the clock is there."""
+    go_back = Saver.go_back
+
+    def robbed(saver, step):
+        saver.wait()
+        for folder in saver.root.glob("step-*"):
+            if lost == "damaged" and folder.name == "step-000000012":
+                (folder / "model.safetensors").write_bytes(b"nothing")
+            elif lost == "absent" and folder.name <= "step-000000012":
+                shutil.rmtree(folder)
+        return go_back(saver, step)
+
+    monkeypatch.setattr(Saver, "go_back", robbed)
+    watcher, change = Recorder(), {"training": {"checkpoint": {"every_minutes": 1e-6, "keep_last": 9}}}
+    with injected(Poison((14, 15), above=2e-3)):
+        change["training"]["recovery"] = {"skips": 2}
+        assert fit(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
+    back = next(notice for notice in watcher.notices if "went back" in notice)
+    assert f"back to step {11 if lost == 'damaged' else 14}" in back
+    assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
 
 
 def test_a_validation_that_is_not_finite_goes_back(source, tmp_path, monkeypatch):

@@ -37,19 +37,22 @@ def _steps(root: Path, name: re.Pattern[str]) -> list[int]:
     return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
-def newest_good(root: Path, notice: Callable[[str], None], set_aside: bool = True) -> Checkpoint | None:
+def newest_good(
+    root: Path, notice: Callable[[str], None], set_aside: bool = True, at_most: int | None = None
+) -> Checkpoint | None:
     """The newest checkpoint that verifies; None where there is none at all.
 
     Args:
         root: folder of the checkpoints.
         notice: told of every damaged one that was passed over.
         set_aside: give those another name, so that they are neither counted nor pruned as newest ones.
+        at_most: steps of those that are looked at; None for all.
 
     Raises:
         OtherFormat: the newest whole one is of another version.
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
-    steps = saved_steps(root)
+    steps = [step for step in saved_steps(root) if at_most is None or step <= at_most]
     damaged = []
     for step in steps:
         try:

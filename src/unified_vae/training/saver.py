@@ -6,6 +6,7 @@ are taken; the next save, and the end of the run, wait for it.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,19 @@ class Saver:
                 sync_folder(self.root.parent.parent)
             except OSError as problem:
                 raise EnvironmentProblem(f"{self.root} cannot be made ({reason(problem)}).") from problem
+            self._warn_of_little_room()
         self._last = self._begun = time.monotonic()
+
+    def _warn_of_little_room(self) -> None:
+        """Say before the first step what the first save may fail for: one is written before another is deleted."""
+        sizes = {name: sum(value.nbytes for value in held.values()) for name, held in self._tensors().items()}
+        each = sum(sizes.values()) + (0 if sizes["optimizer"] else 2 * sizes["model"])  # its moments come with step 1
+        free = shutil.disk_usage(self.root).free
+        if free < 2 * each:
+            self.observer.notice(
+                f"a checkpoint takes about {each / 1e6:,.0f} MB, and the disk of {self.root} has {free / 1e6:,.0f} MB "
+                "free: make room, or saving will fail"
+            )
 
     def time_is_up(self) -> bool:
         """Whether the last save is so long ago that another is due. Only the main process's clock counts."""
@@ -266,16 +279,14 @@ class Saver:
     def go_back(self, step: int) -> TrainState | None:
         """Restore the checkpoint of `step`, or the newest good one before it, and delete those after it.
 
+        Where there is none so early, because a disk was full, the newest good one has to do.
+
         Returns:
             The run's numbers at that step, the same on every process; None where there is no checkpoint.
         """
-        self.forget_after(step)
-        found: Checkpoint | None = None
-        if self.runtime.is_main:
-            try:
-                found = checkpoint_ring.newest_good(self.root, self.observer.notice)
-            except CheckpointError as problem:
-                self.observer.notice(str(problem))
+        self.wait()
+        found = (self._good(step) or self._good(None)) if self.runtime.is_main else None
+        self.forget_after(max(step, found.step) if found else step)
         chosen = self.runtime.from_main(found.step if found else None)
         if chosen is None:
             return None
@@ -285,13 +296,21 @@ class Saver:
         self.runtime.barrier()  # all have read it before it is written anew
         return state
 
+    def _good(self, at_most: int | None) -> Checkpoint | None:
+        try:
+            return checkpoint_ring.newest_good(self.root, self.observer.notice, at_most=at_most)
+        except CheckpointError as problem:
+            self.observer.notice(str(problem))
+            return None
+
     def forget_after(self, step: int) -> None:
-        """Delete the checkpoints after `step`, which hold what led to numbers that were not finite."""
+        """Delete the checkpoints after `step`, which hold what led to numbers that were not finite, unless all do."""
         self.wait()
         if not self.runtime.is_main:
             return
         try:
-            checkpoint_ring.delete_after(self.root, step)
+            if min(checkpoint_ring.saved_steps(self.root), default=step) <= step:
+                checkpoint_ring.delete_after(self.root, step)
         except (OSError, CheckpointError) as problem:
             self.observer.notice(f"checkpoints after step {step:,} cannot be deleted ({reason(problem)})")
 
