@@ -43,7 +43,8 @@ def run_dir(finished, tmp_path):
 def test_the_folder_holds_what_the_guide_promises(run_dir):
     names = {path.name for path in run_dir.iterdir()}
     files = {"config.json", "preflight.json", "metrics.jsonl", "timing.jsonl"}
-    assert names == files | {"checkpoints", "samples", "tensorboard", "model"}
+    (images,) = {path.name for path in run_dir.glob("images-*.tsv")}  # named after what is in it
+    assert names == files | {images, "checkpoints", "samples", "tensorboard", "model"}
     assert {path.name for path in (run_dir / "samples").iterdir()} == {
         f"epoch-000{epoch}-{tag}.png" for epoch in (1, 2) for tag in ("reconstructions", "samples", "interpolation")
     } | {"final-samples.png"}
@@ -71,7 +72,7 @@ def test_beta_and_every_weight_are_told_at_start_and_on_resume(run_dir, source):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model": {"latents": 5}}, "model.latents is 4 in the checkpoint and 5 now"),
+        ({"model": {"latents": 5}}, "Give the old values: --set model.latents=4"),
         ({"model": {"image_size": 32}}, "model.image_size"),
         ({"model": {"base_channels": 8}}, "model.base_channels"),
         ({"seed": 1}, "seed"),

@@ -308,7 +308,7 @@ class _Fit:
         if not self.runtime.is_main:
             return
         self.observer.members += [TimingLog(self.folder.timing), SkippedLog(self.folder.skipped, state.skipped)]
-        if problem := tensorboard_problem():
+        if problem := tensorboard_problem(self.folder.tensorboard):
             self.observer.notice(problem)
             return
         plain = {
@@ -338,7 +338,8 @@ class _Fit:
         saver: Saver,
     ) -> RunFinished:
         seconds = time.monotonic() - self.begun
-        if stopped_by and state.step < parts.plan.total_steps and not state.stopped_early:
+        whole = state.stopped_early or state.validated_step == state.step >= parts.plan.total_steps
+        if stopped_by and not whole:  # also where a stop came in the last step: its validation is still to be done
             saver.refuse_unsaved()
             return self._say(ending.interrupted(self.request, state, stopped_by, seconds))
         sampled = self._export(parts, resolved, data, state, saver)
