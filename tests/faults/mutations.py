@@ -78,7 +78,7 @@ def rearranged(document: object, rng: Random) -> object:
 
 def _rearrange(document: object, path: Sequence[str | int], rng: Random) -> None:
     here, last = _at(document, path[:-1]), path[-1]
-    value = rng.choice(VALUES) if rng.random() < 0.7 else json.loads(json.dumps(rng.choice([document, here])))
+    value = json.loads(json.dumps(rng.choice(VALUES) if rng.random() < 0.7 else rng.choice([document, here])))
     match rng.randrange(5):
         case 0 | 1:
             here[last] = value

@@ -1,6 +1,7 @@
 """Disks that fill up, become read-only or vanish: earlier checkpoints stay, training goes on, a sentence at the end."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from figures import report
-from full_disks import limit_file_size, small_disk
+from full_disks import limit_file_size, obey_permissions, small_disk
 from lives import Recorder, leftovers, outcome, request, write_images
 from watched import watched
 
-from unified_vae.core.errors import CheckpointError
+from unified_vae.core.errors import CheckpointError, EnvironmentProblem
+from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.training import checkpoint, checkpoint_ring
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits, mounts and permissions are Linux's here")
@@ -166,6 +168,36 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(source, t
     answer = watched(request(tmp_path / "run", source), Recorder(), tmp_path / "told.json", permissions=True)
     assert answer["exit_code"] == 3 and f"{folder} cannot be written (Permission denied)" in answer["error"]
     assert not list(tmp_path.rglob("step-*"))
+
+
+def refused_at_once(run_dir):
+    """In a process for which permissions count: whether the place of a run is refused before torch is needed."""
+    obey_permissions()
+    try:
+        RunFolder(run_dir).refuse_unwritable()
+    except EnvironmentProblem as problem:
+        raise SystemExit(problem.exit_code if "Permission denied" in str(problem) else 1) from None
+
+
+@pytest.mark.parametrize("name", ["run", "new/run", "new"])
+def test_a_place_that_cannot_be_written_is_told_without_torch(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    for mode, code in ((0o755, 0), (0o555, 3)):
+        for folder in (tmp_path / "run", tmp_path):
+            folder.chmod(mode)
+        process = multiprocessing.get_context("fork").Process(target=refused_at_once, args=(tmp_path / name,))
+        process.start()
+        process.join()
+        assert process.exitcode == code
+    tmp_path.chmod(0o755)
+
+
+def test_little_room_is_told_before_the_first_step(source, tmp_path):
+    with small_disk(tmp_path / "small", kilobytes=200) as disk:
+        answer = watched(
+            request(disk / "run", source, {"training": {"max_steps": 1}}), Recorder(), tmp_path / "told.json"
+        )
+    assert any("a checkpoint takes about" in notice and "MB free" in notice for notice in answer["notices"])
 
 
 class Forbidden(Recorder):

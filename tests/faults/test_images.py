@@ -42,6 +42,7 @@ def crowd(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.figure
 def test_a_run_on_them_completes_and_names_every_bad_one(crowd, tmp_path) -> None:
     change = {"data": {"background": "#ff0080"}, "training": {"max_steps": 3, "batch_size": 64}}
     seen = Recorder()
@@ -91,6 +92,7 @@ def in_a_fork(work: Callable[[], object]) -> object:
     return answer
 
 
+@pytest.mark.figure
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.mark.parametrize("name", ["bomb_header.png", "bomb_real.png"])
 def test_a_bomb_costs_neither_memory_nor_time(name: str) -> None:
@@ -149,6 +151,7 @@ def test_what_may_not_be_read_is_named(tmp_path) -> None:
     (folder / "shut").chmod(0o755)
 
 
+@pytest.mark.figure
 @pytest.mark.skipif(sys.platform == "win32", reason="needs links")
 def test_each_file_is_used_once_whatever_leads_to_it(tmp_path) -> None:
     """Loops of links, hundreds of folders in one another, two names for one file."""

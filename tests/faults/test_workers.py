@@ -213,6 +213,7 @@ def _long_life(split: PackedSplit, told) -> None:
     time.sleep(60)
 
 
+@pytest.mark.figure
 def test_a_killed_main_process_leaves_no_orphans(split) -> None:
     told = server().Queue()
     process = server().Process(target=_long_life, args=(split, told))

@@ -55,6 +55,7 @@ def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, 
 @pytest.mark.parametrize("stop", [1, 5, 6, 7, 23, 36])
 def test_a_run_cut_at_a_step_and_given_its_full_length_back(source, tmp_path, undisturbed, stop):
     """Also at the last step of an epoch, on a validation, and after one step."""
+
     class StopAt(Recorder):
         def step_done(self, event):
             if event.step == stop:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unified_vae.core.durable import STAGE_PREFIX
+from unified_vae.core.printable import printable
 from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.metrics.sharpness import DETAIL, RadialSpectrum
 
@@ -56,7 +57,8 @@ def paint(path: Path, name: str, found: Diagnosis, views: Views) -> None:
     figure = Figure(figsize=(15, 8.8), dpi=100)
     FigureCanvasAgg(figure)
     row = next((row for row in found.evidence() if row.cause == found.cause), None)
-    figure.text(0.012, 0.955, f"{name}: {found.cause}", fontsize=16, fontweight="bold")
+    title = f"{printable(name)}: {found.cause}"  # a name may hold anything, also a pair of dollars
+    figure.text(0.012, 0.955, title, fontsize=16, fontweight="bold", parse_math=False)
     figure.text(0.012, 0.925, found.figures() if row is None else row.figures, fontsize=11, color=DARK)
     panels = figure.add_gridspec(2, 2, left=0.055, right=0.63, top=0.865, bottom=0.075, wspace=0.27, hspace=0.34)
     _units(figure.add_subplot(panels[0, 0]), found, views)

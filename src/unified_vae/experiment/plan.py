@@ -13,6 +13,7 @@ from unified_vae.experiment.earlier_run import beside, read_earlier_run
 from unified_vae.experiment.presets.layers import Settings
 from unified_vae.experiment.presets.preset_book import Mode, PresetBook
 from unified_vae.experiment.request import ComposedRun
+from unified_vae.experiment.run_folder import RunFolder
 
 RUNS = Path("runs")
 
@@ -85,11 +86,13 @@ def check(plan: Plan) -> None:
     Raises:
         DataError: the images are not where the run looks for them.
         ConfigError: the run would write into the folder of the images.
+        EnvironmentProblem: the run's folder cannot be written.
     """
     source = plan.run.config.data.source
     check_source(source)
     if os.path.realpath(source_path(source)) == os.path.realpath(plan.run_dir):  # never fails, also not on loops
         raise ConfigError(f"--run-dir and --data are the same folder, {source}: give the run a folder of its own")
+    RunFolder(plan.run_dir).refuse_unwritable()
 
 
 def _plan_fix(book: PresetBook, mode: Mode, command_line: Settings, sick: Path) -> Plan:

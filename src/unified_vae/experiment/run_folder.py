@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -97,6 +98,16 @@ class RunFolder:
         """Whether a run was begun here."""
         return self.config.exists() or self.checkpoints.is_dir()
 
+    def refuse_unwritable(self) -> None:
+        """Tell at once what `prepare` would find after torch was loaded: a folder that cannot be made or written.
+
+        Raises:
+            EnvironmentProblem: it cannot.
+        """
+        place = next(path for path in (self.root, *self.root.absolute().parents) if os.path.lexists(path))
+        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+            raise _unwritable(place, os.strerror(errno.EACCES))
+
     def prepare(self) -> None:
         """Make the folder, and prove that all of it can be written before any work is done.
 
@@ -110,10 +121,7 @@ class RunFolder:
                 if place.is_dir() or place.is_symlink():
                     _probe(place)
         except OSError as problem:
-            raise EnvironmentProblem(
-                f"the run folder {place} cannot be written ({reason(problem)}). "
-                "Give another with --run-dir, free space, or mend its permissions."
-            ) from problem
+            raise _unwritable(place, reason(problem)) from problem
 
     def sweep(self) -> None:
         """Clear the half-written files that a killed run left; the checkpoints have a sweep of their own."""
@@ -132,6 +140,13 @@ class RunFolder:
                 f"the earlier run in {self.root} cannot be moved aside to {target.name} ({problem.strerror}). "
                 "Close what uses it, or give another --run-dir."
             ) from problem
+
+
+def _unwritable(place: Path, why: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"the run folder {place} cannot be written ({why}). "
+        "Give another with --run-dir, free space, or mend its permissions."
+    )
 
 
 def _probe(folder: Path) -> None:

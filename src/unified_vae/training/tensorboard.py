@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 HyperParameters = Mapping[str, bool | str | float | int | None]
 
 
-def tensorboard_problem() -> str | None:
-    """Why TensorBoard cannot be used, in one sentence; None where it can."""
+def tensorboard_problem(folder: Path) -> str | None:
+    """Why TensorBoard cannot be used for a folder, in one sentence; None where it can."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        return "TensorBoard needs a path that is text, and --run-dir holds other bytes: curves go to metrics.jsonl only"
     try:
         import torch.utils.tensorboard  # noqa: F401
     except Exception as problem:  # absent, or installed in a way that does not fit together

@@ -47,7 +47,7 @@ class ZipSource:
         ignored, nested = 0, 0
         members, notes = last_of_each_name([(member.filename, member) for member in self._zip.infolist()])
         for member in members:
-            if member.is_dir() or is_hidden(slashes(member.filename)):
+            if member.filename.endswith("/") or is_hidden(slashes(member.filename)):
                 continue
             if not is_picture(member.filename):
                 ignored += 1
