@@ -25,7 +25,8 @@ from unified_vae.data.records import BadImage
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
 SEED, FEW, MANY = 1, 400, 20_000
-SLOWEST_SECONDS = 20.0  # of one file, on a machine that does other things as well
+SLOWEST_SECONDS = 20.0  # of the processor, for one file
+PATIENCE_SECONDS = 200.0  # for one file, on a machine that does other things as well
 MOST_MEMORY = 3 * 2**30
 FORM = PixelFormat(zoo.SIZE, 3, zoo.BACKGROUND)
 
@@ -60,12 +61,12 @@ def _decode_all(count: int, at, told) -> None:
     with quiet_pillow():
         for number in range(count):
             at.value = number
-            begun = time.monotonic()
+            begun = time.process_time()
             try:
                 found[_outcome(file(number))] += 1
             except BaseException as error:
                 found[f"file {number}: {type(error).__name__}: {error}"] += 1
-            slowest = max(slowest, time.monotonic() - begun)
+            slowest = max(slowest, time.process_time() - begun)
     told.send((found, slowest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base))
 
 
@@ -77,7 +78,7 @@ def test_damaged_files_are_used_or_refused(count: int) -> None:
     process = fork.Process(target=_decode_all, args=(count, at, theirs), daemon=True)
     process.start()
     theirs.close()
-    while not ours.poll(SLOWEST_SECONDS):
+    while not ours.poll(PATIENCE_SECONDS):
         last, at.value = at.value, -1
         assert last >= 0, "a file takes too long"
     try:

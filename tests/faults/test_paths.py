@@ -21,7 +21,7 @@ from unified_vae.models.pretrained import load_pretrained
 PICTURES = {f"{n}.png": png(n, 16) for n in range(12)}
 NAMES = {
     "spaces": " a b  c ",
-    "quotes": 'it\'s "so" $HOME `x` *.png;#',
+    "quotes": 'it\'s "so" $HOME$ `x` *.png;# {a}%s\\',
     "unicode": "ünïcode 图 🙂 e\u0301",
     "250 letters": "n" * 250,
     "250 bytes": "图" * 83 + "n",
