@@ -132,7 +132,7 @@ def kill_while_saving(root, kills, megabytes, seed=0):
         before = set(checkpoint_ring.saved_steps(root))
         while process.is_alive() and set(checkpoint_ring.saved_steps(root)) == before:
             time.sleep(0.01)  # until it saves
-        time.sleep(rng.uniform(0, 0.03 * megabytes))
+        time.sleep(rng.uniform(0, 0.015 * megabytes))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL

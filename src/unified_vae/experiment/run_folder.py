@@ -105,7 +105,8 @@ class RunFolder:
             EnvironmentProblem: it cannot.
         """
         place = next(path for path in (self.root, *self.root.absolute().parents) if os.path.lexists(path))
-        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        effective = os.access in os.supports_effective_ids
+        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
             raise _unwritable(place, os.strerror(errno.EACCES))
 
     def prepare(self) -> None:
