@@ -257,6 +257,8 @@ except loader.LoadingFailed as failure:
 @pytest.mark.parametrize(("full", "words"), [("/dev/shm", "True"), ("/dev/shm /tmp", "killed by SIGBUS")])
 def test_memory_for_sharing_that_is_full(full: str, words: str, tmp_path: Path) -> None:
     """Where /dev/shm is full, another place is taken; where all are, the processes' end is noticed and told."""
+    if any(Path(sys.executable).absolute().is_relative_to(place) for place in full.split()):
+        pytest.skip("the interpreter itself lies in the place that is to be full")
     np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8).tofile(tmp_path / "train.u8")
     (tmp_path / "script.py").write_text(_IN_A_FULL_PLACE)
     mounts = " && ".join(f"mount -t tmpfs -o size=64k full {place}" for place in full.split())
