@@ -216,6 +216,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "negative.tif": (encoded(negative, "TIFF"), "0..65535"),
         "bomb_header.png": (png_of_zeros(50_000, 50_000, 1), "megapixels"),
         "bomb_real.png": (png_of_zeros(13_000, 13_000, 13_000), "megapixels"),
+        "bomb_below_the_limit.png": (png_of_zeros(11_000, 11_000, 1), "looks like a bomb"),
     }
 
 

@@ -159,7 +159,7 @@ def test_colours_by_name_and_number() -> None:
 
 
 def test_large_pictures_below_the_limit_warn_nobody() -> None:
-    data = zoo.png_of_zeros(10_000, 10_000, 1)
+    data = zoo.png_of_zeros(10_000, 10_000, 1) + bytes(30_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with quiet_pillow():

@@ -25,6 +25,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000"
 MAX_PIXELS = 128_000_000
 """More pixels than this are refused from the header alone (a phone's 108 megapixels still pass)."""
 
+MANY_PIXELS, PIXELS_PER_BYTE = 16_000_000, 4_000
+"""So many pixels need at least a byte of the file for so many of them: four times what PNG makes of one grey."""
+
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 
 _UPRIGHT = {
@@ -127,8 +130,11 @@ def _open(raw: RawImage) -> Image.Image:
         image = Image.open(io.BytesIO(raw), formats=FORMATS)
     else:
         image = raw
-    if image.width * image.height > MAX_PIXELS:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
         raise BadImage(f"{image.width} x {image.height} is more than {MAX_PIXELS // 10**6} megapixels")
+    if isinstance(raw, bytes) and pixels > MANY_PIXELS and pixels > PIXELS_PER_BYTE * len(raw):
+        raise BadImage(f"{image.width} x {image.height} pixels in {len(raw):,} bytes: it looks like a bomb")
     if min(image.size) < 1:
         raise BadImage("no pixels")
     return image
