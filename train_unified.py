@@ -4,7 +4,10 @@ uv run train_unified.py --loss-preset high_quality --training-preset fast_high_q
                         --model-preset fast_high_quality --dataset-preset full
 """
 
-from unified_vae.cli.run_presets import main
+try:
+    from unified_vae.cli.run_presets import main
+except KeyboardInterrupt:  # while Python loads: nothing has begun
+    raise SystemExit(130) from None
 
 if __name__ == "__main__":
     raise SystemExit(main())

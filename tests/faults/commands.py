@@ -28,12 +28,15 @@ def enter(words: list[str], said: Path, environment: dict[str, str]) -> None:
     out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    import torch
+    try:  # as the doors do
+        import torch
 
-    from unified_vae.cli import run_presets
-    from unified_vae.cli.door import enter as through
+        from unified_vae.cli import run_presets
+        from unified_vae.cli.door import enter as through
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     raise SystemExit(through(run_presets.app, "train_unified.py", words))
 
 
