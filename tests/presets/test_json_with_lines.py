@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unified_vae.core.errors import ConfigError
-from unified_vae.experiment.presets.json_with_lines import MAX_BYTES, parse_json, read_json
+from unified_vae.experiment.presets.json_with_lines import MAX_BYTES, MAX_NAME, parse_json, read_json
 
-_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_NAME)
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT
 _VALUES = st.recursive(_SCALARS, lambda inner: st.lists(inner) | st.dictionaries(_TEXT, inner), max_leaves=20)
 
