@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import image_zoo as zoo
 import numpy as np
 import pytest
 from figures import report
+from forked import in_a_fork
+from full_disks import obey_permissions
 from lives import Recorder, request
 from made_images import opened, png, write_files
 from PIL import Image
@@ -24,7 +24,6 @@ from unified_vae.experiment.fit import fit
 
 GOOD, BAD, ODD = zoo.good_files(), zoo.bad_files(), zoo.odd_entries()
 PLAIN = 1000
-NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -73,25 +72,6 @@ def test_what_is_used_of_them_is_exact(crowd, tmp_path) -> None:
         np.testing.assert_array_equal(used[name], np.asarray(Image.open(crowd / name)), err_msg=name)
 
 
-def in_a_fork(work: Callable[[], object]) -> object:
-    """What `work` returns in a process of its own; an exception comes back as its text."""
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe(duplex=False)
-
-    def run() -> None:
-        try:
-            theirs.send(work())
-        except BaseException as error:
-            theirs.send(f"{type(error).__name__}: {error}")
-
-    process = fork.Process(target=run)
-    process.start()
-    assert ours.poll(120), "no answer"
-    answer = ours.recv()
-    process.join(10)
-    return answer
-
-
 @pytest.mark.figure
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.mark.parametrize("name", ["bomb_header.png", "bomb_real.png", "bomb_below_the_limit.png"])
@@ -101,7 +81,7 @@ def test_a_bomb_costs_neither_memory_nor_time(name: str) -> None:
     def refuse() -> tuple[float, int]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         begun = time.process_time()
-        with quiet_pillow(), pytest.raises(BadImage, match="megapixels|bomb"):
+        with quiet_pillow(), pytest.raises(BadImage, match=r"megapixels|bomb"):
             read_header(data)
         return time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
@@ -114,29 +94,17 @@ def test_a_bomb_costs_neither_memory_nor_time(name: str) -> None:
     )
 
 
-def _as_nobody() -> None:
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX permissions")
 def test_what_may_not_be_read_is_named(tmp_path) -> None:
     folder = write_files(tmp_path / "images", {f"{n}.png": png(n) for n in range(4)} | {"shut/a.png": png(8)})
     write_files(folder, {"names only/b.png": png(9)})
     cache = tmp_path / "cache"
-    for place, mode in ((tmp_path, 0o755), (folder, 0o755), (cache, 0o777)):
-        place.mkdir(exist_ok=True)
-        place.chmod(mode)
-    for parent in list(tmp_path.parents)[:3]:
-        parent.chmod(parent.stat().st_mode | 0o055)
     (folder / "1.png").chmod(0)
     (folder / "shut").chmod(0)
     (folder / "names only").chmod(0o444)
 
     def read() -> tuple[list[str], dict[str, str]]:
-        _as_nobody()
+        obey_permissions()
         data = opened(folder, cache, max_bad_fraction=1.0)
         return [*data.train.names, *data.validation.names], {bad.name: bad.reason for bad in data.quarantined}
 

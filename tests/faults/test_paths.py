@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from figures import report
+from forked import in_a_fork
+from full_disks import obey_permissions
 from lives import SETTINGS, merged
 from made_archives import zipped
 from made_images import png, write_files
@@ -126,6 +130,24 @@ def test_paths_that_cannot_be_are_one_sentence(
     if code == 2:
         assert train(data, run_dir, "--dry-run") == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX permissions")
+@pytest.mark.parametrize(("place", "words"), [("shut", "may not be read"), ("shut/in.zip", "cannot be looked at")])
+def test_images_that_may_not_be_read_are_told_by_a_dry_run(place: str, words: str, settings: Path) -> None:
+    Path("shut").mkdir()
+    zipped(Path("shut") / "in.zip", PICTURES)
+    Path("shut").chmod(0)
+
+    def told() -> tuple[int, str]:
+        obey_permissions()
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            return train(place, "run", "--dry-run"), said.getvalue()
+
+    code, error = in_a_fork(told)
+    Path("shut").chmod(0o755)
+    assert code == 2 and words in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("form", ["loop", "folder", "pipe", "n" * 300, "mine.json/inside"])

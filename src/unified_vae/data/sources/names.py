@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -52,9 +53,21 @@ def check_source(text: str) -> None:
     readable = path.name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES, *ARRAY_SUFFIXES))
     if not folder and not (stat.S_ISREG(status.st_mode) and readable):
         raise DataError(f"{text!r} is of no kind that can be read; --data takes {FORMS}.")
-    if not os.access(path, os.R_OK | os.X_OK if folder else os.R_OK):
+    try:
+        _try(path, folder)
+    except OSError as error:
         kind = "folder" if folder else "file"
-        raise DataError(f"The {kind} {text!r} may not be read by you; mend its permissions (chmod u+rX).")
+        raise DataError(f"The {kind} {text!r} may not be read ({error.strerror}); mend its permissions.") from None
+
+
+def _try(path: Path, folder: bool) -> None:
+    """Open and close it: what permissions say is not always what is allowed."""
+    if folder:
+        os.scandir(path).close()
+        with contextlib.suppress(FileNotFoundError):
+            (path / "any name").lstat()  # whether names in it may be asked for
+    else:
+        path.open("rb").close()
 
 
 def _suggestion(path: Path) -> str:
