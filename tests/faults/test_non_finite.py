@@ -271,8 +271,10 @@ def test_lost_runs_go_back_with_a_lower_rate(source, tmp_path):
     assert labels["learning rate"].startswith("0.5 times") and labels["skipped steps"].startswith("5,")
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.long)])
-@pytest.mark.parametrize("lazily", [False, True], ids=["at once", "late"])
+@pytest.mark.parametrize(
+    ("lazily", "kills"),
+    [(False, 3), pytest.param(False, 60, marks=pytest.mark.long), pytest.param(True, 60, marks=pytest.mark.long)],
+)
 def test_killed_runs_end_in_the_same_bits_through_skips_and_returns(source, tmp_path, lazily, kills):
     faults, rng = (Poison(BACK.steps, BACK.above, lazily=lazily), Poison((4, 21))), random.Random(5)
     change = merged(SHORT, {"training": {"checkpoint": {"every_minutes": 1e-6}}})
