@@ -1,0 +1,1 @@
+"""The models as people use them: images in and out, in a few lines of Python."""

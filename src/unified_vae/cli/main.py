@@ -1,0 +1,36 @@
+"""The command `unified-vae VERB ...`: what there is to do with a finished run or a model.
+
+The verbs' modules import typer alone, so that `--help` and every wrong word answer at once; what they ask for
+imports torch.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from unified_vae.cli import run_diagnose
+from unified_vae.cli.door import enter
+
+PROGRAM = "unified-vae"
+VERBS = (run_diagnose.diagnose,)
+"""In the order of `--help`: a function whose name is the verb, which returns a job."""
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="What to do with a finished run or a model. To train one: train.py, train_unified.py.",
+)
+for verb in VERBS:
+    app.command()(verb)
+
+
+@app.callback()
+def _verbs() -> None:
+    """Keeps the verb a word of the command line, also where there is only one."""
+
+
+def main() -> int:
+    """Run `unified-vae` with the words of the command line; gives the exit code."""
+    return enter(app, PROGRAM)

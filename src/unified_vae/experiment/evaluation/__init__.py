@@ -1,0 +1,1 @@
+"""Verbs that measure finished models: evaluate one, compare several."""

@@ -1,0 +1,1 @@
+"""A finished model in the formats of other tools, each loaded back and compared before it counts."""
