@@ -1,1 +1,19 @@
 """unified-vae: one trainer for image VAEs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unified_vae.api.vae import VAE
+
+__all__ = ["VAE"]
+
+
+def __getattr__(name: str) -> object:
+    """`unified_vae.VAE`, loaded when it is asked for: importing the package must not load torch."""
+    if name == "VAE":
+        from unified_vae.api.vae import VAE
+
+        return VAE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

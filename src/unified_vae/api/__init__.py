@@ -1,1 +1,1 @@
-"""The models as people use them: images in and out, in a few lines of Python."""
+"""A trained model in a few lines: `from unified_vae import VAE`."""

@@ -1,12 +1,14 @@
 """A model as a folder: weights, latent density and `config.json`, written at the end of a run and read by everyone.
 
-Formats: 1 held no density; 2 may hold one. Where there is none, new pictures are sampled from N(0, I).
+Formats: 1 held no density; 2 may hold one. Where there is none, new pictures are sampled from N(0, I). Statistics of
+the latents may lie beside it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,30 @@ from unified_vae.models.config import ModelConfig
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.density.stored import TENSORS, read_density, write_density
+from unified_vae.models.latent_stats import STATS, LatentStats, read_stats, write_stats
 from unified_vae.models.vae import VAE
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 2
 DENSITY = "density"  # the entry of the config file
+LATENT_STATS = "latent_stats"  # likewise
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a model's folder holds.
+
+    Attributes:
+        model: with its latent density, ready to evaluate.
+        description: the content of its config file.
+        stats: None in folders of earlier versions.
+    """
+
+    model: VAE
+    config: ModelConfig
+    description: Mapping[str, Any]
+    stats: LatentStats | None
 
 
 def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -41,7 +61,8 @@ def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Ten
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # without it the folder is no model, whatever weights lie there
-    (folder / TENSORS).unlink(missing_ok=True)  # of the weights that were there
+    for name in (TENSORS, STATS):
+        (folder / name).unlink(missing_ok=True)  # of the weights that were there
     write_tensors(folder / WEIGHTS, weights)
     write_text(folder / CONFIG, json.dumps({"format": FORMAT, "model": config.model_dump(), **about}, indent=2) + "\n")
 
@@ -52,9 +73,18 @@ def save_density(folder: Path, density: LatentDensity, about: Mapping[str, Any])
     Args:
         about: further facts kept in the config file: what was asked for, the figures of the fit.
     """
-    entry = write_density(folder, density)
+    describe(folder, {DENSITY: {**write_density(folder, density), **about}})
+
+
+def save_stats(folder: Path, stats: LatentStats) -> None:
+    """Add to a complete model the statistics of its latents."""
+    describe(folder, {LATENT_STATS: write_stats(folder, stats)})
+
+
+def describe(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Add entries to the config file of a complete model, in place of earlier ones of the same names."""
     description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    write_text(folder / CONFIG, json.dumps({**description, DENSITY: {**entry, **about}}, indent=2) + "\n")
+    write_text(folder / CONFIG, json.dumps({**description, **entries}, indent=2) + "\n")
 
 
 def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> VAE:
@@ -63,6 +93,11 @@ def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> V
     Raises:
         CheckpointError: the folder is no model or a newer version's, or its files are damaged or do not fit each other.
     """
+    return open_pretrained(folder, device).model
+
+
+def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> Pretrained:
+    """Read all of a model's folder; raises as `load_pretrained` does."""
     folder = Path(folder)
     if not (folder / WEIGHTS).exists() and (folder / "model" / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} is the folder of a run; the model is in {folder / 'model'}.")
@@ -93,7 +128,8 @@ def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> V
             "Take both files from the same export."
         ) from problem
     model.use_density(_density(folder, description.get(DENSITY), model.latents))
-    return model.to(device).eval()
+    stats = _stats(folder, description.get(LATENT_STATS), model.latents)
+    return Pretrained(model.to(device).eval(), config, description, stats)
 
 
 def _refuse_larger(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
@@ -115,3 +151,13 @@ def _density(folder: Path, entry: Any, latents: int) -> LatentDensity:
             f"the latent density of the model in {folder} is damaged ({reason(problem)}). Export it again from its run."
         ) from problem
     return density
+
+
+def _stats(folder: Path, entry: Any, latents: int) -> LatentStats | None:
+    try:
+        return None if entry is None else read_stats(folder, entry, latents)
+    except TENSOR_FILE_ERRORS as problem:
+        raise CheckpointError(
+            f"the latent statistics of the model in {folder} are damaged ({reason(problem)}). Export it again from its "
+            "run."
+        ) from problem

@@ -1,0 +1,245 @@
+"""The class `VAE`: a trained model with its images, latents and samples, in a few lines.
+
+Everything here is done by `models.vae.VAE`, to the same bits; this adds how images come in and go out, batches,
+devices, and where a model lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unified_vae.api.images import Images, batches
+from unified_vae.api.place import chosen_device, chosen_dtype, model_folder
+from unified_vae.api.walk import walk
+from unified_vae.core.errors import ConfigError
+from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.data.packing.decode import PixelFormat, colour
+from unified_vae.models import vae as network
+from unified_vae.models.config import ModelConfig
+from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.latent_stats import LatentStats
+from unified_vae.models.pretrained import open_pretrained
+
+BATCH = 64
+DensityName = Literal["fitted", "normal"]
+
+
+class VAE:
+    """A trained model.
+
+    Images come out as float32 [n, channels, size, size] in [0, 1], on the model's device; `api.images` says what may
+    go in. Nothing here keeps a graph: for gradients use `model`, which is an ordinary `torch.nn.Module`.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        config: its shape, as in the model's config file.
+        description: the content of that file: the run, its figures, its data.
+        latent_stats: mean, std and scale of the latents of training images; None where they were not measured.
+        dtype: the network's arithmetic; weights, latents and images are float32 whatever it is.
+        background: what transparent pixels are shown on.
+    """
+
+    def __init__(
+        self,
+        model: network.VAE,
+        config: ModelConfig,
+        description: Mapping[str, Any] | None = None,
+        latent_stats: LatentStats | None = None,
+        dtype: torch.dtype = torch.float32,
+        background: str | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.config = config
+        self.description = dict(description or {})
+        self.latent_stats = latent_stats
+        self.dtype = dtype
+        self.background = background or str(self.description.get("background", "white"))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float32",
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> VAE:
+        """Read a model.
+
+        Args:
+            path_or_hub_id: the folder of a model, of a run that has one, or the model's name on the Hugging Face Hub,
+                `owner/name` or `hf:owner/name`.
+            revision: branch, tag or commit on the hub, as the arguments after `dtype`.
+            device: `auto` takes a GPU where there is one.
+            dtype: float32, bfloat16 or float16: the network's arithmetic.
+
+        Raises:
+            CheckpointError: there is no model, or it is damaged or of a newer version.
+            EnvironmentProblem: no such device, or the hub cannot be reached.
+            ConfigError: an argument is wrong.
+        """
+        folder = model_folder(
+            path_or_hub_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        arithmetic = chosen_dtype(dtype)
+        found = open_pretrained(folder, chosen_device(device))
+        return cls(found.model, found.config, found.description, found.stats, arithmetic)
+
+    # --- what it is ----------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def latents(self) -> int:
+        """Number of latent units."""
+        return self.model.latents
+
+    @property
+    def form(self) -> PixelFormat:
+        """Size, channels and background that images are brought to."""
+        return PixelFormat(self.model.image_size, self.model.channels, colour(self.background))
+
+    def to(self, device: str | torch.device) -> VAE:
+        """Move the network; returns self."""
+        self.model.to(chosen_device(device))
+        return self
+
+    def __repr__(self) -> str:
+        side = self.model.image_size
+        return (
+            f"VAE({self.config.family}, {self.model.channels} x {side} x {side} pixels, {self.latents} latents, "
+            f"samples from {self.model.density.describe()}, on {self.device})"
+        )
+
+    # --- images and latents --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: Images, batch_size: int = BATCH) -> DiagonalGaussian:
+        """q(z|x): `mean` and `logvar`, each [n, latents].
+
+        Raises:
+            DataError: something is no image; the sentence names it.
+        """
+        found = list(self._posteriors(images, batch_size))
+        return DiagonalGaussian(torch.cat([each.mean for each in found]), torch.cat([each.logvar for each in found]))
+
+    @torch.no_grad()
+    def decode(self, latents: Any, batch_size: int = BATCH) -> Tensor:
+        """Images [n, channels, size, size] of latents [n, latents], or of a posterior's mean."""
+        return torch.cat(list(self._decoded(self._latents(latents), batch_size)))
+
+    @torch.no_grad()
+    def reconstruct(self, images: Images, batch_size: int = BATCH) -> Tensor:
+        """Each image decoded from the mean of its posterior."""
+        return torch.cat([self._images(each.mean) for each in self._posteriors(images, batch_size)])
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        density: DensityName = "fitted",
+        temperature: float = 1.0,
+        generator: torch.Generator | int | None = None,
+        batch_size: int = BATCH,
+    ) -> Tensor:
+        """New images [n, channels, size, size].
+
+        Args:
+            density: `fitted` draws latents from what was fitted to those of the training images, `normal` from N(0, I).
+            temperature: below 1 samples are more usual and less varied.
+            generator: of the CPU for the same samples on every device, or a seed; None follows torch.manual_seed.
+        """
+        latents = self.sample_latents(n, density, temperature, generator)
+        return torch.cat(list(self._decoded(latents, batch_size)))
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        n: int,
+        density: DensityName = "fitted",
+        temperature: float = 1.0,
+        generator: torch.Generator | int | None = None,
+    ) -> Tensor:
+        """The latents [n, latents] that `sample` decodes, on the model's device."""
+        if n < 1:
+            raise ConfigError(f"{n} samples are asked for: give at least 1")
+        if density not in ("fitted", "normal"):
+            raise ConfigError(f"there is no density {density!r}: give 'fitted' or 'normal'")
+        if isinstance(generator, int):
+            generator = torch.Generator().manual_seed(generator)
+        source = NormalDensity(self.latents) if density == "normal" else self.model.density
+        try:
+            drawn = source.sample(n, generator or torch.default_generator, temperature)
+        except ValueError as problem:
+            raise ConfigError(str(problem)) from None
+        return drawn.to(self.device)
+
+    @torch.no_grad()
+    def interpolate(self, a: Any, b: Any, n: int = 8, spherical: bool = False, batch_size: int = BATCH) -> Tensor:
+        """A walk of `n` images from `a` to `b`, with both ends as the model decodes them.
+
+        Args:
+            a, b: an image each, or latents [latents].
+            spherical: turn from one to the other at a steady angle (White 2016, arXiv 1609.04468) instead of in a
+                straight line, which keeps latents of high dimension as long as they are.
+        """
+        latents = walk(self._end(a), self._end(b), n, spherical)
+        return torch.cat(list(self._decoded(latents, batch_size)))
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def _posteriors(self, images: Images, batch_size: int) -> Iterator[DiagonalGaussian]:
+        for some in batches(images, self.form, _positive(batch_size), self.device):
+            with self._arithmetic():
+                yield self.model.encode(some)
+
+    def _decoded(self, latents: Tensor, batch_size: int) -> Iterator[Tensor]:
+        return (self._images(some) for some in latents.split(_positive(batch_size)))
+
+    def _images(self, latents: Tensor) -> Tensor:
+        with self._arithmetic():
+            return self.model.decode(latents).float().clamp(0, 1)
+
+    def _latents(self, given: Any) -> Tensor:
+        """Latents as float32 [n, latents] on the device."""
+        values = given.mean if isinstance(given, DiagonalGaussian) else torch.as_tensor(given)
+        values = values[None] if values.ndim == 1 else values
+        if not values.numel() or values.flatten(1).shape[1] != self.latents:
+            raise ConfigError(f"latents of shape {list(values.shape)} do not fit: this model takes [n, {self.latents}]")
+        return values.detach().flatten(1).to(self.device, torch.float32)
+
+    def _end(self, given: Any) -> Tensor:
+        """The latents [latents] of one end of a walk."""
+        is_latents = isinstance(given, DiagonalGaussian) or getattr(given, "shape", (0,))[-1:] == (self.latents,)
+        one_row = isinstance(given, DiagonalGaussian) or getattr(given, "ndim", 0) in (1, 2)
+        means = self._latents(given) if is_latents and one_row else self.encode(given).mean
+        if len(means) != 1:
+            raise ConfigError(f"a walk goes from one image to one other, and one end has {len(means)}")
+        return means[0]
+
+
+def _positive(batch_size: int) -> int:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: give at least 1")
+    return batch_size
