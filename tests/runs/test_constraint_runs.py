@@ -86,6 +86,16 @@ def test_a_run_may_take_up_geco_on_its_way(source, tmp_path):
     assert any(difference.path == "loss.kl.constraint.kind" for difference in again.started[0].differences)
 
 
+def test_another_first_beta_does_not_move_the_one_that_geco_has_found(source, tmp_path):
+    betas = []
+    for epochs, weight in ((2, 1.0), (3, 10.0)):
+        change = {"loss": {"kl": {**GECO["loss"]["kl"], "weight": weight, "schedule": {"kind": "constant"}}}}
+        fit(request(tmp_path / "run", source, {**change, "training": {"epochs": epochs}}), [Recorder()])
+        betas.append([row["beta"] for row in rows(tmp_path / "run", "train")])
+    before, after = betas[0][-1], betas[1][len(betas[0])]
+    assert before == pytest.approx(after, rel=0.5), "10 times as much before"
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_distortion_and_rate_are_told_in_nats_and_bits(resumed, source, tmp_path):
     recorder = Recorder()

@@ -240,3 +240,32 @@ def test_all_images_come_before_mirrored_ones(place):
     found = diagnosed(**FAULTS[causes.OVERFITTED])
     assert "data.max_images=null" in remedy(found, Situation(part, place.run_dir, images=100)).command
     assert "data.max_images" not in remedy(found, Situation(part, place.run_dir, images=60)).command
+
+
+@pytest.mark.parametrize(
+    ("constraint", "fault", "words"),
+    [
+        ({"kind": "capacity", "nats": 40.0}, causes.PARTIAL, ["loss.kl.constraint.nats=80"]),
+        ({"kind": "capacity", "nats": 40.0, "start_nats": 30.0}, causes.MISMATCH, ["nats=20", "start_nats=20"]),
+        ({"kind": "geco", "psnr": 25.0}, causes.PARTIAL, ["loss.kl.constraint.psnr=27"]),
+        ({"kind": "geco", "psnr": 25.0}, causes.MISMATCH, ["loss.kl.constraint.psnr=23"]),
+    ],
+)
+def test_a_rate_under_a_constraint_is_mended_by_the_constraint_and_not_by_beta(constraint, fault, words, tmp_path):
+    change = {"line": line(predicted_active=20)} if fault == causes.PARTIAL else {}
+    found = diagnosed(**{**FAULTS[fault], **change})
+    assert found.cause == fault
+    config = RunConfig.model_validate({"loss": {"kl": {"constraint": constraint}}})
+    cure = remedy(found, Situation(config, tmp_path))
+    assert "--beta" not in cure.command
+    for word in words:
+        assert word in cure.command
+
+
+def test_the_line_of_a_pca_is_the_clipped_one_that_the_run_showed():
+    content = {
+        "dimensions": 12, "latents": 2, "eigenvalues": [1.0, 0.5], "validation_total": 2.0,
+        "validation_variances": [1.0, 0.5], "psnr_pca": 14.5, "predicted": {"active_units": 2, "psnr": 13.0},
+    }  # fmt: skip
+    assert PCALine.from_json(content).psnr == 14.5
+    assert PCALine.from_json({**content, "psnr_pca": None}).psnr == pytest.approx(13.8, abs=0.01)

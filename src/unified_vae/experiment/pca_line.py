@@ -23,6 +23,8 @@ class PCALine:
         curve: dB of k components, k from 0 to as many as are known.
         predicted_active: units that the optimal linear VAE uses at the run's beta.
         predicted_psnr: dB of that VAE on the validation images.
+        clipped: dB of as many components as latents, where that was measured with pixels clipped to [0, 1], as a
+            run's own line is; a little above the curve.
     """
 
     dimensions: int
@@ -31,6 +33,7 @@ class PCALine:
     curve: tuple[float, ...]
     predicted_active: int
     predicted_psnr: float
+    clipped: float | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PCALine:
@@ -48,6 +51,7 @@ class PCALine:
             tuple(-10 * math.log10(max(error / dimensions, 1e-12)) for error in curve),
             int(predicted["active_units"]),
             float(predicted["psnr"]),
+            content.get("psnr_pca"),
         )
 
     def at(self, components: int) -> float:
@@ -57,7 +61,7 @@ class PCALine:
     @property
     def psnr(self) -> float:
         """dB of as many components as there are latents."""
-        return self.at(self.latents)
+        return self.at(self.latents) if self.clipped is None else self.clipped
 
     @property
     def reachable(self) -> float:
@@ -67,7 +71,7 @@ class PCALine:
     @property
     def needed(self) -> int:
         """The fewest components, at most the latents, that come within NEAR of all of them, or of what is seen."""
-        enough = min(self.psnr, INVISIBLE) - NEAR
+        enough = min(self.at(self.latents), INVISIBLE) - NEAR
         return next(k for k in range(len(self.curve)) if self.curve[k] >= enough)
 
     @property
@@ -83,5 +87,5 @@ class PCALine:
         power laws, on which each doubling brings about the same.
         """
         if len(self.curve) > self.more:
-            return self.at(self.more) - self.psnr
-        return self.psnr - self.at(self.latents // 2)
+            return self.at(self.more) - self.at(self.latents)
+        return self.at(self.latents) - self.at(self.latents // 2)

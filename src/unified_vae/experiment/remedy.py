@@ -16,12 +16,14 @@ from pathlib import Path
 from unified_vae.experiment import diagnosis as causes
 from unified_vae.experiment.diagnosis import PIXELWISE, Diagnosis
 from unified_vae.experiment.run_config import RunConfig
+from unified_vae.losses.constraint import Capacity, Geco, RateConstraint
 
 LONGER = 2  # times the epochs of a run that still rises
 MUCH_LONGER = 10  # times those of one that has hardly begun
 FEWEST_EPOCHS = 10
 USUAL_BETA, LARGEST_BETA = 4.0, 10.0
 ROOM = 0.5  # of a needed component's variance is where a new beta puts the water level
+STEP_DB, HIGHEST_DB = 2.0, 58.0  # by which, and up to which, GECO's target is moved
 HAARPSI_SIDE = 16  # pixels that haarpsi needs at least
 DETAIL_WEIGHTS = {"l1": 0.05, "laplacian": 0.05, "haarpsi": 0.02}  # of the loss preset `sharp`
 
@@ -141,6 +143,8 @@ def _revive(found: Diagnosis, place: Situation) -> Remedy:
 
 def _lower_beta(found: Diagnosis, place: Situation) -> Remedy:
     """A beta whose water level lies under the components that are needed."""
+    if held := _loosened(place.config.loss.kl.constraint):
+        return Remedy("less of a bound on the rate: at this one the units are not worth their nats", place.again(*held))
     beta = found.beta if found.beta is not None else place.config.loss.kl.weight
     new = beta / 4
     if found.line is not None and found.sigma and len(found.line.eigenvalues) >= found.needed:
@@ -177,7 +181,33 @@ def _sharpen(found: Diagnosis, place: Situation) -> Remedy:
     return Remedy("more weight on the terms that compare detail", place.again(*words))
 
 
+def _loosened(constraint: RateConstraint) -> list[str]:
+    """Words that let the rate be higher where a constraint decides on it and not beta; empty where beta does."""
+    match constraint:
+        case Capacity(nats=nats):
+            return ["--set", f"loss.kl.constraint.nats={2 * nats:g}"]
+        case Geco(psnr=psnr):
+            return ["--set", f"loss.kl.constraint.psnr={min(psnr + STEP_DB, HIGHEST_DB):g}"]
+        case _:
+            return []
+
+
+def _tightened(constraint: RateConstraint) -> list[str]:
+    """The opposite of `_loosened`."""
+    match constraint:
+        case Capacity(nats=nats):
+            start = min(constraint.start_nats, nats / 2)
+            words = ["--set", f"loss.kl.constraint.nats={nats / 2:g}"]
+            return [*words, "--set", f"loss.kl.constraint.start_nats={start:g}"] if constraint.start_nats else words
+        case Geco(psnr=psnr):
+            return ["--set", f"loss.kl.constraint.psnr={max(psnr - STEP_DB, 1.0):g}"]
+        case _:
+            return []
+
+
 def _higher_beta(found: Diagnosis, place: Situation) -> Remedy:
+    if held := _tightened(place.config.loss.kl.constraint):
+        return Remedy("a lower rate draws the latents towards N(0, I)", place.again(*held))
     beta = found.beta if found.beta is not None else place.config.loss.kl.weight
     new = min(max(USUAL_BETA, 2 * beta), max(LARGEST_BETA, 2 * beta))
     advice = "a higher beta draws the latents towards N(0, I)"

@@ -7,6 +7,7 @@ is the ELBO. Mixed distortions are put on the same scale through their degree, s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from unified_vae.losses import constraint
 from unified_vae.losses.config import LossConfig
 from unified_vae.losses.constraint import Capacity, FreeBits, Geco
 from unified_vae.losses.geco import next_multiplier
-from unified_vae.losses.kl import priced_mean, priced_rate, rate
+from unified_vae.losses.kl import priced_mean, priced_rate
 from unified_vae.losses.term import DistortionTerm
 
 
@@ -117,14 +118,15 @@ class Objective(nn.Module):
             terms = self._terms(output, images)
             weights = self.weights(progress)
             energy = _total({name: weights[name] * value for name, value in terms.items()})
-            scale, degree = self.scale(progress), self.degree(progress)
+            scale, degree = self._standing(weights)
             fit = energy / scale + torch.log(scale / sum(weights.values()))
             per_value = fit / degree + log_normaliser(degree)
-            kl = rate(output.posterior).mean()
-            priced = priced_rate(output.posterior, self.config.kl.constraint, progress, whole_kl)
+            kl = output.posterior.kl_per_unit()
+            priced = priced_rate(kl, self.config.kl.constraint, progress, whole_kl)
+            rate = kl.detach().sum(1).mean() if self.bends_at_the_mean else priced.detach()
             loss = per_value + self._beta(progress) * priced / self.dimensions
         detached = {name: value.detach() for name, value in terms.items()}
-        return ObjectiveValue(loss, detached, kl.detach(), (self.dimensions * per_value).detach())
+        return ObjectiveValue(loss, detached, rate, (self.dimensions * per_value).detach())
 
     def of_means(self, nll: Tensor, kl: Tensor, progress: float) -> Tensor:
         """The loss of a whole set, scalar, from its mean NLL (nats per image) and mean KL per unit ([latents])."""
@@ -167,6 +169,11 @@ class Objective(nn.Module):
         self.observations += seen
         self._calibrated = True
 
+    def started_from(self, weight: float) -> None:
+        """Keep the beta that GECO found where it had started from another `kl.weight`, as a continued run may have."""
+        if self._geco:
+            self.beta_multiplier *= weight / self.config.kl.weight
+
     def weights(self, progress: float) -> dict[str, float]:
         """The weight of each enabled term at `progress`."""
         enabled = self.config.distortion_terms()
@@ -184,12 +191,11 @@ class Objective(nn.Module):
 
     def scale(self, progress: float) -> Tensor:
         """s: the expected distortion energy, scalar."""
-        return _total(self._parts(progress))
+        return self._standing(self.weights(progress))[0]
 
     def degree(self, progress: float) -> Tensor:
         """p: how the energy scales with the size of the error where training stands, scalar."""
-        parts = self._parts(progress)
-        return torch.stack([self._term(name).degree * part for name, part in parts.items()]).sum() / _total(parts)
+        return self._standing(self.weights(progress))[1]
 
     def sigma(self) -> float | None:
         """Root of the running mean squared error; None without MSE or before calibration."""
@@ -204,7 +210,7 @@ class Objective(nn.Module):
     def rows(self, progress: float) -> list[TermRow]:
         """A line for each enabled term."""
         weights, enabled = self.weights(progress), self.config.distortion_terms()
-        parts, scale, known = self._parts(progress), self.scale(progress), self._calibrated
+        parts, scale, known = self._parts(weights), self.scale(progress), self._calibrated
         return [
             TermRow(
                 name=name,
@@ -249,9 +255,16 @@ class Objective(nn.Module):
         """m_i: the running mean, not below the term's floor."""
         return self.get_buffer(f"mean_{name}").clamp(min=self._term(name).floor)
 
-    def _parts(self, progress: float) -> dict[str, Tensor]:
+    def _parts(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """w_i * m_i of each enabled term."""
-        return {name: weight * self._mean(name) for name, weight in self.weights(progress).items()}
+        return {name: weight * self._mean(name) for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def _standing(self, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        """s and p where training stands."""
+        parts = self._parts(weights)
+        scale = _total(parts)
+        return scale, _total({name: self._term(name).degree * part for name, part in parts.items()}) / scale
 
 
 def _total(parts: dict[str, Tensor]) -> Tensor:

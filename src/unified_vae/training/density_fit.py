@@ -104,7 +104,8 @@ def fit_density(
     candidates = fit_kinds(posteriors, config, seed, wanted, progress)
     chosen = choose(candidates) if config.fit == "auto" else config.fit
     nats = {kind: candidate.nats() for kind, candidate in candidates.items()}
-    return FittedDensity(candidates[chosen].refit(posteriors), nats, images)
+    fitted_to = images - kept_out_of(images) if chosen == "flow" else images  # a flow needs some to stop by
+    return FittedDensity(candidates[chosen].refit(posteriors), nats, fitted_to)
 
 
 def fit_kinds(
@@ -168,11 +169,16 @@ def _without_choice(posteriors: DiagonalGaussian, config: DensityConfig) -> Fitt
     return FittedDensity(fit_gaussian(posteriors), {}, images, note)
 
 
+def kept_out_of(images: int) -> int:
+    """How many images kinds are chosen by."""
+    return min(max(images // 10, FEWEST_KEPT_OUT), LARGEST_KEPT_OUT)
+
+
 def _split(posteriors: DiagonalGaussian, seed: int) -> tuple[DiagonalGaussian, DiagonalGaussian]:
     """Nine tenths to fit to, and the rest."""
     count = len(posteriors.mean)
     order = torch.randperm(count, generator=generator(seed, "split"))
-    out = min(max(count // 10, FEWEST_KEPT_OUT), LARGEST_KEPT_OUT)
+    out = kept_out_of(count)
     return some(posteriors, order[out:]), some(posteriors, order[:out])
 
 
