@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -36,7 +37,7 @@ class Subject:
 
     Attributes:
         name: for the title, e.g. `runs/x at step 1,234`.
-        model: the averaged weights, on the CPU.
+        model: the averaged weights unless others were asked for, on the CPU.
         config: as resolved; for a model without its run, what its own file says.
         home: folder where the diagnosis is written unless told otherwise.
         run_dir: None for a model without its run.
@@ -64,13 +65,23 @@ class Subject:
         return sum(parts.get(name, 0.0) for name in PIXEL_TERMS) / total if total > 0 else None
 
 
-def find(target: Path, which: str | None, data: str | None, notice: Callable[[str], None]) -> Subject:
+def find(
+    target: Path,
+    which: str | None,
+    data: str | None,
+    notice: Callable[[str], None],
+    *,
+    weights: Literal["ema", "raw"] = "ema",
+    looks: bool = True,
+) -> Subject:
     """Read what `target` names.
 
     Args:
         target: a run's folder, a checkpoint's folder inside it, or the folder of an exported model.
         which: a step, `best` or `last`; None takes the best where the run knows one.
         data: the images, for a model without its run.
+        weights: of a checkpoint, the averaged ones (`ema`) or those that were stepped (`raw`).
+        looks: whether images will be looked at; false: a model without its run needs no `data`.
 
     Raises:
         ConfigError: it is none of these, or a model without its run and without `data`.
@@ -79,16 +90,16 @@ def find(target: Path, which: str | None, data: str | None, notice: Callable[[st
     if match := _STEP.fullmatch(target.resolve().name):
         if which is not None:
             raise ConfigError(f"{target} is one checkpoint already: leave --checkpoint out, or name the run's folder")
-        return _of_run(target.resolve().parents[1], match[1], notice)
+        return _of_run(target.resolve().parents[1], match[1], notice, weights)
     if (target / WEIGHTS).is_file() and (target / CONFIG).is_file():
-        return _of_model(target, which, data)
+        return _of_model(target, which, data, weights, looks)
     if not RunFolder(target).has_run():
         known = "Name the folder of a run (runs/NAME), of one of its checkpoints, or of an exported model"
         raise ConfigError(f"{target} is {'no run' if target.is_dir() else 'not there'}. {known}.")
-    return _of_run(target, which, notice)
+    return _of_run(target, which, notice, weights)
 
 
-def _of_run(run_dir: Path, which: str | None, notice: Callable[[str], None]) -> Subject:
+def _of_run(run_dir: Path, which: str | None, notice: Callable[[str], None], weights: str) -> Subject:
     root = RunFolder(run_dir).checkpoints
     newest = checkpoint_ring.newest_good(root, notice, set_aside=False)
     if newest is None:
@@ -97,10 +108,10 @@ def _of_run(run_dir: Path, which: str | None, notice: Callable[[str], None]) -> 
     saved, words = _chosen(root, which, newest, state)
     record = RunRecord.from_json(saved.part("record"), run_dir)
     model = build_model(record.resolved.model, seed=0)
-    load_weights(model, saved.group("ema"), "model")
+    load_weights(model, saved.group("ema" if weights == "ema" else "model"), "model")
     means = {name.removeprefix("mean_"): value for name, value in saved.group("objective").items()}
     return Subject(
-        name=f"{run_dir.as_posix()} at step {saved.step:,}{words}",
+        name=f"{run_dir.as_posix()} at step {saved.step:,}{words}{'' if weights == 'ema' else ', raw weights'}",
         model=model.eval(),
         config=record.resolved,
         home=run_dir,
@@ -129,9 +140,11 @@ def _chosen(root: Path, which: str | None, newest: Checkpoint, state: TrainState
     return checkpoint.load(root, int(which)), ""
 
 
-def _of_model(folder: Path, which: str | None, data: str | None) -> Subject:
+def _of_model(folder: Path, which: str | None, data: str | None, weights: str, looks: bool) -> Subject:
     if which is not None:
         raise ConfigError(f"{folder} is an exported model, which has one set of weights: leave --checkpoint out")
+    if weights == "raw":
+        raise ConfigError(f"{folder} is an exported model, which has averaged weights alone: name its run for the raw")
     model = load_pretrained(folder)
     about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     step = about.get("run", {}).get("step")
@@ -139,18 +152,25 @@ def _of_model(folder: Path, which: str | None, data: str | None) -> Subject:
     if record is not None:
         run_dir = folder.resolve().parent
         return Subject(f"{folder.as_posix()}", model, record.resolved, run_dir, run_dir, record, step)
-    if data is None:
+    if data is None and looks:
         raise ConfigError(f"{folder} is a model without its run: name the images to look at with --data")
     try:
         loss = LossConfig.model_validate_json(json.dumps(about["loss"]))
     except (KeyError, ValidationError) as problem:
+        if not looks:
+            return Subject(f"{folder.as_posix()}", model, _bare(about, data), folder, step=step)
         raise CheckpointError(
             f"the model in {folder} was exported by another version of unified-vae: its {CONFIG} says nothing of the "
             "loss that this one understands. Diagnose it with that version."
         ) from problem
-    shape = TypeAdapter(ModelConfig).validate_python(about["model"])
-    config = RunConfig(model=shape, loss=loss, data=DataConfig(source=data))
+    config = _bare(about, data).model_copy(update={"loss": loss})
     return Subject(f"{folder.as_posix()}", model, config, folder, step=step)
+
+
+def _bare(about: Mapping[str, Any], data: str | None) -> RunConfig:
+    """What is known without a run: the model, and the images where they were named."""
+    shape = TypeAdapter(ModelConfig).validate_python(about["model"])
+    return RunConfig(model=shape, data=DataConfig() if data is None else DataConfig(source=data))
 
 
 def _record_beside(folder: Path) -> RunRecord | None:

@@ -1,0 +1,80 @@
+"""The plain model folder, from any checkpoint: safetensors and config.json, as a finished run has it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.experiment.export.comparison import Checked, difference
+from unified_vae.experiment.export.parts import BATCHES, parts
+from unified_vae.experiment.export.request import Weights
+from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.experiment.subject import Subject
+from unified_vae.models.density.stored import TENSORS as DENSITY_TENSORS
+from unified_vae.models.latent_stats import STATS
+from unified_vae.models.pretrained import CONFIG, WEIGHTS, describe, load_pretrained, save_pretrained
+from unified_vae.models.vae import VAE
+from unified_vae.training.observers import Observer
+
+PIXELS = "float in [0, 1], channels first"
+
+
+def finished_model(subject: Subject, weights: Weights) -> Path | None:
+    """The run's own model folder, where it holds these very weights; None where there is none."""
+    folder = subject.home if (subject.home / WEIGHTS).is_file() else RunFolder(subject.home).model
+    try:
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        same = weights is Weights.EMA and about["run"]["step"] == subject.step
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return folder if same else None
+
+
+def write(stage: Path, subject: Subject, weights: Weights, observer: Observer) -> list[Checked]:
+    """Write the folder, and read it back.
+
+    Raises:
+        EnvironmentProblem: what is read is not what was written.
+    """
+    observer.phase("writing the model folder", 0, None)
+    finished = finished_model(subject, weights)
+    save_pretrained(stage, subject.config.model, subject.model.state_dict(), _about(subject, weights))
+    if finished is not None:
+        _copy_latent_files(finished, stage)
+    else:
+        observer.notice("no latent density was fitted to these weights: new pictures are sampled from N(0, I)")
+    return [_checked(subject.model, load_pretrained(stage))]
+
+
+def _about(subject: Subject, weights: Weights) -> dict[str, Any]:
+    names = dict(subject.record.names) if subject.record else {}
+    return {
+        "run": {"names": names, "step": subject.step, "weights": str(weights)},
+        "loss": subject.config.loss.model_dump(mode="json"),
+        "pixels": PIXELS,
+    }
+
+
+def _copy_latent_files(finished: Path, stage: Path) -> None:
+    """What is known of these weights: latent density, statistics, figures."""
+    about = json.loads((finished / CONFIG).read_text(encoding="utf-8"))
+    for name in (DENSITY_TENSORS, STATS):
+        if (finished / name).is_file():
+            shutil.copyfile(finished / name, stage / name)
+    describe(stage, {name: entry for name, entry in about.items() if name not in ("format", "model")})
+
+
+def _checked(model: VAE, again: VAE) -> Checked:
+    """Every tensor, and both halves at every batch size, have to be equal."""
+    here, there = model.state_dict(), again.state_dict()
+    pairs = [(value, there[name]) for name, value in here.items()]
+    for mine, other in zip(parts(model), parts(again), strict=True):
+        for batch in BATCHES:
+            pairs += zip(mine.results(batch), other.results(batch), strict=True)
+    absolute, relative = map(max, zip(*(difference(*pair) for pair in pairs), strict=True))
+    if absolute:
+        raise EnvironmentProblem(f"{WEIGHTS} was written, but holds other numbers when read again: check the disk.")
+    return Checked(WEIGHTS, absolute, relative, "unified-vae")
