@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unified_vae.metrics.frechet import frechet_distance as frechet_distance  # beside the features it is taken in
+
 FEATURES = 64
 SIZE = 32  # pixels that the classifier sees
 
@@ -62,18 +64,3 @@ def features(net: nn.Sequential, pictures: Tensor) -> Tensor:
         small = part if part.shape[-1] == SIZE else F.interpolate(part, SIZE, mode="bilinear", antialias=True)
         parts.append(net[0](small - 0.5))
     return torch.cat(parts)
-
-
-def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Squared 2-Wasserstein distance of the normal distributions with the sets' means and covariances."""
-    first, second = first.double(), second.double()
-    root = _root(torch.cov(first.T))
-    crossed = torch.linalg.eigvalsh(root @ torch.cov(second.T) @ root).clamp_min(0).sqrt().sum()
-    spread = torch.cov(first.T).trace() + torch.cov(second.T).trace() - 2 * crossed
-    return float((first.mean(0) - second.mean(0)).square().sum() + spread)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a covariance."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp_min(0).sqrt() @ vectors.T

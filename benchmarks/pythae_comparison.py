@@ -25,10 +25,10 @@ from torch import Tensor
 from runs import Job, images, pixels, train
 from samples import drawn, opened, rebuilt
 from script import overrides, parser, save, settle, source, start, table
-from sliced_wasserstein import distances
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.open import DataSets
 from unified_vae.metrics.reconstruction import psnr
+from unified_vae.metrics.sliced_wasserstein import distances
 from unified_vae.models.density.normal import NormalDensity
 
 NAME = "pythae_comparison"

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from frechet import SIZE, accuracy, features, frechet_distance, train_classifier
 from runs import Job, images, pixels, train_all
 from script import overrides, parser, save, settle, source, start, table
-from sliced_wasserstein import distances
 from unified_vae.core.errors import ConfigError
 from unified_vae.data.config import DataConfig
 from unified_vae.data.open import DataSets, open_data
 from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.metrics.sliced_wasserstein import distances
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.pretrained import load_pretrained

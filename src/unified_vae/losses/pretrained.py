@@ -37,26 +37,26 @@ Announce = Callable[[str], None]
 
 
 class WeightsUnavailable(EnvironmentProblem):
-    """Pretrained weights that are neither at hand nor to be had. `reason` leaves out the cure."""
+    """Pretrained weights that are neither at hand nor to be had. `reason` leaves out the cure, which `cure` is."""
 
     def __init__(self, reason: str, architecture: Architecture, setting: str) -> None:
         self.reason = reason
+        self.cure = f"put the file {architecture.file} there{_by_hand(architecture)}"
         term = setting.removesuffix(".weights_path")
-        super().__init__(
-            f"{term}: {reason}; put the file {architecture.file} there{_by_hand(architecture)} or give its path as "
-            f"{setting}"
-        )
+        super().__init__(f"{term}: {reason}; {self.cure} or give its path as {setting}")
 
 
 def _by_hand(architecture: Architecture) -> str:
-    """How to fetch the file, from a machine with a network if need be, and how to know it."""
-    digest = architecture.file.rpartition("-")[2].partition(".")[0]
     try:
-        address = _address(architecture)
-    except _NoDownloadError:
+        return f" ({fetched_by_hand(architecture.file, _address(architecture))})"
+    except NoDownload:
         return ""
-    path = cache_folder() / architecture.file
-    return f" (curl --create-dirs -o {shlex.quote(str(path))} {address}; its sha256 begins {digest})"
+
+
+def fetched_by_hand(file: str, address: str) -> str:
+    """How to fetch a file, from a machine with a network if need be, and how to know it."""
+    digest = file.rpartition("-")[2].partition(".")[0]
+    return f"curl --create-dirs -o {shlex.quote(str(cache_folder() / file))} {address}; its sha256 begins {digest}"
 
 
 def to_stderr(line: str) -> None:
@@ -87,25 +87,25 @@ def load_weights(
     if weights_path is not None:
         try:
             return _read(written_out(weights_path, setting), architecture)
-        except _BadFileError as problem:
+        except BadFile as problem:
             raise EnvironmentProblem(f"{setting}: {problem}; give the file {architecture.file}") from None
     path = cache_folder() / architecture.file
     try:
         if not path.exists():
-            _download(architecture, path, announce)
+            download(architecture.title, path, lambda: _address(architecture), announce)
         return _read(path, architecture)
-    except _BadFileError as problem:
+    except BadFile as problem:
         raise WeightsUnavailable(f"{problem}; delete it", architecture, setting) from None
-    except _NoDownloadError as problem:
+    except NoDownload as problem:
         reason = f"the pretrained {architecture.title} weights are not in {path.parent} and {problem}"
         raise WeightsUnavailable(reason, architecture, setting) from None
 
 
-class _BadFileError(Exception):
+class BadFile(Exception):
     """A weights file that cannot be used: which and why."""
 
 
-class _NoDownloadError(Exception):
+class NoDownload(Exception):
     """Why the weights cannot be downloaded."""
 
 
@@ -114,22 +114,31 @@ def _read(path: Path, architecture: Architecture) -> dict[str, Tensor]:
     try:
         status = path.stat()
         if not path.is_file():
-            raise _BadFileError(f"{path} is not a file")
+            raise BadFile(f"{path} is not a file")
         return _read_checked(path, architecture, status.st_size, status.st_mtime_ns)
     except OSError as problem:
-        raise _BadFileError(f"{path} cannot be read ({problem.strerror or problem})") from None
+        raise BadFile(f"{path} cannot be read ({problem.strerror or problem})") from None
 
 
 @lru_cache(maxsize=2)
 def _read_checked(path: Path, architecture: Architecture, _size: int, _mtime_ns: int) -> dict[str, Tensor]:
+    return _checked(read_tensors(path), path, architecture)
+
+
+def read_tensors(path: Path) -> object:
+    """What a file saved by torch holds; its sha256 is compared where its name carries one, and it runs no code.
+
+    Raises:
+        BadFile: it is damaged, or of something else than tensors.
+        OSError: it cannot be read.
+    """
     _check_sha256(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as problem:  # the unpickler's many errors all mean: not a file of tensors
-        raise _BadFileError(f"{path} is damaged or no file of weights ({type(problem).__name__})") from None
-    return _checked(content, path, architecture)
+        raise BadFile(f"{path} is damaged or no file of weights ({type(problem).__name__})") from None
 
 
 def _check_sha256(path: Path) -> None:
@@ -140,41 +149,43 @@ def _check_sha256(path: Path) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(named[1]):
-        raise _BadFileError(f"{path} is damaged (its sha256 begins {found[: len(named[1])]}, not {named[1]})")
+        raise BadFile(f"{path} is damaged (its sha256 begins {found[: len(named[1])]}, not {named[1]})")
 
 
 def _checked(content: object, path: Path, architecture: Architecture) -> dict[str, Tensor]:
     """The convolutions of a state dict, copied to float32."""
     if not isinstance(content, dict):
-        raise _BadFileError(f"{path} holds no state dict")
+        raise BadFile(f"{path} holds no state dict")
     weights = {}
     for key, shape in (item for conv in architecture.convs() for item in conv.shapes().items()):
         tensor = content.get(key)
         if not isinstance(tensor, Tensor):
-            raise _BadFileError(f"{path} is not of {architecture.title}: {key} is missing")
+            raise BadFile(f"{path} is not of {architecture.title}: {key} is missing")
         if tuple(tensor.shape) != shape:
-            raise _BadFileError(
-                f"{path} is not of {architecture.title}: {key} is {list(tensor.shape)}, not {list(shape)}"
-            )
+            raise BadFile(f"{path} is not of {architecture.title}: {key} is {list(tensor.shape)}, not {list(shape)}")
         weights[key] = tensor.detach().to(torch.float32, copy=True)
         if not weights[key].isfinite().all():
-            raise _BadFileError(f"{path} is damaged: {key} holds values that are not finite")
+            raise BadFile(f"{path} is damaged: {key} holds values that are not finite")
     return weights
 
 
-def _download(architecture: Architecture, path: Path, announce: Announce) -> None:
-    """Fetch a file as torchvision would: same address, same cache, sha256 checked."""
+def download(title: str, path: Path, find_address: Callable[[], str], announce: Announce = to_stderr) -> None:
+    """Fetch a file as torchvision would: same address, same cache, sha256 checked.
+
+    Raises:
+        NoDownload: why not.
+    """
     if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
-        raise _NoDownloadError(f"downloads are switched off by {OFFLINE_VARIABLE}")
-    address = _address(architecture)
+        raise NoDownload(f"downloads are switched off by {OFFLINE_VARIABLE}")
+    address = find_address()
     megabytes = _within(_PROBE_SECONDS, lambda: _megabytes(address))
-    announce(f"Downloading the pretrained {architecture.title} weights ({megabytes}) to {path}, once for all runs.")
+    announce(f"Downloading the pretrained {title} weights ({megabytes}) to {path}, once for all runs.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _stalls_after(_STALL_SECONDS):
             torch.hub.download_url_to_file(address, str(path), hash_prefix=path.stem.rpartition("-")[2])
     except (OSError, HTTPException, RuntimeError) as problem:  # RuntimeError: the sha256 differs
-        raise _NoDownloadError(f"their download failed ({_why(problem)})") from None
+        raise NoDownload(f"their download failed ({_why(problem)})") from None
 
 
 def _address(architecture: Architecture) -> str:
@@ -185,9 +196,7 @@ def _address(architecture: Architecture) -> str:
             found = re.search(r'"(https://[^"\s]+/' + re.escape(architecture.file) + ')"', source.read_text("utf-8"))
             if found:
                 return found[1]
-    raise _NoDownloadError(
-        f"the installed torchvision, if any, does not say where {architecture.file} is to be downloaded"
-    )
+    raise NoDownload(f"the installed torchvision, if any, does not say where {architecture.file} is to be downloaded")
 
 
 def _megabytes(address: str) -> str:
@@ -214,9 +223,9 @@ def _within(seconds: float, ask: Callable[[], str]) -> str:
         case [str(answer)]:
             return answer
         case [Exception() as problem]:
-            raise _NoDownloadError(f"cannot be downloaded ({_why(problem)})")
+            raise NoDownload(f"cannot be downloaded ({_why(problem)})")
         case _:
-            raise _NoDownloadError(f"cannot be downloaded (no answer within {seconds:.0f} s)")
+            raise NoDownload(f"cannot be downloaded (no answer within {seconds:.0f} s)")
 
 
 def _why(problem: Exception) -> str:

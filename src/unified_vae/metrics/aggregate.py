@@ -7,6 +7,8 @@ find (the Gaussian has the largest entropy of its covariance, so the true gap is
 
 With few images a covariance shows correlations by chance. They are shrunk towards none by the oracle
 approximating estimator (Chen, Wiesel, Eldar, Hero 2010, arXiv 0907.4698), which needs no further data.
+
+Of more than MOST_CORRELATED units only each unit's own part of the gap is measured: a lower bound as well.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 
 SMALLEST_VARIANCE = 1e-12
 
@@ -28,7 +30,7 @@ class AggregateSums:
     Attributes:
         images: number of images, scalar.
         mean: [latents], sum of posterior means.
-        outer: [latents, latents], sum of the posterior means' outer products.
+        outer: [latents, latents], sum of the posterior means' outer products; of many units the diagonal, [latents].
         variance: [latents], sum of posterior variances.
     """
 
@@ -41,7 +43,8 @@ class AggregateSums:
     def empty(cls, latents: int, device: torch.device, dtype: torch.dtype) -> AggregateSums:
         """Sums over no image."""
         zeros = torch.zeros(latents, device=device, dtype=dtype)
-        square = torch.zeros(latents, latents, device=device, dtype=dtype)
+        shape = (latents, latents) if latents <= MOST_CORRELATED else (latents,)
+        square = torch.zeros(shape, device=device, dtype=dtype)
         return cls(torch.zeros((), device=device, dtype=dtype), zeros, square, zeros.clone())
 
     def add(self, posterior: DiagonalGaussian) -> None:
@@ -49,7 +52,7 @@ class AggregateSums:
         mean = posterior.mean.float()
         self.images += len(mean)
         self.mean += mean.to(self.mean).sum(0)
-        self.outer += (mean.T @ mean).to(self.outer)
+        self.outer += (mean.T @ mean if self.outer.dim() == 2 else mean.square().sum(0)).to(self.outer)
         self.variance += posterior.logvar.exp().to(self.variance).sum(0)
 
     def tensors(self) -> list[Tensor]:
@@ -57,9 +60,14 @@ class AggregateSums:
         return [self.images, self.mean, self.outer, self.variance]
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean [latents] and covariance [latents, latents] of q(z), float64 on the CPU: noise included."""
+        """Mean [latents] and covariance [latents, latents] of q(z), float64 on the CPU: noise included.
+
+        Of many units the covariance is its diagonal, [latents].
+        """
         images, mean, outer, variance = (value.cpu().double() for value in self.tensors())
         mean, outer, variance = mean / images, outer / images, variance / images
+        if outer.dim() == 1:
+            return mean, (outer - mean.square()).clamp_min(0) + variance
         covariance = outer - torch.outer(mean, mean)
         own = covariance.diagonal().clamp_min(0) + variance
         return mean, covariance - torch.diag(covariance.diagonal()) + torch.diag(own)
@@ -67,8 +75,11 @@ class AggregateSums:
     def gap(self) -> float:
         """KL(N(m, C) || N(0, I)) in nats an image: each unit's own part, and the units' correlations."""
         mean, covariance = self.moments()
-        variance = covariance.diagonal().clamp_min(SMALLEST_VARIANCE)
+        own = covariance if covariance.dim() == 1 else covariance.diagonal()
+        variance = own.clamp_min(SMALLEST_VARIANCE)
         units = 0.5 * (variance + mean.square() - 1.0 - variance.log()).sum()
+        if covariance.dim() == 1:
+            return float(units)
         scale = variance.sqrt()
         correlation = shrunk(covariance / torch.outer(scale, scale), int(self.images))
         return float(units - 0.5 * torch.linalg.slogdet(correlation)[1])

@@ -82,6 +82,13 @@ class SpectrumSums:
         original, answer = (float((sums * detail).sum()) for sums in (self.originals, self.reconstructions))
         return answer / max(original, SMALLEST_POWER * float(self.images))
 
+    def detail_powers(self, images: Tensor) -> Tensor:
+        """What `sharpness` compares, image by image: the power from DETAIL on, float64 [n]; images in [0, 1]."""
+        radius, copies = _plane(images.shape[-1])
+        detail = torch.from_numpy((radius >= DETAIL) * copies).to(self.originals)
+        power = torch.view_as_real(self._transform(images.clamp(0, 1))).square().sum(-1).mean(1)
+        return (power.to(self.originals) * detail).sum((1, 2))
+
     def radial(self) -> RadialSpectrum:
         """The mean spectra of an image, by the length of the frequency."""
         radius, copies = _plane(len(self.originals))

@@ -7,7 +7,10 @@ of different numbers of images, or image sizes, are not comparable.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +20,7 @@ PATCHES_PER_IMAGE = 128  # at each level
 DIRECTION_BATCHES, DIRECTIONS = 4, 128  # 512 projections in all
 SMALLEST_LEVEL = 16  # pixels a side
 UNIT = 1e3  # distances are given in thousandths, as in the paper
+SPREAD_DIRECTIONS = 32  # along which resamples are compared: their spread needs fewer than their value
 
 _LINE = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 _KERNEL = _LINE[:, None] * _LINE[None, :]
@@ -39,10 +43,31 @@ def distances(first: Tensor, second: Tensor, seed: int = 0) -> dict[str, float]:
     return {**found, "mean": float(np.mean(list(found.values())))}
 
 
+def means_of_resamples(
+    first: Tensor, second: Tensor, draws: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]], seed: int = 0
+) -> list[float]:
+    """The `mean` of `distances`, along fewer directions, for each pair of resamples of the sets' images."""
+    levels = []
+    for one, other in zip(pyramid(first), pyramid(second), strict=True):
+        size = one.shape[-1]
+        directions = _directions(one.shape[1] * PATCH**2, SPREAD_DIRECTIONS, torch.Generator().manual_seed(seed + size))
+        pair = [
+            (directions.T @ descriptors(level, seed + size).T).unflatten(1, (len(first), -1)).numpy()
+            for level in (one, other)
+        ]
+        levels.append(pair)
+    return [float(np.mean([UNIT * _gap(one[:, a], other[:, b]) for one, other in levels])) for a, b in draws]
+
+
+def is_measurable(size: int) -> bool:
+    """Whether images of this side have a pyramid."""
+    return size >= SMALLEST_LEVEL and size & (size - 1) == 0
+
+
 def pyramid(pictures: Tensor) -> list[Tensor]:
     """Laplacian pyramid (Burt & Adelson 1983), finest first; the last level is the remaining low-pass image."""
     size = pictures.shape[-1]
-    if size < SMALLEST_LEVEL or size & (size - 1):
+    if not is_measurable(size):
         raise ValueError(f"images of {size} pixels: the pyramid needs a power of two, {SMALLEST_LEVEL} or more")
     levels = [pictures.float()]
     while levels[-1].shape[-1] > SMALLEST_LEVEL:
@@ -69,10 +94,20 @@ def sliced_distance(first: Tensor, second: Tensor, seed: int) -> float:
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(DIRECTION_BATCHES):
-        directions = F.normalize(torch.randn(first.shape[1], DIRECTIONS, generator=generator), dim=0)
-        one, other = (np.sort((directions.T @ rows.T).numpy(), axis=1) for rows in (first, second))
-        found.append(np.abs(one - other).mean())
+        directions = _directions(first.shape[1], DIRECTIONS, generator)
+        found.append(_gap(*((directions.T @ rows.T).numpy() for rows in (first, second))))
     return float(np.mean(found))
+
+
+def _directions(dimensions: int, count: int, generator: torch.Generator) -> Tensor:
+    """Random unit vectors: [dimensions, count]."""
+    return F.normalize(torch.randn(dimensions, count, generator=generator), dim=0)
+
+
+def _gap(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """Mean distance of the sorted numbers of each row: [rows, ...] both."""
+    first, second = (np.sort(rows.reshape(len(rows), -1), axis=1) for rows in (one, other))
+    return float(np.abs(first - second).mean())
 
 
 def _blur(pictures: Tensor, gain: float = 1.0) -> Tensor:

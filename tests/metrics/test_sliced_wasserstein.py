@@ -1,10 +1,11 @@
 """The sliced Wasserstein distance: 0 to itself, small between halves of one set, large to what looks different."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from sliced_wasserstein import descriptors, distances, pyramid
+from unified_vae.metrics.sliced_wasserstein import descriptors, distances, means_of_resamples, pyramid
 
 
 def pictures(count, size=32, seed=0):
@@ -66,3 +67,13 @@ def test_the_pyramid_keeps_the_image():
 def test_what_cannot_be_compared_is_refused(shapes):
     with pytest.raises(ValueError):
         distances(*(torch.rand(shape) for shape in shapes))
+
+
+def test_resamples_spread_around_the_distance():
+    """The resample that is the set itself gives the distance, but for the number of directions."""
+    first, second = pictures(24), blurred(pictures(24, seed=1))
+    itself = np.arange(24)
+    (found,) = means_of_resamples(first, second, [(itself, itself)])
+    assert found == pytest.approx(distances(first, second)["mean"], rel=0.1)
+    draws = np.random.default_rng(0).integers(0, 24, (2, 24))
+    assert means_of_resamples(first, second, [tuple(draws)]) != [found]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from frechet import frechet_distance
+from unified_vae.metrics.frechet import frechet_distance
 
 
 def normal(count=4000, width=4, seed=0):
