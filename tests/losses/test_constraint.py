@@ -29,7 +29,7 @@ def posterior(seed: int = 0, latents: int = 4) -> tuple[Tensor, Tensor]:
 
 def test_free_bits_leave_units_below_the_bound_alone_and_the_others_as_they_were() -> None:
     mean, logvar = posterior()
-    (bounded,) = torch.autograd.grad(priced_rate(DiagonalGaussian(mean, logvar), FreeBits(nats_per_unit=0.1), 0), mean)
+    (bounded,) = torch.autograd.grad(priced_rate(DiagonalGaussian(mean, logvar).kl_per_unit(), FreeBits(nats_per_unit=0.1), 0), mean)
     (plain,) = torch.autograd.grad(rate(DiagonalGaussian(mean, logvar)).mean(), mean)
     free = DiagonalGaussian(mean, logvar).kl_per_unit().mean(0) < 0.1
     assert free.tolist() == [True, True, False, False]
@@ -41,7 +41,7 @@ def test_free_bits_leave_units_below_the_bound_alone_and_the_others_as_they_were
 def test_capacity_pulls_the_rate_to_its_target_from_both_sides(nats: float, direction: float) -> None:
     mean, logvar = posterior()
     target = Capacity(nats=nats, start_nats=0.0, warmup=1.0)
-    (pulled,) = torch.autograd.grad(priced_rate(DiagonalGaussian(mean, logvar), target, 1.0), mean)
+    (pulled,) = torch.autograd.grad(priced_rate(DiagonalGaussian(mean, logvar).kl_per_unit(), target, 1.0), mean)
     (plain,) = torch.autograd.grad(rate(DiagonalGaussian(mean, logvar)).mean(), mean)
     torch.testing.assert_close(pulled, direction * plain)
 
@@ -58,7 +58,7 @@ def test_pieces_of_a_batch_add_up_where_they_lie_on_the_same_side_and_cost_no_le
     mean, logvar = posterior()
 
     def price(part: slice, some: RateConstraint) -> Tensor:
-        return priced_rate(DiagonalGaussian(mean[part], logvar[part]), some, 1.0)
+        return priced_rate(DiagonalGaussian(mean[part], logvar[part]).kl_per_unit(), some, 1.0)
 
     halves = (price(slice(0, 8), constraint) + price(slice(8, 16), constraint)) / 2
     whole = price(slice(0, 16), constraint)

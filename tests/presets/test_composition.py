@@ -160,6 +160,8 @@ def _other(value: object, path: str) -> object:
     words = {
         "device": "cpu",
         "training.precision": "bf16",
+        "training.memory_format": "channels_last",
+        "training.compile": False,
         "model.channels": 3,
         "model.family": "residual",
         "data.background": "black",

@@ -34,7 +34,7 @@ from unified_vae.training.plan import Plan, settled_step
 from unified_vae.training.random import latent_noise
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.self_test import refuse_dead_terms
-from unified_vae.training.step import Stepper
+from unified_vae.training.step import Stepper, in_unit_range
 
 SELF_TEST_IMAGES = 8
 
@@ -163,6 +163,7 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime, pca_psnr: f
         config.data,
         pca_psnr,
     )
+    model = model.to(memory_format=runtime.layout)
     model = build_model(config.model, seed=key(config.seed, "weights")).to(runtime.device)
     ema = EMA(model, training.ema_decay)
     optimizer = build_optimizer(training.optimizer, model, fused=runtime.fused)
@@ -174,6 +175,7 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime, pca_psnr: f
         optimizer,
         seed=config.seed,
         accumulate=training.accumulate,
+        compiled=training.compile is True,
         clip_norm=training.clip_norm,
     )
     return Parts(plan, model, ema, objective, stepper)
@@ -203,7 +205,7 @@ def first_batch(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Tensor,
     noise = latent_noise(
         plan.seed, 0, plan.batch_size, parts.model.latents, runtime.rank, runtime.world_size, runtime.device
     )
-    return raw.float() / 255, noise
+    return in_unit_range(raw, runtime.layout), noise
 
 
 def self_test(parts: Parts, images: Tensor, noise: Tensor) -> None:

@@ -12,6 +12,8 @@ from unified_vae.experiment.run_folder import RunRecord, changed, leaves
 from unified_vae.training.observers import Difference
 from unified_vae.training.state import TrainState
 
+FOUND_OUT = ("training.batch_size", "training.memory_format", "training.compile")
+"""Settings that a run found out when it began, and keeps."""
 MOST_NAMED = 3
 """Settings that an error names before it refers to its table."""
 
@@ -26,13 +28,14 @@ FIXED: Mapping[str, str] = {
 def differences(record: RunRecord, now: RunConfig) -> list[Difference]:
     """Settings that were asked for then and now, where they differ.
 
-    Saying explicitly what an `auto` was resolved to is no difference, nor is leaving the batch to `auto`: it stays.
+    Saying explicitly what an `auto` was resolved to is no difference, nor is `auto` for what was
+    found out then: it stays.
     """
     resolved = leaves(record.resolved)
     return [
         Difference(path, old, new)
         for path, (old, new) in changed(record.requested, now).items()
-        if (new is None or new != resolved.get(path)) and (path, new) != ("training.batch_size", "auto")
+        if (new is None or new != resolved.get(path)) and not (new == "auto" and path in FOUND_OUT)
     ]
 
 

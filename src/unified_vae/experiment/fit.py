@@ -43,6 +43,7 @@ from unified_vae.experiment.preflight import Preflight, start_at_pca
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
 from unified_vae.experiment.sampling import add_density
+from unified_vae.experiment.tuning import tuned
 from unified_vae.losses.build import Substitution
 from unified_vae.losses.constraint import Geco
 from unified_vae.training import checkpoint, checkpoint_ring
@@ -133,6 +134,8 @@ class _Fit:
         resolved = resolve(self.request.run, data, self.runtime, known, flight)
         begun_with = record.resolved.training.images_a_step if record else None
         resolved = with_batch_size(resolved, data, self.runtime, begun_with)
+        resolved = tuned(resolved, data, self.runtime, record.resolved.training if record else None, self.observer)
+        self.runtime = self.runtime.laid_out(resolved.config.training.memory_format)
         parts = build_parts(resolved.config, data, self.runtime, flight.psnr_pca)
         if record:
             refuse_other_counts(record, resolved.config, parts.plan.steps_per_epoch, self.folder.root)

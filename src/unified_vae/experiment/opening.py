@@ -91,6 +91,7 @@ def _learnt(runtime: Runtime, plan: Plan, resolved: Resolved, state: TrainState)
     facts = []
     if reason := resolved.reasons.get("training.batch_size"):
         facts.append(("batch size", f"{plan.batch_size}, {reason}"))
+    facts += _computed(resolved)
     if state.pieces:
         at_once = plan.micro_batch(runtime.world_size, state.pieces)
         facts.append(("memory", f"micro-batches of at most {at_once} images, as more had not fitted"))
@@ -99,6 +100,19 @@ def _learnt(runtime: Runtime, plan: Plan, resolved: Resolved, state: TrainState)
         facts.append(("learning rate", f"{times} from numbers that were not finite"))
     if state.skipped:
         facts.append(("skipped steps", f"{state.skipped:,}, listed in skipped.jsonl"))
+    return facts
+
+
+def _computed(resolved: Resolved) -> list[tuple[str, str]]:
+    """How the network is computed, where it was found out; the words of the table alone are not worth a line."""
+    training, facts = resolved.config.training, []
+    for name, value in (
+        ("memory_format", training.memory_format),
+        ("compile", "on" if training.compile is True else "off"),
+    ):
+        reason = resolved.reasons.get(f"training.{name}", "")
+        if reason and not reason.startswith(("as asked", "auto: the faster one", "auto: not on", "auto: as when")):
+            facts.append((name.replace("_", " "), f"{value}, {reason}"))
     return facts
 
 

@@ -14,30 +14,29 @@ def rate(posterior: DiagonalGaussian) -> Tensor:
     return posterior.kl_per_unit().float().sum(1)
 
 
-def priced_rate(
-    posterior: DiagonalGaussian, constraint: RateConstraint, progress: float, whole: Tensor | None = None
-) -> Tensor:
+def priced_rate(kl: Tensor, constraint: RateConstraint, progress: float, whole: Tensor | None = None) -> Tensor:
     """What beta multiplies: the mean rate of the batch, or what a constraint makes of it. Scalar, nats per image.
 
     Free bits and capacity bend at the mean over the whole batch. For a piece of it the bend is taken as a line with the
     slope at that mean, so that the pieces' values and gradients, weighed by their sizes, add up to those of the batch.
 
     Args:
-        whole: [latents], mean KL of each unit over the whole batch that `posterior` is a piece of; None where it is
-            the whole batch itself.
+        kl: [batch, latents], of each unit of each image, `posterior.kl_per_unit()`.
+        whole: [latents], mean KL of each unit over the whole batch that `kl` is a piece of; None where it is the
+            whole batch itself.
     """
     match constraint:
         case FreeBits(nats_per_unit=nats):
-            mean = posterior.kl_per_unit().float().mean(0)
+            mean = kl.mean(0)
             above = (mean if whole is None else whole).detach() >= nats
             return torch.where(above, mean, nats).sum()
         case Capacity():
-            mean = rate(posterior).mean()
+            mean = kl.sum(1).mean()
             target = capacity_at(constraint, progress)
             side = torch.sign((mean if whole is None else whole.sum()).detach() - target)
             return side * (mean - target)
         case _:
-            return rate(posterior).mean()
+            return kl.sum(1).mean()
 
 
 def priced_mean(kl: Tensor, constraint: RateConstraint, progress: float) -> Tensor:

@@ -102,7 +102,12 @@ class Objective(nn.Module):
         self.register_load_state_dict_post_hook(_notice_calibration)
 
     def forward(
-        self, output: VAEOutput, images: Tensor, progress: float, whole_kl: Tensor | None = None
+        self,
+        output: VAEOutput,
+        images: Tensor,
+        progress: float,
+        whole_kl: Tensor | None = None,
+        terms: dict[str, Tensor] | None = None,
     ) -> ObjectiveValue:
         """The objective of a batch, or of a piece of one, with the scale as it is.
 
@@ -112,10 +117,11 @@ class Objective(nn.Module):
             progress: part of the run that is done, 0 to 1, for the schedules.
             whole_kl: [latents], mean KL of each unit over the whole batch, where `output` is a piece of it and
                 `bends_at_the_mean`.
+            terms: what `measure` gives for `output` and `images`, where that is known already.
         """
         assert self._calibrated, "observe the first batch's `measure` before asking for a loss"
         with torch.autocast(images.device.type, enabled=False):
-            terms = self._terms(output, images)
+            terms = self._terms(output, images) if terms is None else terms
             weights = self.weights(progress)
             energy = _total({name: weights[name] * value for name, value in terms.items()})
             scale, degree = self._standing(weights)

@@ -11,6 +11,7 @@ from unified_vae.core.config import Config
 from unified_vae.optim.config import AdamWConfig, CosineLR, LRScheduleConfig, OptimizerConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 
 
 def _whole_or_auto(value: object) -> object:
@@ -81,6 +82,12 @@ class TrainingConfig(Config):
     """End after this many optimizer steps, whatever the epochs say; null for no such bound."""
     precision: Precision = "auto"
     """Arithmetic of the network; `auto` is bf16 where the device has it, else fp32. The losses are always fp32."""
+    memory_format: MemoryFormat = "auto"
+    """Order of images and weights in memory, which decides between kernels; `auto` measures both where a GPU has a
+    long run to do, and goes by a table elsewhere (docs/performance.md). Results differ by rounding."""
+    compile: Literal["auto"] | bool = "auto"
+    """Let torch.compile make kernels for this network: about a minute at the start; `auto` does where a long run on a
+    GPU was measured to be faster with them. Results differ by rounding."""
     optimizer: OptimizerConfig = AdamWConfig()
     lr_schedule: LRScheduleConfig = CosineLR()
     clip_norm: float | None = Field(default=1.0, gt=0)

@@ -25,8 +25,9 @@ class EMA(Generic[Model]):
     def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._pairs = _floating_pairs(self.model, model)
+        self._pairs = _trained_pairs(self.model, model)
         self._copies = _other_pairs(self.model, model)
+        self._versions = [-1] * len(self._copies[0])
 
     @torch.no_grad()
     def update(self, step: int, skip: Tensor | None = None) -> None:
@@ -44,8 +45,14 @@ class EMA(Generic[Model]):
             torch._foreach_lerp_(averaged, current, 1.0 - decay)
         else:
             _approach_unless(skip, averaged, current, 1.0 - decay)
-        for mine, theirs in zip(*self._copies, strict=True):
-            mine.copy_(theirs)
+        self._follow_the_rest()
+
+    def _follow_the_rest(self) -> None:
+        """Copy what is not averaged, where it was written since the last time: on most steps nothing was."""
+        for place, (mine, theirs) in enumerate(zip(*self._copies, strict=True)):
+            if self._versions[place] != theirs._version:
+                mine.copy_(theirs)
+                self._versions[place] = theirs._version
 
 
 def _approach_unless(skip: Tensor, averaged: list[Tensor], current: list[Tensor], part: float) -> None:
@@ -76,11 +83,18 @@ def _approach_unless(skip: Tensor, averaged: list[Tensor], current: list[Tensor]
 Pairs = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
-def _floating_pairs(averaged: nn.Module, model: nn.Module) -> Pairs:
-    """Parameters, which are averaged. They are the live tensors, so their values are always current."""
-    return [p.data for p in averaged.parameters()], [p.data for p in model.parameters()]
+def _trained_pairs(averaged: nn.Module, model: nn.Module) -> Pairs:
+    """Trained parameters, which are averaged. They are the live tensors, so their values are always current."""
+    pairs = zip(averaged.parameters(), model.parameters(), strict=True)
+    trained = [(mine.data, theirs.data) for mine, theirs in pairs if theirs.requires_grad]
+    return [mine for mine, _ in trained], [theirs for _, theirs in trained]
 
 
 def _other_pairs(averaged: nn.Module, model: nn.Module) -> Pairs:
-    """Buffers, which are copied: an average of a counter or of a statistic means nothing."""
-    return list(averaged.buffers()), list(model.buffers())
+    """Buffers and fixed parameters, which are copied: an average of a counter or of a statistic means nothing."""
+    pairs = zip(averaged.parameters(), model.parameters(), strict=True)
+    fixed = [(mine.data, theirs) for mine, theirs in pairs if not theirs.requires_grad]
+    return (
+        [*averaged.buffers(), *(mine for mine, _ in fixed)],
+        [*model.buffers(), *(theirs for _, theirs in fixed)],
+    )

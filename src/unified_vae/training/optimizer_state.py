@@ -30,15 +30,18 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     place = {name: number for number, name in enumerate(order)}
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
         if name not in place:
             raise CheckpointError(f"the checkpoint's optimizer state is of another model: it names {name or key}.")
-        if value.ndim > 0 and value.shape != shapes[name]:
-            raise CheckpointError(f"the checkpoint's optimizer state of {name} is of another shape.")
+        if value.ndim > 0:
+            if value.shape != parameters[name].shape:
+                raise CheckpointError(f"the checkpoint's optimizer state of {name} is of another shape.")
+            # fused kernels take the numbers in the order in which they lie: it has to be the weights' own
+            value = torch.empty_like(parameters[name], dtype=value.dtype, requires_grad=False).copy_(value)
         slots.setdefault(place[name], {})[slot] = value
     if len({frozenset(held) for held in slots.values()}) > 1:
         raise CheckpointError("the checkpoint's optimizer state is incomplete.")

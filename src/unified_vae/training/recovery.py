@@ -149,7 +149,7 @@ class Recovery:
         for some, drawn in zip(np.array_split(indices, pieces), noise.tensor_split(pieces), strict=True):
             raw = gather(self.train, some).to(runtime.device)
             raw = augment(raw, some, config=plan.data.augment, seed=plan.seed, epoch=self._epoch(step))
-            images = in_unit_range(raw)
+            images = in_unit_range(raw, self.stepper.runtime.layout)
             with runtime.autocast():
                 output = model(images, drawn)
             found.append(faults(stepper.objective, output, images))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a validation or a save on one rank may take minutes
 BUNDLE_BYTES = 32 * 2**20  # of gradients that travel together: few messages, little memory beside them
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PREPARATION_TIMEOUT = timedelta(days=2)  # one rank packs images or downloads weights, the others wait
 
 
@@ -48,6 +49,7 @@ class Runtime:
         rank: number of this process among `world_size`.
         control: the group in which processes agree on what to do next; on the CPU, so that asking does not
             wait for the device.
+        layout: order in memory of the network's images and weights.
     """
 
     device: torch.device
@@ -55,6 +57,7 @@ class Runtime:
     rank: int = 0
     world_size: int = 1
     control: dist.ProcessGroup | None = None
+    layout: torch.memory_format = torch.contiguous_format
 
     @property
     def is_main(self) -> bool:
@@ -75,6 +78,14 @@ class Runtime:
     def fused(self) -> bool:
         """Whether the fused optimizers, which can skip an update on the device, are used."""
         return self.device.type in ("cpu", "cuda")
+
+    def laid_out(self, memory_format: str) -> Runtime:
+        """The same with images and weights in the order that `training.memory_format` names."""
+        return replace(self, layout=LAYOUTS[memory_format])
+
+    def alone(self) -> Runtime:
+        """The same without the other processes."""
+        return replace(self, rank=0, world_size=1, control=None)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The network's arithmetic."""
@@ -132,6 +143,13 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier(group=self.control)
 
+    def wait(self) -> None:
+        """Wait until the device has done all it was asked for: for clocks, never in a step."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
     def free_memory(self) -> None:
         """Give unused memory of the device back, so that pieces of another size find room."""
         if self.device.type == "cuda":
@@ -153,6 +171,12 @@ class Runtime:
             except (OSError, ValueError):  # there is none, or it is "max"
                 continue
         return free
+
+    def free_device_memory(self) -> int:
+        """Bytes of the GPU's own memory that are free; 0 on a device that shares the main memory."""
+        if self.device.type != "cuda":
+            return 0
+        return int(torch.cuda.mem_get_info(self.device)[0])
 
     def memory(self) -> Memory:
         """Bytes in use now, and the device's peak."""

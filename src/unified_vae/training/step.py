@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.objective import Objective
 from unified_vae.models.vae import VAE
 from unified_vae.optim.light_start import take_step
+from unified_vae.training.compiler import with_the_compiler
 from unified_vae.training.ema import EMA
 from unified_vae.training.memory import MicroBatches
 from unified_vae.training.random import latent_noise
@@ -42,6 +44,7 @@ class Stepper:
         seed: int,
         accumulate: int,
         clip_norm: float | None,
+        compiled: bool = False,
     ) -> None:
         self.runtime = runtime
         self.model = model
@@ -57,6 +60,7 @@ class Stepper:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.term_names = list(objective.terms)
         self.names = [*MEASURED, *(f"loss.{name}" for name in self.term_names), NORM]
+        self._forward = with_the_compiler(self._network) if compiled else self._network
 
     def take(self, images: Tensor, step: int, progress: float, lr: float) -> Tensor:
         """Take step number `step` (counted from 0).
@@ -103,14 +107,25 @@ class Stepper:
             whole_kl = self._mean_kl(images, pieces)
         total = torch.zeros(len(self.names) - 1, device=images.device)
         for some_images, some_noise in zip(images.tensor_split(pieces), noise.tensor_split(pieces), strict=True):
-            part, some_images = len(some_images) / len(images), in_unit_range(some_images)
+            part, some_images = len(some_images) / len(images), self._pixels(some_images)
             with self.runtime.autocast():
-                output = self.model(some_images, some_noise)
-            value = self.objective(output, some_images, progress, whole_kl)
-            self.scaler.scale(value.loss * part).backward()
-            terms = [value.terms[name] for name in self.term_names]
-            total += part * torch.stack([value.loss.detach(), value.nll, value.rate, *terms])
+                output, terms = self._forward(some_images, some_noise)
+            value = self.objective(output, some_images, progress, whole_kl, terms)
+            self._differentiate(self.scaler.scale(value.loss * part))
+            measured = [value.terms[name] for name in self.term_names]
+            total += part * torch.stack([value.loss.detach(), value.nll, value.rate, *measured])
         return total
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return in_unit_range(images, self.runtime.layout)
+
+    def _network(self, images: Tensor, noise: Tensor) -> tuple[VAEOutput, dict[str, Tensor]]:
+        """All that is computed of tensors alone, whatever the step: what may be compiled."""
+        output = self.model(images, noise)
+        return output, self.objective.measure(output, images)
+
+    def _differentiate(self, loss: Tensor) -> None:
+        loss.backward()
 
     @torch.no_grad()
     def _mean_kl(self, images: Tensor, pieces: int) -> Tensor:
@@ -118,7 +133,7 @@ class Stepper:
         total = torch.zeros(self.model.latents, device=images.device)
         for some in images.tensor_split(pieces):
             with self.runtime.autocast():
-                posterior = self.model.encode(in_unit_range(some))
+                posterior = self.model.encode(self._pixels(some))
             total += posterior.kl_per_unit().sum(0)
         return total / len(images)
 
@@ -133,19 +148,26 @@ class Stepper:
         """Clip and step, unless `skip` is 1."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         if self.guards_itself:
-            # the fused kernels skip the update on the device itself where this is 1: no wait for the host
+            # the fused kernels skip the update on the device itself where this is 1: no wait for the host;
+            # and they divide the gradients as they read them: no pass over the memory for clipping
             self.optimizer.found_inf = skip  # type: ignore[attr-defined]
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = self._excess(norm)  # type: ignore[attr-defined]
             take_step(self.optimizer)
         elif not bool(skip):
+            if self.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             take_step(self.optimizer)
         if self.scaler.is_enabled():
             self.scaler.update()
 
+    def _excess(self, norm: Tensor) -> Tensor | None:
+        """By how much the gradients are too long, at least 1."""
+        return None if self.clip_norm is None else (norm / self.clip_norm).clamp(min=1.0)
 
-def in_unit_range(images: Tensor) -> Tensor:
-    """uint8 images as floats in [0, 1]; floats as they are."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+def in_unit_range(images: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """uint8 images as floats in [0, 1], floats as they are; with their numbers in the order `layout`."""
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32, memory_format=layout).div_(255)
+    return images.contiguous(memory_format=layout)

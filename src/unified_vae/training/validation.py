@@ -18,6 +18,7 @@ from unified_vae.metrics.sharpness import SpectrumSums
 from unified_vae.models.vae import VAE
 from unified_vae.training.memory import MicroBatches
 from unified_vae.training.runtime import Runtime
+from unified_vae.training.step import in_unit_range
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def reconstructions(model: VAE, batches: Iterable[Tensor], runtime: Runtime) -> 
     model.eval()
     try:
         for raw in batches:
-            images = raw.to(runtime.device).float() / 255
+            images = in_unit_range(raw.to(runtime.device), runtime.layout)
             with torch.no_grad(), runtime.autocast():
                 output = model(images)
             yield output, images

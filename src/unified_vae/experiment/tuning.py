@@ -1,0 +1,186 @@
+"""What `auto` means for the order of numbers in memory and for torch.compile: measured where a GPU has long to run.
+
+Both change results by rounding. So the answer is found when a run begins, written into its record, and kept when it is
+continued. A CPU goes by a table: two starts of the same run give the same bits there, which a race between steps on a
+busy machine would break (docs/performance.md has the figures).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.data.batches import gather
+from unified_vae.data.open import DataSets
+from unified_vae.data.order import steps_per_epoch
+from unified_vae.data.packing.cache_dir import cache_root
+from unified_vae.experiment.assemble import Parts, Resolved, build_parts, calibrate
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.training.compiler import keep_compiled_in
+from unified_vae.training.config import TrainingConfig
+from unified_vae.training.memory import attempted
+from unified_vae.training.observers import Observer
+from unified_vae.training.runtime import Runtime
+from unified_vae.training.step import in_unit_range
+
+WARM_UP_STEPS, TIMED_STEPS = 3, 5
+LONG_STEPS = 1000
+"""Steps from which on a trial of both formats, some 16 steps, costs less than the smallest gain that counts."""
+LONG_SECONDS = 20 * 60.0
+"""A run from which on the minute that compiling takes is risked to find out whether it helps."""
+GAIN = 0.97
+"""Part of the time that the other way has to take at most: less is noise."""
+
+Trial = Callable[[str, bool], float | None]
+"""(memory format, compiled) -> seconds of a step; None where it cannot be done."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the network is computed, and why."""
+
+    memory_format: str
+    compile: bool
+    format_reason: str
+    compile_reason: str
+
+
+def tuned(
+    resolved: Resolved, data: DataSets, runtime: Runtime, recorded: TrainingConfig | None, observer: Observer
+) -> Resolved:
+    """The settings with an answer for each `auto`.
+
+    Args:
+        recorded: on resume, what the run took when it began.
+    """
+    keep_compiled_in(cache_root(resolved.config.data.cache_dir) / "compiled")
+    kept = _kept(resolved.config.training, recorded)
+    config = resolved.config.model_copy(update={"training": resolved.config.training.model_copy(update=kept)})
+    asked = config.training
+
+    def measured(memory_format: str, compiled: bool) -> float | None:
+        observer.phase(f"timing a step, {memory_format}{', compiled' if compiled else ''}", 0, None)
+        return _seconds(config, data, runtime, memory_format, compiled)
+
+    steps = _steps(config, data)
+    found = runtime.from_main(choose(asked, runtime, steps, measured) if runtime.is_main else None)
+    assert found is not None
+    training = asked.model_copy(update={"memory_format": found.memory_format, "compile": found.compile})
+    reasons = {"training.memory_format": found.format_reason, "training.compile": found.compile_reason}
+    reasons |= {f"training.{name}": "auto: as when this run began" for name in kept}
+    return Resolved(
+        config.model_copy(update={"training": training}), resolved.substitutions, {**resolved.reasons, **reasons}
+    )
+
+
+def _kept(asked: TrainingConfig, recorded: TrainingConfig | None) -> dict[str, object]:
+    """What `auto` was found to be when the run began."""
+    found = {} if recorded is None else {"memory_format": recorded.memory_format, "compile": recorded.compile}
+    return {name: value for name, value in found.items() if value != "auto" and getattr(asked, name) == "auto"}
+
+
+def _steps(config: RunConfig, data: DataSets) -> int:
+    training = config.training
+    whole = training.epochs * steps_per_epoch(len(data.train), training.images_a_step)
+    return min(whole, training.max_steps or whole)
+
+
+def choose(asked: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial) -> Choice:
+    """The main process's choice.
+
+    Args:
+        steps: of the whole run.
+        seconds: asked only where a measurement can repay itself.
+    """
+    memory_format, format_reason, pace = _format(asked, runtime, steps, seconds)
+    if asked.compile != "auto":
+        return Choice(memory_format, asked.compile, format_reason, "as asked")
+    compiled, compile_reason = _compile(runtime, steps, pace, lambda: seconds(memory_format, True))
+    return Choice(memory_format, compiled, format_reason, compile_reason)
+
+
+def _format(asked: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial) -> tuple[str, str, float | None]:
+    """The format, why, and the seconds of a step where they are known."""
+    on_gpu, usual = runtime.device.type == "cuda", _usual(runtime)
+    if asked.memory_format != "auto":
+        long = on_gpu and asked.compile == "auto" and steps >= LONG_STEPS
+        return asked.memory_format, "as asked", seconds(asked.memory_format, False) if long else None
+    if not on_gpu:
+        return usual, f"auto: the faster one on {runtime.device.type} (docs/performance.md)", None
+    if steps < LONG_STEPS:
+        return usual, f"auto: usual for {_word(runtime.dtype)} on a GPU; {steps:,} steps do not repay a trial", None
+    found = {name: seconds(name, False) for name in ("contiguous", "channels_last")}
+    other = "contiguous" if usual == "channels_last" else "channels_last"
+    mine, theirs = found[usual], found[other]
+    if mine is None or theirs is None:
+        return usual, f"auto: usual for {_word(runtime.dtype)} on a GPU; memory does not suffice for a trial", mine
+    taken = other if theirs < GAIN * mine else usual
+    told = ", ".join(f"{1e3 * took:.1f} ms a step {name}" for name, took in found.items() if took is not None)
+    return taken, f"auto: measured {told}", found[taken]
+
+
+def _compile(
+    runtime: Runtime, steps: int, pace: float | None, compiled_seconds: Callable[[], float | None]
+) -> tuple[bool, str]:
+    if runtime.device.type != "cuda":
+        return False, f"auto: not on {runtime.device.type}"
+    if pace is None or steps * pace < LONG_SECONDS:
+        about = "" if pace is None else f" of about {max(steps * pace / 60, 1):.0f} min"
+        return False, f"auto: a run{about} is too short to repay compiling"
+    try:
+        took = compiled_seconds()
+    except EnvironmentProblem as problem:
+        return False, f"auto: {problem}"
+    if took is None:
+        return False, "auto: memory does not suffice for a trial"
+    return took < GAIN * pace, f"auto: measured {1e3 * took:.1f} ms a step compiled, {1e3 * pace:.1f} ms without"
+
+
+def _usual(runtime: Runtime) -> str:
+    """Tensor cores take numbers of 16 bits channels last; everything else is faster, or as fast, contiguous."""
+    half = runtime.dtype in (torch.bfloat16, torch.float16)
+    return "channels_last" if runtime.device.type == "cuda" and half else "contiguous"
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _seconds(config: RunConfig, data: DataSets, runtime: Runtime, memory_format: str, compiled: bool) -> float | None:
+    """Median seconds of a step of this process's share of a batch, on weights of its own."""
+    alone = runtime.laid_out(memory_format).alone()
+    share = config.training.images_a_step // runtime.world_size
+    training = config.training.model_copy(update={"batch_size": share, "compile": compiled})
+    trial = config.model_copy(update={"training": training})
+    found = attempted(lambda: _timed(build_parts(trial, data, alone), data, alone), runtime)
+    runtime.free_memory()
+    runtime.forget_peak()
+    return found if found is not None and math.isfinite(found) else None
+
+
+def _timed(parts: Parts, data: DataSets, runtime: Runtime) -> float:
+    images = gather(data.train, np.arange(parts.plan.batch_size) % len(data.train)).to(runtime.device)
+    noise = torch.zeros(1, parts.model.latents, device=runtime.device)
+    calibrate(parts, in_unit_range(images[:1], runtime.layout), noise, runtime)
+    for step in range(WARM_UP_STEPS):
+        parts.stepper.take(images, step, 0.5, 0.0)
+    clock = [_now(runtime)]
+    for step in range(TIMED_STEPS):
+        parts.stepper.take(images, step, 0.5, 0.0)
+        clock.append(_now(runtime))
+    if parts.stepper.micro_batches.pieces != parts.plan.training.accumulate:  # it would be timed in other pieces
+        return math.inf
+    return statistics.median(after - before for before, after in itertools.pairwise(clock))
+
+
+def _now(runtime: Runtime) -> float:
+    runtime.wait()
+    return time.perf_counter()

@@ -1,0 +1,107 @@
+"""How a step is computed: what `auto` takes, when it measures, and that a continued run keeps it."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from lives import Recorder, outcome, request, write_images
+
+from unified_vae.experiment.continuation import differences
+from unified_vae.experiment.fit import fit
+from unified_vae.experiment.run_folder import RunFolder, RunRecord
+from unified_vae.experiment.tuning import LONG_SECONDS, LONG_STEPS, choose
+from unified_vae.training.config import TrainingConfig
+from unified_vae.training.runtime import Runtime
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+GPU = Runtime(torch.device("cuda"), torch.bfloat16)  # said, never used: the trial below answers for it
+
+
+class Trial:
+    """Answers instead of a device, and remembers what it was asked."""
+
+    def __init__(self, contiguous, channels_last, compiled=None):
+        self.seconds = {("contiguous", False): contiguous, ("channels_last", False): channels_last}
+        self.compiled = compiled
+        self.asked = []
+
+    def __call__(self, memory_format, compiled):
+        self.asked.append((memory_format, compiled))
+        return self.compiled if compiled else self.seconds[memory_format, False]
+
+
+def test_a_cpu_measures_nothing_so_that_two_starts_are_the_same():
+    trial = Trial(0.1, 0.05)
+    found = choose(TrainingConfig(), CPU, 10**6, trial)
+    assert (found.memory_format, found.compile, trial.asked) == ("contiguous", False, [])
+
+
+def test_a_short_run_measures_nothing():
+    trial = Trial(0.1, 0.05)
+    found = choose(TrainingConfig(), GPU, LONG_STEPS - 1, trial)
+    assert (found.memory_format, found.compile, trial.asked) == ("channels_last", False, [])
+
+
+@pytest.mark.parametrize(
+    ("contiguous", "channels_last", "taken"),
+    [(0.1, 0.05, "channels_last"), (0.05, 0.1, "contiguous"), (0.099, 0.1, "channels_last")],
+)
+def test_a_long_run_takes_the_faster_format_and_the_usual_one_where_they_are_equal(contiguous, channels_last, taken):
+    found = choose(TrainingConfig(), GPU, LONG_STEPS, Trial(contiguous, channels_last))
+    assert found.memory_format == taken
+    assert f"{1e3 * contiguous:.1f} ms a step contiguous" in found.format_reason
+
+
+@pytest.mark.parametrize(("compiled", "taken"), [(0.08, True), (0.099, False), (None, False)])
+def test_a_run_long_enough_compiles_where_that_was_measured_to_help(compiled, taken):
+    trial = Trial(0.2, 0.1, compiled)
+    found = choose(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) + 1, trial)
+    assert (found.compile, trial.asked[-1]) == (taken, ("channels_last", True))
+
+
+def test_a_run_of_minutes_says_that_it_does_not_compile():
+    trial = Trial(0.2, 0.1)
+    found = choose(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) - 1, trial)
+    assert not found.compile and ("channels_last", True) not in trial.asked
+    assert found.compile_reason == "auto: a run of about 20 min is too short to repay compiling"
+
+
+def test_no_memory_for_a_trial_leaves_the_usual():
+    assert choose(TrainingConfig(), GPU, LONG_STEPS, Trial(0.1, None)).memory_format == "channels_last"
+
+
+def test_what_is_asked_for_is_taken():
+    asked = TrainingConfig(memory_format="contiguous", compile=True)
+    found = choose(asked, GPU, 10**6, Trial(0.2, 0.1))
+    assert (found.memory_format, found.compile) == ("contiguous", True)
+
+
+def test_a_run_channels_last_is_continued_in_the_same_bits_also_when_nothing_says_so_any_more(tmp_path):
+    """Its record has what `auto` came to; here the words of the first start stand for a GPU's measurement."""
+    torch.set_num_threads(1)
+    source = write_images(tmp_path / "images.npy")
+    laid_out = {"training": {"memory_format": "channels_last"}}
+    fit(request(tmp_path / "whole", source, laid_out), [Recorder()])
+    stopping = request(tmp_path / "cut", source, {"training": {"memory_format": "channels_last"}})
+    fit(stopping, [_StopAt(7)])
+    fit(request(tmp_path / "cut", source), [Recorder()])
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    fit(request(tmp_path / "other", source), [Recorder()])
+    assert outcome(tmp_path / "other") != outcome(tmp_path / "whole")
+    folder = RunFolder(tmp_path / "cut")
+    record = RunRecord.from_json(json.loads(folder.config.read_text(encoding="utf-8")), folder.root)
+    assert record.resolved.training.memory_format == "channels_last"
+    assert record.resolved.training.compile is False
+    assert differences(record, request(tmp_path / "cut", source).run.config) == []
+
+
+class _StopAt(Recorder):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def step_done(self, event):
+        if event.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
