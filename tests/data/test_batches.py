@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unified_vae.data import resident
 from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
 from unified_vae.data.order import batch_indices, share, steps_per_epoch
 from unified_vae.data.packing.packed import Labels, PackedSplit
@@ -28,7 +29,7 @@ def split(tmp_path: Path) -> PackedSplit:
     return PackedSplit(path, pixels.shape, [str(n) for n in range(COUNT)], labels)
 
 
-def stream(split: PackedSplit, start: int, end: int, **settings: int) -> list[TrainBatch]:
+def stream(split: PackedSplit, start: int, end: int, **settings: object) -> list[TrainBatch]:
     options = {"seed": 3, "batch_size": 4} | settings
     return list(train_batches(split, start_step=start, end_step=end, **options))
 
@@ -97,3 +98,25 @@ def test_shares_are_contiguous_and_even(count: int, world_size: int) -> None:
     parts = [range(count)[share(count, rank, world_size)] for rank in range(world_size)]
     assert [number for part in parts for number in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("chunk", [1, 2**20])
+def test_images_held_on_the_device_give_the_same_batches(
+    split: PackedSplit, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident, "CHUNK_BYTES", chunk)
+    held = resident.load_all(split, torch.device("cpu"))
+    for world_size, rank in ((1, 0), (2, 1)):
+        usual = stream(split, 2, 9, world_size=world_size, rank=rank)
+        there = stream(split, 2, 9, world_size=world_size, rank=rank, resident=held)
+        for one, other in zip(usual, there, strict=True):
+            assert torch.equal(one.images, other.images) and one.epoch == other.epoch
+            assert np.array_equal(one.indices, other.indices)
+            assert other.images.stride() == one.images.stride()
+
+
+def test_images_are_held_where_they_take_a_quarter_of_the_free_memory(split: PackedSplit) -> None:
+    size = COUNT * 4 * 4 * 3
+    assert resident.fits(split, 4 * size)
+    assert not resident.fits(split, 4 * size - 1)
+    assert not resident.fits(split, 0)

@@ -124,6 +124,7 @@ ELSEWHERE = {
     "data.cache_dir": "tests/data/test_cache.py",
     "data.accept_change": "tests/runs/test_continuing.py",
     "data.workers": "changes nothing by design: tests/runs/test_exact_resume.py",
+    "data.resident": "changes nothing by design: tests/data/test_batches.py",
 }
 
 

@@ -145,10 +145,10 @@ def loss_cells(values: Mapping[str, float]) -> list[str]:
 
 
 def pace_cells(event: LossesLogged) -> list[str]:
-    """Learning rate, beta and speed."""
+    """Learning rate, beta, speed, and the part of the time that images were waited for."""
     cells = [f"lr {event.values['lr']:.2g}"] if "lr" in event.values else []
     cells += [f"beta {event.values['beta']:.3g}"] if "beta" in event.values else []
-    return [*cells, f"{number(event.images_per_second)} img/s"]
+    return [*cells, f"{number(event.images_per_second)} img/s", f"data {event.data_share:.1%}"]
 
 
 def memory_text(memory: Memory) -> str:

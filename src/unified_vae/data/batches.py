@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unified_vae.data import resident as on_device
 from unified_vae.data.loader import load
 from unified_vae.data.order import Order, share
 from unified_vae.data.packing.packed import PackedSplit
@@ -52,6 +53,7 @@ def train_batches(
     workers: int = 0,
     pin_memory: bool = False,
     told: Callable[[str], None] = print,
+    resident: Tensor | None = None,
 ) -> Generator[TrainBatch, None, None]:
     """The batches of steps start_step to end_step - 1, for one rank.
 
@@ -60,12 +62,18 @@ def train_batches(
         workers: loader processes; any number gives the same batches. 0 reads in this process.
         pin_memory: so that the copy to a CUDA device does not wait.
         told: receives a line when loader processes had to be replaced.
+        resident: the images of `resident.load_all`; batches are then gathered on its device, by no one else.
 
     Raises:
         LoadingFailed: loader processes died, hung or failed again and again.
     """
     order = Order(seed, len(split), batch_size, rank, world_size)
     steps = range(start_step, end_step)
+    if resident is not None:
+        for step in steps:
+            indices = order.indices(step)
+            yield TrainBatch(indices, order.epoch(step), on_device.gather(resident, torch.from_numpy(indices)))
+        return
     with contextlib.closing(load(split, order, steps, workers, told)) as loaded:
         for step in steps:
             indices = order.indices(step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from unified_vae.core.config import Config
@@ -65,4 +67,7 @@ class DataConfig(Config):
     """Continue a run although its images changed since the checkpoint."""
     workers: int = Field(default=0, ge=0, le=256)
     """Loader processes. 0 is fastest for the packed cache on most machines."""
+    resident: Literal["auto"] | bool = "auto"
+    """Keep all training images in the GPU's memory; `auto` does where they take at most a quarter of what is free.
+    Batches are the same bits."""
     augment: AugmentConfig = AugmentConfig()

@@ -41,6 +41,7 @@ from unified_vae.experiment.environment import environment
 from unified_vae.experiment.opening import opening
 from unified_vae.experiment.preflight import Preflight, start_at_pca
 from unified_vae.experiment.request import RunRequest
+from unified_vae.experiment.residence import place
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
 from unified_vae.experiment.sampling import add_density
 from unified_vae.experiment.tuning import tuned
@@ -163,14 +164,17 @@ class _Fit:
             data.inventory.write(self.folder.root)
             write_text(self.folder.preflight, json.dumps(flight.to_json(beta), indent=2) + "\n")
         self._add_file_observers(resolved, state)
+        resident, where = place(data.train, resolved.config.data, self.runtime)
         point = first_point(parts, images, noise, self.runtime, parts.plan.progress(state.step))
         self.observer.run_started(
-            opening(self.folder.root, self.runtime, parts, resolved, data, state, found, flight, point)
+            opening(self.folder.root, self.runtime, parts, resolved, data, state, found, flight, point, where)
         )
-        stopped_by = self._train(parts, data, saver, state)
+        stopped_by = self._train(parts, data, saver, state, resident)
         return self._finish(parts, resolved, data, state, stopped_by, flight, saver)
 
-    def _train(self, parts: Parts, data: DataSets, saver: Saver, state: TrainState) -> int:
+    def _train(
+        self, parts: Parts, data: DataSets, saver: Saver, state: TrainState, resident: Tensor | None
+    ) -> int:
         """Run the loop; returns the number of the signal that stopped it, 0 for none.
 
         Only here are signals caught: before, there is nothing to save, so they may end the process at once.
@@ -192,6 +196,7 @@ class _Fit:
                 painter=painter,
                 observer=self.observer,
                 signals=signals,
+                resident=resident,
             )
             loop.run()
             saver.finish(state, metrics.sync if metrics else None)

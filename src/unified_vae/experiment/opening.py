@@ -37,11 +37,13 @@ def opening(
     differences: Sequence[Difference],
     flight: Preflight,
     point: tuple[float, float],
+    where: str,
 ) -> RunStarted:
     """The event that opens a run, fresh or resumed.
 
     Args:
         point: distortion and rate on the first batch, nats per image.
+        where: the training images are, in words.
     """
     plan, kl = parts.plan, resolved.config.loss.kl
     expected = [*preflight.lines(flight, flight.planned_beta(kl)), *constraint_facts(flight, kl)]
@@ -54,6 +56,7 @@ def opening(
         resumed=state.step > 0,
         facts=[
             *_facts(runtime, parts, resolved, data),
+            ("images", where),
             *_learnt(runtime, plan, resolved, state),
             _first_batch(point, parts.objective),
             *expected,

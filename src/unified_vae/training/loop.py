@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import EnvironmentProblem
@@ -66,11 +67,13 @@ class Loop:
     painter: SheetPainter | None
     observer: Observer
     signals: Signals
+    resident: Tensor | None = None  # the training images on the device, where they fit
     stopped_by: int = 0  # the signal that all ranks agreed to stop for; what arrives after that has to wait
     ledger: Ledger = field(init=False)
     recovery: Recovery = field(init=False)
     _clock: float = field(init=False, default=0.0)
     _clock_step: int = field(init=False, default=0)
+    _waited: float = field(init=False, default=0.0)  # seconds for images since the clock was set
 
     def __post_init__(self) -> None:
         rule, scaled = self.plan.training.recovery, self.stepper.scaler.is_enabled()
@@ -116,6 +119,7 @@ class Loop:
             workers=self.plan.data.workers,
             pin_memory=self.runtime.device.type == "cuda",
             told=self.observer.notice,
+            resident=self.resident,
         )
         with contextlib.closing(batches):
             for batch in self._guarded(batches):
@@ -129,6 +133,7 @@ class Loop:
     def _guarded(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
         """The batches; where they cannot be loaded any more, what was trained so far is saved first."""
         while True:
+            begun = time.monotonic()
             try:
                 batch = next(batches, None)
             except LoadingFailed as problem:
@@ -141,6 +146,7 @@ class Loop:
                 ) from problem
             if batch is None:
                 return
+            self._waited += time.monotonic() - begun
             yield batch
 
     def _step(self, batch: TrainBatch) -> None:
@@ -206,11 +212,12 @@ class Loop:
         speed = steps * plan.batch_size / seconds if seconds > 0 else 0.0
         if self.metrics:
             self.metrics.write("train", state.step, state.step / plan.steps_per_epoch, values)
-        self.observer.losses_logged(LossesLogged(state.step, values, speed, self.runtime.memory()))
+        waited = self._waited / seconds if seconds > 0 else 0.0
+        self.observer.losses_logged(LossesLogged(state.step, values, speed, self.runtime.memory(), waited))
         self._restart_clock()
 
     def _restart_clock(self) -> None:
-        self._clock, self._clock_step = time.monotonic(), self.state.step
+        self._clock, self._clock_step, self._waited = time.monotonic(), self.state.step, 0.0
 
     # --- validation ----------------------------------------------------------------------------------
 

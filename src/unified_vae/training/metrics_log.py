@@ -134,6 +134,7 @@ class TimingLog(Observer):
             {
                 "step": event.step,
                 "images_per_second": round(event.images_per_second, 2),
+                "data_share": round(event.data_share, 5),
                 "process_bytes": event.memory.process,
                 "device_peak_bytes": event.memory.device_peak,
             }

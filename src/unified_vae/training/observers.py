@@ -91,12 +91,14 @@ class LossesLogged:
     Attributes:
         values: deterministic numbers, dotted names (`loss.total`, `loss.mse`, `rate.nats`, `lr`, ...).
         images_per_second: over the same steps.
+        data_share: part of their time for which the host waited for images, 0 to 1.
     """
 
     step: int
     values: Mapping[str, float]
     images_per_second: float
     memory: Memory
+    data_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class TensorBoardObserver(Observer):
         for name, value in event.values.items():
             self._scalar(f"train/{name}", value, event.step)
         self._scalar("speed/images_per_second", event.images_per_second, event.step)
+        self._scalar("speed/data_share", event.data_share, event.step)
         self._scalar("memory/process_gib", event.memory.process / 2**30, event.step)
         if event.memory.device_peak is not None:
             self._scalar("memory/device_peak_gib", event.memory.device_peak / 2**30, event.step)

@@ -1,0 +1,43 @@
+"""Where the training images lie while a run trains: in the GPU's memory, in main memory, or on the disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.data.config import DataConfig
+from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.resident import fits, load_all
+from unified_vae.training.runtime import Runtime
+
+GIB = 2**30
+
+
+def place(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tuple[Tensor | None, str]:
+    """The images on the device, or None where they are read from the pack; and what to say of it.
+
+    Raises:
+        EnvironmentProblem: they were to be resident, and the device has no room.
+    """
+    size = int(np.prod(split.shape)) / GIB
+    asked = config.resident is True
+    if asked or (config.resident == "auto" and runtime.device.type == "cuda" and _room(split, runtime)):
+        try:
+            return load_all(split, runtime.device), f"all {size:.2g} GiB in the memory of {runtime.device}"
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as problem:
+            if asked:
+                raise EnvironmentProblem(
+                    f"the training images take {size:.2g} GiB, and {runtime.device} has no room for them: "
+                    "leave data.resident out."
+                ) from problem
+            runtime.free_memory()
+    free = runtime.available_memory() / GIB
+    if size < free / 2:
+        return None, f"{size:.2g} GiB mapped from the disk, which stay in main memory once they were read"
+    return None, f"{size:.2g} GiB mapped from the disk, more than half of the free {free:.2g} GiB of main memory"
+
+
+def _room(split: PackedSplit, runtime: Runtime) -> bool:
+    return fits(split, runtime.free_device_memory())
