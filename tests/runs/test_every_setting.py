@@ -113,6 +113,7 @@ ELSEWHERE = {
     "loss.lpips.net": "tests/losses/test_perceptual_terms.py",
     "loss.lpips.weights_path": "tests/losses/test_backbone_weights.py",
     "loss.lpips.missing": "below",
+    "training.deterministic": "changes nothing on the CPU: tests/runs/test_deterministic.py",
     "training.compile": "tests/runs/test_tuning.py",
     "training.recovery.skips": "tests/faults/test_non_finite.py",
     "training.recovery.lr_factor": "tests/faults/test_non_finite.py",

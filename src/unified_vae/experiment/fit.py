@@ -56,7 +56,7 @@ from unified_vae.training.metrics_log import MetricsLog, TimingLog
 from unified_vae.training.non_finite import SkippedLog
 from unified_vae.training.observers import Difference, Observer, Observers, RunFinished
 from unified_vae.training.run_lock import locked
-from unified_vae.training.runtime import Runtime, lost_another, open_runtime
+from unified_vae.training.runtime import Runtime, lost_another, no_same_bits, open_runtime
 from unified_vae.training.saver import Saver
 from unified_vae.training.sheets import LATENTS_FROM, SheetPainter
 from unified_vae.training.signals import watching
@@ -73,7 +73,8 @@ def fit(request: RunRequest, observers: Sequence[Observer]) -> RunFinished:
         UserError: settings, data or environment that the user can mend.
     """
     try:
-        with open_runtime(request.run.config.device, request.run.config.training.precision) as runtime:
+        training = request.run.config.training
+        with open_runtime(request.run.config.device, training.precision, training.deterministic) as runtime:
             observer = Observers(observers if runtime.is_main else [])
             with locked(request.run_dir) if runtime.is_main else nullcontext():
                 folder = RunFolder(request.run_dir)
@@ -84,6 +85,11 @@ def fit(request: RunRequest, observers: Sequence[Observer]) -> RunFinished:
             raise EnvironmentProblem(
                 "another process of this run has ended, or cannot be reached any more. See what it said; then run the "
                 "same command, which goes on from the newest checkpoint."
+            ) from problem
+        if no_same_bits(problem):
+            raise EnvironmentProblem(
+                f"training.deterministic: this device has no deterministic kernel for a part of this run "
+                f"({reason(problem)}). Leave the setting out, or train on the CPU."
             ) from problem
         if not is_out_of_memory(problem):
             raise

@@ -88,6 +88,9 @@ class TrainingConfig(Config):
     compile: Literal["auto"] | bool = "auto"
     """Let torch.compile make kernels for this network: about a minute at the start; `auto` does where a long run on a
     GPU was measured to be faster with them. Results differ by rounding."""
+    deterministic: bool = False
+    """Take only kernels that give the same bits each time, so that a run that was interrupted on a GPU ends in the same
+    bits as one that was not; slower there. On the CPU all runs do."""
     optimizer: OptimizerConfig = AdamWConfig()
     lr_schedule: LRScheduleConfig = CosineLR()
     clip_norm: float | None = Field(default=1.0, gt=0)

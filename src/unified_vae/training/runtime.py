@@ -220,8 +220,11 @@ def _bundles(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def open_runtime(device: str, precision: Precision) -> Iterator[Runtime]:
+def open_runtime(device: str, precision: Precision, deterministic: bool = False) -> Iterator[Runtime]:
     """The runtime of this process; joins the others under `torchrun`, and leaves them at the end.
+
+    Args:
+        deterministic: refuse kernels whose bits differ from run to run.
 
     Raises:
         ConfigError: the device or the precision is not to be had here.
@@ -233,7 +236,7 @@ def open_runtime(device: str, precision: Precision) -> Iterator[Runtime]:
     dtype = _choose_dtype(precision, chosen)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not deterministic  # the fastest kernel may be another one next time
     control: dist.ProcessGroup | None = None
     if world_size > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
@@ -241,10 +244,30 @@ def open_runtime(device: str, precision: Precision) -> Iterator[Runtime]:
         group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
         control = group if isinstance(group, dist.ProcessGroup) else None
     try:
-        yield Runtime(chosen, dtype, rank, world_size, control)
+        with _same_bits() if deterministic else nullcontext():
+            yield Runtime(chosen, dtype, rank, world_size, control)
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _same_bits() -> Iterator[None]:
+    """torch takes deterministic kernels, and raises RuntimeError where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def no_same_bits(problem: BaseException) -> bool:
+    """Whether an operation failed because torch has no deterministic kernel for it on this device."""
+    return isinstance(problem, RuntimeError) and "deterministic" in str(problem)
 
 
 def _choose_device(wish: str, local_rank: int) -> torch.device:
