@@ -10,49 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import LATENTS, SIZE, posteriors
 
 from unified_vae import VAE
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, UserError
-from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.data.packing.decode import PixelFormat, decode
-from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
-from unified_vae.models.density.gaussian import fit_gaussian
-from unified_vae.models.latent_stats import measure
-from unified_vae.models.pretrained import load_pretrained, save_density, save_pretrained, save_stats
-
-SIZE, LATENTS = 16, 6
-
-
-def config(channels: int) -> ConvConfig:
-    return ConvConfig(image_size=SIZE, latents=LATENTS, base_channels=4, channels=channels, pca_start=False)
-
-
-def posteriors() -> DiagonalGaussian:
-    numbers = torch.Generator().manual_seed(1)
-    mean = 2 + torch.randn(40, LATENTS, generator=numbers)
-    return DiagonalGaussian(mean, torch.full((40, LATENTS), -1.0))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with a model of three channels, a density and statistics."""
-    folder = tmp_path_factory.mktemp("run")
-    model = build_model(config(3), seed=3)
-    save_pretrained(folder / "model", config(3), model.state_dict(), {"background": "black"})
-    save_stats(folder / "model", measure(posteriors()))
-    save_density(folder / "model", fit_gaussian(posteriors()), {})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def vae(run: Path) -> VAE:
-    return VAE.from_pretrained(run, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def grey() -> VAE:
-    return VAE(build_model(config(1), seed=4), config(1))
+from unified_vae.models.pretrained import load_pretrained
 
 
 def pixels(*shape: int) -> np.ndarray:
@@ -216,6 +179,17 @@ def test_files_that_are_no_images_are_named(vae: VAE, tmp_path: Path) -> None:
 def test_wrong_arguments_are_one_sentence(vae: VAE, call, said: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises((ConfigError, EnvironmentProblem, CheckpointError), match=said):
         call(vae)
+
+
+def test_a_saved_model_is_the_same_model(run: Path, vae: VAE, grey: VAE, tmp_path: Path) -> None:
+    images = torch.rand(2, 3, SIZE, SIZE)
+    for number, one in enumerate((vae, grey)):
+        again = VAE.from_pretrained(one.save_pretrained(tmp_path / str(number)), device="cpu")
+        assert torch.equal(again.reconstruct(images), one.reconstruct(images))
+        assert torch.equal(again.sample(2, generator=0), one.sample(2, generator=0))
+        assert again.background == one.background and (again.latent_stats is None) == (one.latent_stats is None)
+    for name in ("model.safetensors", "density.safetensors", "latent_stats.safetensors", "config.json"):
+        assert (tmp_path / "0" / name).read_bytes() == (run / "model" / name).read_bytes(), name
 
 
 def test_what_is_no_model_is_named(run: Path, tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def _other(value: object, path: str) -> object:
         "loss.kl.convention": "mean_sum",
         "preflight": "strict",
         "density.fit": "mixture",
+        "license": "cc-by-4.0",
     }
     if path in words:
         return words[path]

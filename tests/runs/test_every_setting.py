@@ -106,6 +106,7 @@ ELSEWHERE = {
     "density.max_components": "tests/training/test_density_fit.py",
     "density.flow_steps": "tests/training/test_density_fit.py",
     "device": "tests/training/test_runtime.py",
+    "license": "tests/runs/test_sampling.py",
     "preflight": "tests/runs/test_preflight.py",
     "loss.perceptual.layers": "tests/losses/test_perceptual_terms.py",
     "loss.perceptual.weights_path": "tests/losses/test_backbone_weights.py",

@@ -6,9 +6,12 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.data.config import DataConfig
+from unified_vae.data.open import open_data
 from unified_vae.experiment import sampling
 from unified_vae.experiment.fit import fit
-from unified_vae.models.pretrained import load_pretrained
+from unified_vae.models.pretrained import load_pretrained, open_pretrained
+from unified_vae.training.latents import posteriors
 
 SHORT = {"training": {"epochs": 1, "samples": {"count": 4}}}
 
@@ -49,4 +52,34 @@ def test_an_interrupted_fit_is_made_up_by_the_same_command(tmp_path, monkeypatch
             fit(some, [])
     assert fit(some, []).outcome == "finished"
     assert "density" in json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert fit(some, []).outcome == "already finished"
+
+
+def test_statistics_and_a_card_are_beside_the_model(tmp_path):
+    source = write_images(tmp_path / "images.npy")
+    settings = {**SHORT, "density": {"fit": "normal", "max_images": 20}, "license": "cc0-1.0"}
+    fit(request(tmp_path / "run", source, {**settings, "data": {"background": "black"}}), [])
+    found = open_pretrained(tmp_path / "run" / "model")
+    data = DataConfig(source=str(source), background="black", cache_dir=str(tmp_path / "cache"))
+    latents = posteriors(found.model, open_data(data, 16, None, lambda *_: None).train, 20, 0)
+    assert found.stats is not None and found.stats.images == 20
+    assert torch.equal(found.stats.mean, latents.mean.double().mean(0).float())
+    assert found.description["background"] == "black"
+    row = next(line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if "validation" in line)
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "license: cc0-1.0" in card and f"{json.loads(row)['psnr']:.2f} dB" in card
+    assert (tmp_path / "run" / "model" / "samples.png").is_file()
+
+
+@pytest.mark.parametrize("broken", ["measure", "write_card"])
+def test_neither_statistics_nor_a_card_can_end_a_run(tmp_path, monkeypatch, broken):
+    def fails(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(sampling, broken, fails)
+    seen = Recorder()
+    some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT)
+    assert fit(some, [seen]).exit_code == 0
+    assert any("no space" in notice for notice in seen.notices)
+    assert load_pretrained(tmp_path / "run" / "model").density.kind == "gaussian"
     assert fit(some, []).outcome == "already finished"

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.errors import EnvironmentProblem, UserError
 
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 except ImportError as problem:
-    raise EnvironmentProblem(
-        "models on the hub need the package huggingface_hub: uv sync --extra hub (or pip install 'unified-vae[hub]')"
-    ) from problem
+    raise EnvironmentProblem("models on the hub need the package huggingface_hub: uv sync --extra hub") from problem
 
-FILES = ["*.json", "*.safetensors", "README.md", "samples.png"]
+if TYPE_CHECKING:
+    from unified_vae.api.vae import VAE
+
+FILES = ["config.json", "*.safetensors", "README.md", "samples.png"]
 """What a model is made of: nothing else is downloaded."""
+
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError)
+
+
+class HubModel(ModelHubMixin):
+    """A model as the mixin knows it: it asks for a folder to be written or read, and does the rest.
+
+    Attributes:
+        vae: the model.
+        license: for its card; None keeps the run's.
+    """
+
+    def __init__(self, vae: VAE, license: str | None = None) -> None:
+        self.vae = vae
+        self.license = license
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.vae.save_pretrained(save_directory, self.license)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubModel:  # type: ignore[override]
+        from unified_vae.api.vae import VAE
+
+        return cls(VAE.from_pretrained(model_id, **options))
 
 
 def download(repo_id: str, **options: Any) -> Path:
@@ -30,12 +55,29 @@ def download(repo_id: str, **options: Any) -> Path:
     """
     try:
         return Path(snapshot_download(repo_id, allow_patterns=FILES, **options))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-        said = (str(problem) or type(problem).__name__).split("\n")[0].rstrip(".")
+    except HUB_ERRORS as problem:
         raise EnvironmentProblem(
-            f"the model {repo_id} cannot be had from the hub ({said}). Check its name, the network and your token; a "
-            "folder of this machine is named by its path."
+            f"the model {repo_id} cannot be had from the hub ({_words(problem)}). Check its name, the network and your "
+            "token; a folder of this machine is named by its path."
         ) from problem
 
 
-__all__ = ["FILES", "ModelHubMixin", "download"]
+def push(vae: VAE, repo_id: str, license: str | None, **options: Any) -> str:
+    """Upload a model; returns the address of the commit.
+
+    Raises:
+        EnvironmentProblem: the hub refuses or cannot be reached.
+    """
+    try:
+        return str(HubModel(vae, license).push_to_hub(repo_id, **options))
+    except UserError:
+        raise
+    except Exception as problem:  # of the hub, or of whichever library it speaks HTTP with
+        raise EnvironmentProblem(
+            f"the model cannot be uploaded as {repo_id} ({_words(problem)}). Log in with `hf auth login`, or give a "
+            "token that may write there."
+        ) from problem
+
+
+def _words(problem: BaseException) -> str:
+    return (str(problem) or type(problem).__name__).splitlines()[0].rstrip(".")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unified_vae.api.images import Images, batches
 from unified_vae.api.place import chosen_device, chosen_dtype, model_folder
+from unified_vae.api.saving import save
 from unified_vae.api.walk import walk
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.posterior import DiagonalGaussian
@@ -99,6 +100,35 @@ class VAE:
         arithmetic = chosen_dtype(dtype)
         found = open_pretrained(folder, chosen_device(device))
         return cls(found.model, found.config, found.description, found.stats, arithmetic)
+
+    def save_pretrained(self, folder: str | Path, license: str | None = None) -> Path:
+        """Write a folder that `from_pretrained` reads back to the same bits, with its card; returns it.
+
+        Args:
+            license: for the card, an identifier of the hub such as `cc-by-4.0`; None keeps the run's.
+
+        Raises:
+            EnvironmentProblem: the folder cannot be written.
+            ConfigError: `license` is no identifier.
+        """
+        description = dict(self.description)
+        if license is not None:
+            description["run"] = {**description.get("run", {}), "license": license}
+        return save(Path(folder), self.model, self.config, description, self.latent_stats, self.background)
+
+    def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
+        """Upload the folder that `save_pretrained` writes to the Hugging Face Hub; returns the commit's address.
+
+        Args:
+            repo_id: `owner/name`; made if absent.
+            options: `private`, `token`, `branch`, `create_pr`, `commit_message` of huggingface_hub.
+
+        Raises:
+            EnvironmentProblem: huggingface_hub is not installed, or the hub refuses or cannot be reached.
+        """
+        from unified_vae.api.hub import push  # needs a package that may be absent
+
+        return push(self, repo_id, license, **options)
 
     # --- what it is ----------------------------------------------------------------------------------
 

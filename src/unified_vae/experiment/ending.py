@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from safetensors import SafetensorError
 
+from unified_vae.api.card import FIGURES
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.experiment.assemble import Parts, Resolved
+from unified_vae.experiment.history import History
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.density.config import DensityConfig
@@ -31,12 +33,14 @@ def export(
     resolved: Resolved,
     state: TrainState,
     names: dict[str, str],
+    data: str,
     observer: Observer,
     held: Checkpoint | None = None,
 ) -> None:
     """Write the averaged weights of the best validation as a folder that loads without this run.
 
     Args:
+        data: one line about the images.
         held: the checkpoint of those weights, where it could not be written to the disk.
     """
     weights, step, psnr = parts.ema.model.state_dict(), state.step, state.best_psnr
@@ -48,11 +52,27 @@ def export(
             observer.notice(f"the best weights cannot be read, so the last ones are exported: {problem}")
             psnr = None  # of the best, which these are not
     about = {
-        "run": {"names": names, "step": step, "psnr": psnr, "trained_steps": state.step},
+        "run": {
+            "name": folder.root.absolute().name,
+            "names": names,
+            "data": data,
+            "license": resolved.config.license,
+            "step": step,
+            "psnr": psnr,
+            "trained_steps": state.step,
+            "validation": _validation(folder, step),
+        },
         "loss": resolved.config.loss.model_dump(mode="json"),
         "pixels": "float in [0, 1], channels first",
+        "background": resolved.config.data.background,
     }
     save_pretrained(folder.model, resolved.config.model, weights, about)
+
+
+def _validation(folder: RunFolder, step: int) -> dict[str, float]:
+    """The figures of the validation at `step`; none where it left no row."""
+    row = History.read(folder.metrics, until=step).last
+    return {name: row[name] for name in FIGURES if row.get("step") == step and name in row}
 
 
 def export_failed(folder: RunFolder, problem: Exception, left: str, command: str) -> str:

@@ -376,7 +376,8 @@ class _Fit:
         if self.runtime.is_main:
             try:
                 held = saver.best_unsaved(state.best_step)
-                ending.export(self.folder, parts, resolved, state, dict(self.request.run.names), self.observer, held)
+                names = dict(self.request.run.names)
+                ending.export(self.folder, parts, resolved, state, names, data.description, self.observer, held)
                 sampled = add_density(self.folder, resolved.config, data.train, self.runtime.device, self.observer)
             except ending.EXPORT_ERRORS as error:
                 problem = ending.export_failed(self.folder, error, saver.what_is_left(), self.request.command)

@@ -1,21 +1,26 @@
 """After the export: fit what new pictures are sampled from, keep it with the model, and draw the sheet to look at.
 
-The model is complete before this begins, and nothing here changes it.
+Statistics of the latents and the model's card are written here as well. The model is complete before this begins, and
+nothing here changes it.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import torch
 
+from unified_vae.api.card import write_card
 from unified_vae.core.durable import reason
+from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.density.normal import NormalDensity
-from unified_vae.models.pretrained import load_pretrained, save_density
+from unified_vae.models.latent_stats import measure
+from unified_vae.models.pretrained import CONFIG, load_pretrained, save_density, save_stats
 from unified_vae.models.vae import VAE
 from unified_vae.training.density_fit import FittedDensity, fit_density
 from unified_vae.training.latents import posteriors
@@ -31,10 +36,12 @@ def add_density(
     """Fit the latent density of the exported model, store it, draw its samples; returns what to say of it."""
     begun = time.monotonic()
     model = load_pretrained(folder.model, device)
-    fitted = _fitted(model, config, train, observer)
+    found = _encoded(model, config, train, observer)
+    fitted = _fitted(model, config, found, observer)
     seconds = time.monotonic() - begun
     model.use_density(fitted.density)
     sheet = _painted(model, folder, config, observer)
+    _described(folder, model, found, observer)
     figures = {
         "asked": config.density.model_dump(),
         "log_likelihood": dict(fitted.nats),
@@ -45,21 +52,53 @@ def add_density(
     return lines(fitted, sheet, seconds)
 
 
-def _fitted(model: VAE, config: RunConfig, train: PackedSplit, observer: Observer) -> FittedDensity:
-    """The density; N(0, I) with a note where none can be fitted, whatever the reason: the model is good without one."""
+Encoded = DiagonalGaussian | Exception
+"""Posteriors of training images, or why there are none: the model is good without them."""
+
+
+def _encoded(model: VAE, config: RunConfig, train: PackedSplit, observer: Observer) -> Encoded:
 
     def encoded(done: int, total: int) -> None:
         observer.phase("encoding training images for the latent density", done, total)
 
+    try:
+        return posteriors(model, train, config.density.max_images, config.seed, encoded)
+    except Exception as problem:
+        return problem
+
+
+def _fitted(model: VAE, config: RunConfig, found: Encoded, observer: Observer) -> FittedDensity:
+    """The density; N(0, I) with a note where none can be fitted, whatever the reason: the model is good without one."""
     if config.density.fit == "normal":
         return FittedDensity(NormalDensity(model.latents), {}, 0)
     try:
-        found = posteriors(model, train, config.density.max_images, config.seed, encoded)
+        if isinstance(found, Exception):
+            raise found
         return fit_density(found, config.density, config.seed, observer.phase)
     except Exception as problem:
-        reason = (str(problem) or type(problem).__name__).splitlines()[0].rstrip(".")
-        note = f"no latent density could be fitted ({reason}), so new pictures are sampled from N(0, I)"
+        note = f"no latent density could be fitted ({_words(problem)}), so new pictures are sampled from N(0, I)"
         return FittedDensity(NormalDensity(model.latents), {}, 0, note)
+
+
+def _described(folder: RunFolder, model: VAE, found: Encoded, observer: Observer) -> None:
+    """Statistics and card beside the model; a notice where they cannot be had, whatever the reason, for the same."""
+    stats = None
+    try:
+        if isinstance(found, Exception):
+            raise found
+        stats = measure(found)
+        save_stats(folder.model, stats)
+    except Exception as problem:
+        observer.notice(f"the model has no statistics of its latents ({_words(problem)})")
+    try:
+        description = json.loads((folder.model / CONFIG).read_text(encoding="utf-8"))
+        write_card(folder.model, model, description, stats)
+    except Exception as problem:
+        observer.notice(f"the model has no card ({_words(problem)})")
+
+
+def _words(problem: Exception) -> str:
+    return (str(problem) or type(problem).__name__).splitlines()[0].rstrip(".")
 
 
 def _painted(model: VAE, folder: RunFolder, config: RunConfig, observer: Observer) -> Path | None:

@@ -1,0 +1,57 @@
+"""The card says what the run says, and the hub can read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from unified_vae import VAE
+from unified_vae.core.errors import ConfigError
+
+
+def test_the_hub_reads_the_first_lines_and_people_the_rest(vae: VAE, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    found = ModelCard.load(tmp_path / "README.md")
+    assert (found.data.license, found.data.library_name) == ("unknown", "unified-vae")
+    assert {"vae", "unified-vae"} <= set(found.data.tags or [])
+    rows = dict(
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in found.text.splitlines()
+        if line.startswith("| ") and line.count("|") == 3
+    )
+    assert rows["PSNR of reconstructions"] == "21.50 dB" and rows["KL of an image"] == "1,040.2 nats"
+    assert rows["active units"] == "5" and rows["data"] == "100 images from a/b.zip"
+    assert rows["mode"] == "`quick_test`" and rows["loss"] == "mse 1, beta 2" and rows["steps"] == "1,234"
+    assert Image.open(tmp_path / "samples.png").size == (70, 70)  # four by four of 16 pixels
+    assert "(samples.png)" in found.text
+
+
+def test_the_code_in_the_card_runs(vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae.save_pretrained(tmp_path)
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec((tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    assert tuple(names["samples"].shape) == (8, 3, 16, 16)  # type: ignore[attr-defined]
+
+
+def test_a_licence_is_kept_with_the_model(vae: VAE, run: Path, tmp_path: Path) -> None:
+    one = VAE.from_pretrained(run, device="cpu")
+    one.save_pretrained(tmp_path / "a", license="cc-by-4.0")
+    VAE.from_pretrained(tmp_path / "a", device="cpu").save_pretrained(tmp_path / "b")
+    for folder in ("a", "b"):
+        assert ModelCard.load(tmp_path / folder / "README.md").data.license == "cc-by-4.0"
+        assert json.loads((tmp_path / folder / "config.json").read_text())["run"]["license"] == "cc-by-4.0"
+    with pytest.raises(ConfigError, match="no identifier"):
+        one.save_pretrained(tmp_path / "c", license="all mine\nlicense: mit")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_model_that_knows_nothing_of_its_run_has_a_card(grey: VAE, tmp_path: Path) -> None:
+    grey.save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "grey images of 16 x 16 pixels with 6 latents" in text and "## Figures" not in text
