@@ -90,6 +90,16 @@ class RunFolder:
         return self.root / "diagnosis.png"
 
     @property
+    def closing(self) -> Path:
+        """What the end of the run found, for its report."""
+        return self.root / "closing.json"
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.root / "report.html"
+
+    @property
     def model(self) -> Path:
         """The exported model."""
         return self.root / "model"
