@@ -67,7 +67,8 @@ def pairs():
     """All of them; those without the smallest model or the recommended loss take minutes together, so they are slow."""
     for loss in LOSSES:
         for model in MODELS:
-            usual = model == "small" or (loss == "high_quality" and model != "ultra_high_quality")
+            quick = model not in ("ultra_high_quality", "spatial_f4", "spatial_f16")
+            usual = model == "small" or (loss == "high_quality" and quick)
             yield pytest.param(loss, model, marks=[] if usual else [pytest.mark.slow])
 
 

@@ -65,14 +65,15 @@ def optimum(eigenvalues: Spectrum, rest: float, dimensions: int, beta: float) ->
         dimensions: D, pixel values per image.
         beta: weight of the rate; 0 keeps everything.
     """
-    for kept in range(len(eigenvalues), -1, -1):
-        lost = rest + float(eigenvalues[kept:].sum())
-        if kept * beta >= dimensions:
-            continue  # so many components at such a level would be more noise than there are pixels
-        level = max(beta * lost / (dimensions - kept * beta), beta * SMALLEST_SIGMA**2)
-        if kept == 0 or eigenvalues[kept - 1] > level:
-            return _at(level, kept, eigenvalues, lost, dimensions, beta)
-    raise AssertionError("no components at all is always a solution")
+    counts = np.arange(len(eigenvalues) + 1)
+    lost = rest + np.append(np.cumsum(eigenvalues[::-1])[::-1], 0.0)
+    room = dimensions - counts * beta  # none left: so many components would be more noise than there are pixels
+    levels = np.maximum(beta * lost / np.where(room > 0, room, np.inf), beta * SMALLEST_SIGMA**2)
+    stands = (room > 0) & np.append(True, eigenvalues > levels[1:])
+    kept = int(np.flatnonzero(stands)[-1])  # no component at all is always a solution
+    beyond = rest + float(eigenvalues[kept:].sum())
+    level = max(beta * beyond / (dimensions - kept * beta), beta * SMALLEST_SIGMA**2)
+    return _at(level, kept, eigenvalues, beyond, dimensions, beta)
 
 
 def at_level(eigenvalues: Spectrum, rest: float, dimensions: int, level: float) -> LinearVAE:

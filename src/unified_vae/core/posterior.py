@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST_CORRELATED = 2048  # units up to which all pairs of them are looked at: beyond, that takes minutes and gigabytes
 LOGVAR_RANGE = (-30.0, 20.0)  # beyond this exp() leaves the useful range of float32
 
 

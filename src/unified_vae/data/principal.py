@@ -6,6 +6,7 @@ Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 2011 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ def principal_components(
     """
     most = _most_rows(split)
     numbers = permutation(key(seed, "principal components"), len(split))[:most]
-    rows, total = _rows(split, np.sort(numbers), _versions(most // len(numbers), augmentation), augmentation, seed)
+    rows, total = _rows(split, np.sort(numbers), augmentation, most, seed)
     flat = rows.flatten(1).to(device or torch.device("cpu"))
     mean = flat.mean(0)
     flat -= mean
@@ -68,14 +69,14 @@ def _most_rows(split: PackedSplit) -> int:
 
 
 @dataclass(frozen=True)
-class _Version:
+class Version:
     """Number of the draw of the augmentation, and whether what comes of it is mirrored."""
 
     draw: int
     mirrored: bool = False
 
 
-def _versions(most: int, augmentation: AugmentConfig) -> list[_Version]:
+def versions(most: int, augmentation: AugmentConfig) -> list[Version]:
     """The versions in which each image is seen, at most `most` but at least one.
 
     Where images are mirrored at random, each version comes with its mirror image: the PCA of that is the one that
@@ -83,30 +84,37 @@ def _versions(most: int, augmentation: AugmentConfig) -> list[_Version]:
     each and 31.09 with 1).
     """
     if augmentation == AugmentConfig() or most < 2:
-        return [_Version(0)]
+        return [Version(0)]
     if not augmentation.horizontal_flip:
-        return [_Version(draw) for draw in range(min(most, MOST_VERSIONS))]
+        return [Version(draw) for draw in range(min(most, MOST_VERSIONS))]
     only = augmentation == AugmentConfig(horizontal_flip=True)
     draws = 1 if only else min(most, MOST_VERSIONS) // 2
-    return [_Version(draw, mirrored) for draw in range(draws) for mirrored in (False, True)]
+    return [Version(draw, mirrored) for draw in range(draws) for mirrored in (False, True)]
 
 
-def _rows(
-    split: PackedSplit, numbers: np.ndarray, versions: list[_Version], augmentation: AugmentConfig, seed: int
-) -> tuple[Tensor, float]:
-    """Averaged-down images [n * len(versions), channels, side, side], and the variance of the full-size ones."""
-    side = working_side(split.images.shape[1])
+def seen(
+    split: PackedSplit, numbers: np.ndarray, augmentation: AugmentConfig, most: int, seed: int
+) -> Iterator[Tensor]:
+    """The images `numbers` in pieces [n, channels, size, size] in [0, 1], in several versions up to `most` in all."""
     piece = max(1, PIECE_VALUES // math.prod(split.images.shape[1:]))
-    pieces, images, squares, sums = [], 0, 0.0, None
-    for version in versions:
+    for version in versions(most // len(numbers), augmentation):
         for start in range(0, len(numbers), piece):
             some = numbers[start : start + piece]
             raw = augment(gather(split, some), some, config=augmentation, seed=seed, epoch=version.draw)
-            pixels = (raw.flip(3) if version.mirrored else raw).float() / 255
-            total = pixels.sum(0, dtype=torch.float64)
-            sums = total if sums is None else sums + total
-            squares += float(pixels.square().sum(dtype=torch.float64))
-            images += len(some)
-            pieces.append(shrink(pixels, side))
+            yield (raw.flip(3) if version.mirrored else raw).float() / 255
+
+
+def _rows(
+    split: PackedSplit, numbers: np.ndarray, augmentation: AugmentConfig, most: int, seed: int
+) -> tuple[Tensor, float]:
+    """Averaged-down images [n * versions, channels, side, side], and the variance of the full-size ones."""
+    side = working_side(split.images.shape[1])
+    pieces, images, squares, sums = [], 0, 0.0, None
+    for pixels in seen(split, numbers, augmentation, most, seed):
+        total = pixels.sum(0, dtype=torch.float64)
+        sums = total if sums is None else sums + total
+        squares += float(pixels.square().sum(dtype=torch.float64))
+        images += len(pixels)
+        pieces.append(shrink(pixels, side))
     assert sums is not None
     return torch.cat(pieces), squares / images - float((sums / images).square().sum())

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,9 +106,9 @@ def shared_batch(config: RunConfig, wanted: int, images: int, world_size: int) -
 
 def _in_nats(kl: KLConfig, flight: Preflight) -> KLConfig:
     """The same rate and distortion, in linear theory, in this project's unit."""
-    spectrum = np.array(flight.eigenvalues[: flight.latents])
-    rest = flight.rest + sum(flight.eigenvalues[flight.latents :])
-    there = equivalent(kl.convention, kl.weight, spectrum, rest, flight.dimensions, flight.latents)
+    spectrum = flight.spectrum
+    rest = flight.rest + float(spectrum[flight.latents :].sum())
+    there = equivalent(kl.convention, kl.weight, spectrum[: flight.latents], rest, flight.dimensions, flight.latents)
     return kl.model_copy(update={"weight": there.beta, "convention": "nats"})
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Transform
 
 ACTIVE_NATS = 0.005  # KL of a unit at the threshold, Var[mu] = 0.01, in linear theory: -log(1 - 0.01) / 2
+MOST_BARS = 600
 BLUE, ORANGE, GREY, DARK, RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#4a5568", "#c53030"
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
 SMALLEST = 1e-7  # on a logarithmic axis
@@ -75,8 +76,9 @@ def paint(path: Path, name: str, found: Diagnosis, views: Views) -> None:
 
 def _units(axes: Axes, found: Diagnosis, views: Views) -> None:
     kl = np.maximum(views.kl_per_unit, SMALLEST)
-    idle = kl < ACTIVE_NATS
-    axes.bar(np.arange(1, len(kl) + 1), kl, width=0.9 if len(kl) < 60 else 1.0, color=np.where(idle, ORANGE, BLUE))
+    shown = np.linspace(0, len(kl) - 1, min(len(kl), MOST_BARS)).round().astype(int)  # of thousands, some
+    width = len(kl) / len(shown) * (0.9 if len(kl) < 60 else 1.0)
+    axes.bar(1 + shown, kl[shown], width=width, color=np.where(kl[shown] < ACTIVE_NATS, ORANGE, BLUE))
     axes.axhline(ACTIVE_NATS, color=RED, linestyle="--", linewidth=1)
     words: dict[str, Any] = {"color": RED, "va": "bottom", "transform": _across(axes), "bbox": BOX}
     axes.text(0.02, 1.3 * ACTIVE_NATS, "idle below", **words)

@@ -38,16 +38,17 @@ class PCALine:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PCALine:
         """From what the pre-flight wrote."""
-        left = float(content["validation_total"])
-        curve = [left]
+        positions = int(content.get("positions", 1))
+        curve = [float(content["validation_total"])]
         for variance in content["validation_variances"]:
-            curve.append(curve[-1] - float(variance))
+            for _ in range(positions):
+                curve.append(curve[-1] - float(variance))
         predicted = content["predicted"]
         dimensions = int(content["dimensions"])
         return cls(
             dimensions,
             int(content["latents"]),
-            tuple(map(float, content["eigenvalues"])),
+            tuple(float(value) for value in content["eigenvalues"] for _ in range(positions)),
             tuple(-10 * math.log10(max(error / dimensions, 1e-12)) for error in curve),
             int(predicted["active_units"]),
             float(predicted["psnr"]),

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from unified_vae.core.errors import CheckpointError, ConfigError
-from unified_vae.core.linear_gaussian import LinearVAE, optimum
+from unified_vae.core.linear_gaussian import LinearVAE, Spectrum, optimum
 from unified_vae.core.principal_components import PrincipalComponents, compose, project
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.open import DataSets
 from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.patches import patch_components, patches
 from unified_vae.data.principal import principal_components
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.losses.config import KLConfig
 from unified_vae.losses.constraint import Capacity, Geco
 from unified_vae.metrics.reconstruction import psnr
+from unified_vae.models.config import SpatialConfig
 from unified_vae.models.vae import VAE
 
 USUAL_COUNTS = (16, 32, 64, 128, 256, 512, 1024)
@@ -44,13 +46,16 @@ class Preflight:
     Attributes:
         dimensions: D, pixel values per image.
         latents: of the model.
-        eigenvalues: variances of the principal components, descending, squared pixel values summed over an image.
-        rest: variance beyond them.
+        eigenvalues: variances of the principal components, descending, squared pixel values summed over an image; of a
+            model with a map of latents, those of one position's patch of the image.
+        rest: variance of an image beyond them.
         images: images and augmented versions that these are of.
         validation_variances: the same variances, of the validation images along the same components.
         validation_total: mean squared distance of the validation images from the mean training image.
         psnr_by_components: dB of a PCA with so many components on the validation images.
         seconds: that this took.
+        positions: of the latent map, at each of which the components are the same; 1 for a latent vector.
+        setting: what sets the number of latents at a position.
     """
 
     dimensions: int
@@ -62,6 +67,13 @@ class Preflight:
     validation_total: float
     psnr_by_components: Mapping[str, float]
     seconds: float
+    positions: int = 1
+    setting: str = "model.latents"
+
+    @property
+    def spectrum(self) -> Spectrum:
+        """Variances of all components of an image, descending: of each position in turn."""
+        return np.repeat(np.array(self.eigenvalues), self.positions)
 
     @property
     def psnr_pca(self) -> float | None:
@@ -70,13 +82,13 @@ class Preflight:
 
     def linear(self, beta: float) -> LinearVAE:
         """The optimal linear VAE with these latents."""
-        spectrum = np.array(self.eigenvalues)
+        spectrum = self.spectrum
         beyond = self.rest + float(spectrum[self.latents :].sum())
         return optimum(spectrum[: self.latents], beyond, self.dimensions, beta)
 
     def validation_psnr(self, linear: LinearVAE) -> float:
         """dB of decoded posterior means of a linear VAE on the validation images."""
-        inside = np.array(self.validation_variances[: self.latents])
+        inside = np.repeat(np.array(self.validation_variances), self.positions)[: self.latents]
         explained = float((inside * (1 - linear.posterior_variances**2)).sum())
         return psnr((self.validation_total - explained) / self.dimensions)
 
@@ -98,7 +110,11 @@ class Preflight:
 
     def half(self) -> float:
         """Units below which a run counts as collapsed: half of those that the images can use at all."""
-        return FEW * min(self.latents, len(self.eigenvalues))
+        return FEW * min(self.latents, len(self.eigenvalues) * self.positions)
+
+    def set_latents(self, count: int) -> str:
+        """The words that give a model so many latents, or as few more as can be."""
+        return f"--set {self.setting}={math.ceil(count / self.positions)}"
 
     def to_json(self, beta: float) -> dict[str, Any]:
         """Plain values, with the prediction at `beta`."""
@@ -120,7 +136,8 @@ class Preflight:
             CheckpointError: an entry is missing.
         """
         try:
-            known = {name: content[name] for name in cls.__dataclass_fields__}
+            later = {"positions": 1, "setting": "model.latents"}  # what records of earlier versions leave out
+            known = {name: {**later, **content}[name] for name in cls.__dataclass_fields__}
             tuples = {name: tuple(known[name]) for name in ("eigenvalues", "validation_variances")}
         except (KeyError, TypeError) as problem:
             raise CheckpointError(
@@ -137,25 +154,36 @@ def fly(config: RunConfig, data: DataSets, device: torch.device) -> tuple[Prefli
         device: where a GPU can do the sums; anything but CUDA uses the CPU.
     """
     begun = time.monotonic()
-    latents, size = config.model.latents, config.model.image_size
-    count = max(latents, min(max(2 * latents, LEAST_FOR_ADVICE), MOST_FOR_ADVICE))
+    model, positions = config.model, config.model.positions
     place = device if device.type == "cuda" else torch.device("cpu")
-    basis = principal_components(data.train, count, config.data.augment, config.seed, place)
-    known = len(basis.eigenvalues)
+    side, basis = _components(config, data, place)
+    known, latents = len(basis.eigenvalues), model.latents // positions
     counts = sorted({number for number in (*USUAL_COUNTS, latents, 2 * latents) if number <= known})
-    measured = _on_validation(basis.to(place), data.validation, counts, place)
+    measured = _on_validation(basis.to(place), data.validation, counts, place, side)
     flight = Preflight(
-        dimensions=data.channels * size**2,
-        latents=latents,
+        dimensions=data.channels * model.image_size**2,
+        latents=model.latents,
         eigenvalues=tuple(map(float, basis.eigenvalues)),
-        rest=basis.rest(known),
+        rest=positions * basis.rest(known),
         images=basis.images,
         validation_variances=tuple((measured.squares * basis.covered).tolist()),
-        validation_total=measured.total,
-        psnr_by_components={str(count): psnr(measured.clipped[count]) for count in counts},
+        validation_total=positions * measured.total,
+        psnr_by_components={str(positions * count): psnr(measured.clipped[count]) for count in counts},
         seconds=time.monotonic() - begun,
+        positions=positions,
+        setting=model.latents_setting,
     )
     return flight, basis
+
+
+def _components(config: RunConfig, data: DataSets, device: torch.device) -> tuple[int, PrincipalComponents]:
+    """The side of what is looked at, the whole image or a position's patch of it, and the principal components."""
+    model, augmentation = config.model, config.data.augment
+    if isinstance(model, SpatialConfig):
+        side, count = model.downsampling, max(2 * model.latent_channels, LEAST_FOR_ADVICE)
+        return side, patch_components(data.train, side, count, augmentation, config.seed, device)
+    count = max(model.latents, min(max(2 * model.latents, LEAST_FOR_ADVICE), MOST_FOR_ADVICE))
+    return model.image_size, principal_components(data.train, count, augmentation, config.seed, device)
 
 
 def largest_beta_where(holds: Callable[[float], bool]) -> float:
@@ -183,13 +211,14 @@ class _Measured:
 
 
 def _on_validation(
-    basis: PrincipalComponents, split: PackedSplit, counts: Sequence[int], device: torch.device
+    basis: PrincipalComponents, split: PackedSplit, counts: Sequence[int], device: torch.device, side: int
 ) -> _Measured:
+    """What the components do on the images, or on their patches of `side` pixels, one by one."""
     measured = _Measured(torch.zeros(len(basis.eigenvalues), dtype=torch.float64), 0.0, dict.fromkeys(counts, 0.0))
     for raw in validation_batches(split, batch_size=max(1, PIECE_VALUES // math.prod(split.images.shape[1:]))):
-        images = raw.to(device).float() / 255
+        images, share = raw.to(device).float() / 255, len(raw) / len(split)
+        images = images if side == images.shape[-1] else patches(images, side)
         coordinates = project(images, basis)
-        share = len(images) / len(split)
         measured.squares += share * coordinates.double().square().mean(0).cpu()
         away = images - compose(coordinates[:, :0], basis, images.shape[-1])
         measured.total += share * float(away.square().flatten(1).sum(1).mean())
@@ -220,7 +249,7 @@ def refuse_or_warn(flight: Preflight, beta: float, strict: bool) -> str | None:
         if strict:
             raise ConfigError(f"{words}. Give other images; preflight=strict refuses these.")
         return f"{words}. Give other images."
-    advice = f"--beta {flight.largest_beta():.3g} or less, or --set model.latents={max(linear.active_units, 1)}"
+    advice = f"--beta {flight.largest_beta():.3g} or less, or {flight.set_latents(max(linear.active_units, 1))}"
     words = (
         f"posterior collapse is predicted: at beta {beta:g} only {linear.active_units} of {flight.latents} units "
         f"would carry anything on these images. Give {advice}"
@@ -238,10 +267,18 @@ def lines(flight: Preflight, beta: float) -> list[tuple[str, str]]:
     source = f"linear theory on {flight.images:,} training images, {flight.seconds:.0f} s"
     facts = [("predicted", f"{active}, {psnr_text} or more at beta {beta:g} ({source})")]
     if flight.psnr_pca is not None:
-        facts.append(("PCA line", f"{flight.psnr_pca:.2f} dB: a PCA of {flight.latents} on the validation images"))
+        facts.append(("PCA line", f"{flight.psnr_pca:.2f} dB: a PCA of {_what(flight)} on the validation images"))
     if advice := latents_advice(flight, beta):
         facts.append(("latents", advice))
     return facts
+
+
+def _what(flight: Preflight) -> str:
+    """What a PCA is of, with its number of components."""
+    if flight.positions == 1:
+        return str(flight.latents)
+    count = flight.latents // flight.positions
+    return f"{count} for each of the {flight.positions} patches of an image (as all patches share them),"
 
 
 def latents_advice(flight: Preflight, beta: float) -> str:
@@ -254,4 +291,4 @@ def latents_advice(flight: Preflight, beta: float) -> str:
     if not more or flight.psnr_pca is None or known[max(more)] < flight.psnr_pca + WORTH:
         return ""
     gain = known[max(more)] - flight.psnr_pca
-    return f"{max(more)} would be worth {gain:+.1f} dB more to a PCA (--set model.latents={max(more)})"
+    return f"{max(more)} would be worth {gain:+.1f} dB more to a PCA ({flight.set_latents(max(more))})"

@@ -57,7 +57,7 @@ class Situation:
             return _command("train_unified.py", "--config", (self.run_dir / "config.json").as_posix(), *words)
         model = self.config.model
         usual = type(model)().model_dump()
-        always = ("family", "image_size", "latents", "base_channels")
+        always = ("family", "image_size", "latents", "latent_channels", "downsampling", "base_channels")
         changed = [name for name, value in model.model_dump().items() if name in always or value != usual[name]]
         shape = [f"model.{name}={json.dumps(getattr(model, name))}".replace('"', "") for name in changed]
         shape = [text for text in shape if not any(text.split("=")[0] in word for word in words)]
@@ -100,7 +100,9 @@ def remedy(found: Diagnosis, place: Situation) -> Remedy:
         case causes.FEW_LATENTS:
             count = 2 * found.latents if found.line is None else found.line.more
             advice = "more latents: those there are carry all they can"
-            return Remedy(advice, place.again("--set", f"model.latents={count}"))
+            model = place.config.model
+            words = f"{model.latents_setting}={math.ceil(count / model.positions)}"
+            return Remedy(advice, place.again("--set", words))
         case causes.LOSS_BLUR:
             return _sharpen(found, place)
         case causes.MISMATCH:

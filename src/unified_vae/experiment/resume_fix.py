@@ -91,6 +91,8 @@ def revive(
     difference between images, so nothing is replaced then.
     """
     dead = ~torch.tensor(active) if len(data.validation) > 1 else torch.zeros(len(active), dtype=torch.bool)
+    positions = config.model.positions
+    dead = dead.view(-1, positions).all(1).repeat_interleave(positions)  # of a map, whole channels
     donor = build_model(config.model, seed=key(config.seed, "revived units"))
     start_at_pca([donor], basis, flight, config)
     for model in (parts.model, parts.ema.model):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig
+from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig
 from unified_vae.models.conv import ConvDecoder, ConvEncoder
 from unified_vae.models.linear_path import LinearPath
 from unified_vae.models.residual import ResidualDecoder, ResidualEncoder
+from unified_vae.models.spatial import SpatialDecoder, SpatialEncoder
 from unified_vae.models.vae import VAE, Decoder, Encoder
 
 
@@ -32,7 +33,9 @@ def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
 
 def _build(config: ModelConfig, channels: int) -> VAE:
     encoder, decoder = _parts(config, channels)
-    linear = LinearPath(config.latents, channels, config.image_size) if config.pca_start else None
+    linear = None
+    if not isinstance(config, SpatialConfig) and config.pca_start:
+        linear = LinearPath(config.latents, channels, config.image_size)
     return VAE(encoder, decoder, config.latents, channels, config.image_size, linear)
 
 
@@ -42,3 +45,5 @@ def _parts(config: ModelConfig, channels: int) -> tuple[Encoder, Decoder]:
             return ConvEncoder(config, channels), ConvDecoder(config, channels)
         case ResidualConfig():
             return ResidualEncoder(config, channels), ResidualDecoder(config, channels)
+        case SpatialConfig():
+            return SpatialEncoder(config, channels), SpatialDecoder(config, channels)

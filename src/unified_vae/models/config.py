@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from unified_vae.core.config import Config
 
@@ -43,21 +43,35 @@ class _VectorConfig(Config):
     channels: Channels = "auto"
     """Image channels: 1 (grey), 3 (RGB), or `auto` to follow the data."""
 
+    @property
+    def positions(self) -> int:
+        """Positions of the latent map; a vector has one."""
+        return 1
+
+    def widest(self) -> int:
+        """A size that some weight of the network has at least, so that a file can be told from another model's."""
+        return max(self.latents, self.base_channels)
+
+    @property
+    def latents_setting(self) -> str:
+        """What sets the number of latents at a position."""
+        return "model.latents"
+
 
 class ConvConfig(_VectorConfig):
     """A plain convolutional VAE with a latent vector: stride-2 convolutions down, transposed ones up."""
 
     family: Literal["conv"] = "conv"
-    """Which architecture: `conv`, the plain one of the trade, or `residual`, residual blocks without transposed
-    convolutions."""
+    """Which architecture: `conv`, the plain one of the trade; `residual`, residual blocks without transposed
+    convolutions; `spatial`, a map of latents, as latent diffusion takes them."""
 
 
 class ResidualConfig(_VectorConfig):
     """A residual VAE with a latent vector: pixels move into channels and back, with shortcuts without weights."""
 
     family: Literal["residual"] = "residual"
-    """Which architecture: `conv`, the plain one of the trade, or `residual`, residual blocks without transposed
-    convolutions."""
+    """Which architecture: `conv`, the plain one of the trade; `residual`, residual blocks without transposed
+    convolutions; `spatial`, a map of latents, as latent diffusion takes them."""
     base_channels: int = Field(default=64, ge=4, multiple_of=4)
     """Channels of the first stage, a multiple of 4; they double at each halving, up to `max_multiplier` times this."""
     max_multiplier: Annotated[int, AfterValidator(_power_of_two)] = 8
@@ -66,4 +80,80 @@ class ResidualConfig(_VectorConfig):
     """Residual blocks at each size, in the encoder and in the decoder."""
 
 
-ModelConfig = Annotated[ConvConfig | ResidualConfig, Field(discriminator="family")]
+class SpatialConfig(Config):
+    """The KL autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752): its latents are a map."""
+
+    family: Literal["spatial"] = "spatial"
+    """Which architecture: `conv`, the plain one of the trade; `residual`, residual blocks without transposed
+    convolutions; `spatial`, a map of latents, as latent diffusion takes them."""
+    image_size: int = Field(default=256, ge=8, le=1024)
+    """Height and width of the images, in pixels, a multiple of `downsampling`."""
+    downsampling: Literal[4, 8, 16] = 8
+    """Pixels along a side that one position of the latent map stands for: f of f4, f8, f16."""
+    latent_channels: int = Field(default=4, ge=1, le=1024)
+    """Latents at each position of the map."""
+    base_channels: int = Field(default=128, ge=4)
+    """Channels of the first stage."""
+    multipliers: list[Annotated[int, Field(ge=1, le=64)]] | None = Field(default=None, min_length=1)
+    """Channels of each stage, in multiples of `base_channels`, from full size to the latents' size; null takes those of
+    the paper: 1, 2, 4 for f4; 1, 2, 4, 4 for f8; 1, 1, 2, 2, 4 for f16."""
+    layers_per_block: int = Field(default=2, ge=1, le=16)
+    """Residual blocks at each size in the encoder; the decoder has one more."""
+    attention: bool = True
+    """Attention between the positions of the smallest map, in the encoder and in the decoder."""
+    quant_convs: bool = True
+    """Convolutions of 1x1 beside the latents, as the published f4, f8 and f16 have; Flux and SD3 have none."""
+    channels: Channels = "auto"
+    """Image channels: 1 (grey), 3 (RGB), or `auto` to follow the data."""
+
+    @model_validator(mode="after")
+    def _whole_map(self) -> SpatialConfig:
+        size, factor = self.image_size, self.downsampling
+        if size % factor:
+            below = max(size // factor, 1) * factor
+            raise ValueError(
+                f"image_size {size} is no multiple of downsampling {factor}, so the latents would be no whole map: "
+                f"give {below} or {below + factor}"
+            )
+        stages = factor.bit_length()
+        if self.multipliers is not None and len(self.multipliers) != stages:
+            raise ValueError(
+                f"multipliers names {len(self.multipliers)} stages, and downsampling {factor} has {stages}: "
+                f"give {stages} numbers, or null"
+            )
+        return self
+
+    @property
+    def side(self) -> int:
+        """Height and width of the latent map."""
+        return self.image_size // self.downsampling
+
+    @property
+    def positions(self) -> int:
+        """Positions of the latent map."""
+        return self.side**2
+
+    @property
+    def latents(self) -> int:
+        """Number of latent units: channels times positions."""
+        return self.latent_channels * self.positions
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage, from full size to the latents' size."""
+        return tuple(self.base_channels * times for times in self.multipliers or PAPER_MULTIPLIERS[self.downsampling])
+
+    def widest(self) -> int:
+        """A size that some weight of the network has at least, so that a file can be told from another model's."""
+        return max(*self.widths, 2 * self.latent_channels)
+
+    @property
+    def latents_setting(self) -> str:
+        """What sets the number of latents at a position."""
+        return "model.latent_channels"
+
+
+PAPER_MULTIPLIERS = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4)}
+
+VectorConfig = ConvConfig | ResidualConfig
+ModelConfig = Annotated[ConvConfig | ResidualConfig | SpatialConfig, Field(discriminator="family")]

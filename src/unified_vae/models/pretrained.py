@@ -135,7 +135,7 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
 def _refuse_larger(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
     """Raise ValueError where a model would be built, for all of memory perhaps, that these weights cannot be of."""
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    if max(config.latents, config.base_channels) > largest:
+    if config.widest() > largest:
         raise ValueError(f"the weights have no dimension above {largest}")
 
 

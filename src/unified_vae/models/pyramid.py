@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unified_vae.core.principal_components import enlarge, working_side
-from unified_vae.models.config import ModelConfig
+from unified_vae.models.config import VectorConfig
 from unified_vae.models.linear_path import at_size, folding
 
 SMALLEST_MAP = 4  # pixels a side that the last feature map has at least
@@ -20,7 +20,7 @@ def halvings(image_size: int) -> int:
     return max(1, int(math.log2(image_size / SMALLEST_MAP)))
 
 
-def stage_channels(config: ModelConfig) -> list[int]:
+def stage_channels(config: VectorConfig) -> list[int]:
     """Channels after each halving: doubling from `base_channels`, bounded by `max_multiplier`."""
     return [config.base_channels * min(2**stage, config.max_multiplier) for stage in range(halvings(config.image_size))]
 

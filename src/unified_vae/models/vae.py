@@ -27,6 +27,13 @@ class Encoder(nn.Module):
 
     head: nn.Linear
 
+    @torch.no_grad()
+    def replace_units(self, which: Tensor, donor: Encoder) -> None:
+        """Take the latent units `which` ([latents], bool, on this module's device) from one of the same shape."""
+        rows = torch.cat([which, which])
+        self.head.weight[rows] = donor.head.weight.to(self.head.weight)[rows]
+        self.head.bias[rows] = donor.head.bias.to(self.head.bias)[rows]
+
 
 class Decoder(nn.Module):
     """Latents [batch, latents] -> detail [batch, channels, size, size]: what is added to grey, or to a picture.
@@ -40,6 +47,11 @@ class Decoder(nn.Module):
 
     head: nn.Linear
     last: nn.Conv2d | nn.ConvTranspose2d
+
+    @torch.no_grad()
+    def replace_units(self, which: Tensor, donor: Decoder) -> None:
+        """Take the latent units `which` ([latents], bool, on this module's device) from one of the same shape."""
+        self.head.weight[:, which] = donor.head.weight.to(self.head.weight)[:, which]
 
 
 class VAE(nn.Module):
@@ -147,11 +159,8 @@ class VAE(nn.Module):
     @torch.no_grad()
     def replace_units(self, which: Tensor, donor: VAE) -> None:
         """Take the latent units `which` ([latents], bool) from a model of the same shape, in place."""
-        device = self.encoder.head.weight.device
-        which = which.to(device)
-        rows = torch.cat([which, which])
-        self.encoder.head.weight[rows] = donor.encoder.head.weight.to(device)[rows]
-        self.encoder.head.bias[rows] = donor.encoder.head.bias.to(device)[rows]
-        self.decoder.head.weight[:, which] = donor.decoder.head.weight.to(device)[:, which]
+        which = which.to(next(self.parameters()).device)
+        self.encoder.replace_units(which, donor.encoder)
+        self.decoder.replace_units(which, donor.decoder)
         if self.linear is not None and donor.linear is not None:
             self.linear.replace_units(which, donor.linear)

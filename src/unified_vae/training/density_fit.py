@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 
 from unified_vae.core.errors import DataError
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.config import DensityConfig, DensityKind
 from unified_vae.models.density.flow import SMALLEST
 from unified_vae.models.density.gaussian import GaussianDensity, fit_gaussian, refuse_not_finite, some
 from unified_vae.models.density.mixture import MixtureDensity, fit_mixture
 from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density.units import fit_units
 from unified_vae.training.density_judge import Judge, generator
 from unified_vae.training.flow_training import train_flow
 
 KINDS: tuple[DensityKind, ...] = ("normal", "gaussian", "mixture", "flow")  # from the simplest on
+KINDS_OF_MANY: tuple[DensityKind, ...] = ("normal", "units")  # of more than MOST_CORRELATED latents
 FEWEST = 10  # images to choose by
 FEWEST_KEPT_OUT = 2
 LARGEST_KEPT_OUT = 2000
@@ -98,14 +100,33 @@ def fit_density(
     images, latents = posteriors.mean.shape
     if config.fit == "normal":
         return FittedDensity(NormalDensity(latents), {}, 0)
+    possible = kinds_for(latents)
+    if config.fit not in ("auto", "units", *possible):
+        raise DataError(
+            f"density.fit={config.fit} looks at all pairs of latents, and {latents:,} are too many for that (at most "
+            f"{MOST_CORRELATED:,}): set density.fit=auto"
+        )
     if images < FEWEST:
         return _without_choice(posteriors, config)
-    wanted = KINDS if config.fit == "auto" else ("normal", config.fit)
+    wanted = possible if config.fit == "auto" else ("normal", config.fit)
     candidates = fit_kinds(posteriors, config, seed, wanted, progress)
     chosen = choose(candidates) if config.fit == "auto" else config.fit
     nats = {kind: candidate.nats() for kind, candidate in candidates.items()}
     fitted_to = images - kept_out_of(images) if chosen == "flow" else images  # a flow needs some to stop by
     return FittedDensity(candidates[chosen].refit(posteriors), nats, fitted_to)
+
+
+def kinds_for(latents: int) -> tuple[DensityKind, ...]:
+    """The kinds that `auto` chooses from, from the simplest on."""
+    return KINDS if latents <= MOST_CORRELATED else KINDS_OF_MANY
+
+
+def fit_sketch(posteriors: DiagonalGaussian) -> LatentDensity:
+    """The best density that a second or two can fit: full covariance up to MOST_CORRELATED latents, then none."""
+    if posteriors.mean.shape[1] <= MOST_CORRELATED:
+        return fit_gaussian(posteriors)
+    refuse_not_finite(posteriors)
+    return fit_units(posteriors)
 
 
 def fit_kinds(
@@ -129,7 +150,7 @@ def fit_kinds(
             raise DataError(f"a flow needs {SMALLEST} latents, and this model has {latents}: set density.fit=mixture.")
         kinds = tuple(kind for kind in kinds if kind != "flow")
     judge = Judge(kept_out, seed)
-    gaussian = fit_gaussian(fitted_to)
+    gaussian = fit_gaussian(fitted_to) if latents <= MOST_CORRELATED else None
     candidates: dict[DensityKind, Candidate] = {}
     for number, kind in enumerate(kinds):
         if progress:
@@ -145,8 +166,8 @@ def choose(candidates: Mapping[DensityKind, Candidate]) -> DensityKind:
     (The rule of one standard error: Breiman, Friedman, Olshen, Stone 1984, Classification and Regression Trees, 3.4.3.)
     """
     best: DensityKind = "normal"
-    for kind in KINDS[1:]:
-        if kind in candidates:
+    for kind in candidates:
+        if kind != best:
             gain, error = candidates[kind].gain_over(candidates[best])
             best = kind if gain > error else best
     return best
@@ -165,6 +186,8 @@ def _without_choice(posteriors: DiagonalGaussian, config: DensityConfig) -> Fitt
             "pictures are sampled from N(0, I)"
         )
         return FittedDensity(NormalDensity(latents), {}, 0, note)
+    if config.fit == "units":
+        return FittedDensity(fit_units(posteriors), {}, images)
     note = f"{images} training images give a Gaussian whose samples are mixes of these"
     return FittedDensity(fit_gaussian(posteriors), {}, images, note)
 
@@ -184,7 +207,7 @@ def _split(posteriors: DiagonalGaussian, seed: int) -> tuple[DiagonalGaussian, D
 
 def _fit_kind(
     kind: DensityKind,
-    gaussian: GaussianDensity,
+    gaussian: GaussianDensity | None,
     fitted_to: DiagonalGaussian,
     judge: Judge,
     config: DensityConfig,
@@ -192,8 +215,12 @@ def _fit_kind(
 ) -> tuple[LatentDensity, Refit]:
     match kind:
         case "normal":
-            normal = NormalDensity(gaussian.latents)
+            normal = NormalDensity(fitted_to.mean.shape[1])
             return normal, lambda _: normal
+        case "units":
+            return fit_units(fitted_to), fit_units
+    assert gaussian is not None, "there are too many latents for this kind"
+    match kind:
         case "gaussian":
             return gaussian, fit_gaussian
         case "mixture":

@@ -8,29 +8,42 @@ import numpy as np
 import torch
 
 from unified_vae.core.counter import key, permutation
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.data.batches import gather
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.models.vae import VAE
 
 BATCH = 64  # images at once: fixed, so that the figures do not depend on what fits into memory
+BATCH_PIXELS = BATCH * 256**2
+ENOUGH_FOR_UNITS = 1000  # images, where each unit is looked at by itself
 
 Progress = Callable[[int, int], None]
 """Called with (done, of how many)."""
+
+
+def at_once(model: VAE) -> int:
+    """Images to encode at once."""
+    return max(1, min(BATCH, BATCH_PIXELS // model.image_size**2))
 
 
 @torch.no_grad()
 def posteriors(
     model: VAE, split: PackedSplit, at_most: int, seed: int, progress: Progress | None = None
 ) -> DiagonalGaussian:
-    """q(z|x) of `at_most` images of a split, chosen by the seed, on the CPU: [n, latents]; without augmentation."""
+    """q(z|x) of `at_most` images of a split, chosen by the seed, on the CPU: [n, latents]; without augmentation.
+
+    Of a model with more than MOST_CORRELATED latents no more than ENOUGH_FOR_UNITS.
+    """
+    if model.latents > MOST_CORRELATED:
+        at_most = min(at_most, ENOUGH_FOR_UNITS)
     chosen = np.sort(permutation(key(seed, "density images"), len(split))[:at_most])
     device = next(model.parameters()).device
     found = []
-    for start in range(0, len(chosen), BATCH):
-        raw = gather(split, chosen[start : start + BATCH])
+    batch = at_once(model)
+    for start in range(0, len(chosen), batch):
+        raw = gather(split, chosen[start : start + batch])
         found.append(model.encode(raw.to(device).float() / 255))
         if progress:
-            progress(min(start + BATCH, len(chosen)), len(chosen))
+            progress(min(start + batch, len(chosen)), len(chosen))
     means, logvars = ([getattr(posterior, name).cpu() for posterior in found] for name in ("mean", "logvar"))
     return DiagonalGaussian(torch.cat(means), torch.cat(logvars))

@@ -14,8 +14,9 @@ from torch import Tensor
 from unified_vae.core.counter import key
 from unified_vae.core.durable import STAGE_PREFIX, discard
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.models.density.gaussian import fit_gaussian
 from unified_vae.models.vae import VAE
+from unified_vae.training.density_fit import fit_sketch
+from unified_vae.training.latents import at_once
 from unified_vae.training.random import fixed_noise
 
 MARGIN = 2  # pixels between pictures
@@ -23,7 +24,6 @@ SMALLEST = 64  # smaller pictures are enlarged by a whole factor, so that a shee
 CAPTION = 18  # pixels of the line of text
 LATENTS_FROM = 512  # training images whose latents the sheet of samples fits a Gaussian to
 FEWEST = 10  # images below which it does not
-BATCH = 64
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -152,16 +152,16 @@ class SheetPainter:
         if len(self.train) < FEWEST:
             return prior
         try:
-            density = fit_gaussian(self._posteriors(model, device))
+            density = fit_sketch(self._posteriors(model, device))
         except (ArithmeticError, RuntimeError) as problem:  # a sheet is no reason to end a run
             reason = str(problem).splitlines()[0]
             return sampled_from_prior(model, self.count, self.seed, f", step {step:,}; no density fitted: {reason}")
         latents = density.sample(self.count, sheet_noise(self.seed))
-        caption = f"samples from a Gaussian fitted to the latents of {len(self.train):,} training images"
+        caption = f"samples from {density.describe()}, fitted to the latents of {len(self.train):,} training images"
         return below_one_another([prior, sampled(model, latents, caption)])
 
     def _posteriors(self, model: VAE, device: torch.device) -> DiagonalGaussian:
-        found = [model.encode(some.to(device).float() / 255) for some in self.train.split(BATCH)]
+        found = [model.encode(some.to(device).float() / 255) for some in self.train.split(at_once(model))]
         return DiagonalGaussian(
             torch.cat([each.mean for each in found]).cpu(), torch.cat([each.logvar for each in found]).cpu()
         )

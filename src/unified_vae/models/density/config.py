@@ -8,16 +8,17 @@ from pydantic import Field
 
 from unified_vae.core.config import Config
 
-DensityKind = Literal["normal", "gaussian", "mixture", "flow"]
+DensityKind = Literal["normal", "units", "gaussian", "mixture", "flow"]
 
 
 class DensityConfig(Config):
     """What new pictures are sampled from: a density fitted, after training, to the latents of training images."""
 
-    fit: Literal["auto", "normal", "gaussian", "mixture", "flow"] = "auto"
+    fit: Literal["auto", "normal", "units", "gaussian", "mixture", "flow"] = "auto"
     """`normal` is N(0, I), the prior; `gaussian` has full covariance and takes a second; `mixture` is of Gaussians;
-    `flow` a small normalizing flow; `auto` fits them all, which takes half a minute or so on a CPU, and takes the one
-    under which latents of images that it was not fitted to are likeliest."""
+    `flow` a small normalizing flow; `units` is a Gaussian without correlations; `auto` fits them all, which takes half
+    a minute or so on a CPU, and takes the one under which latents of images that it was not fitted to are likeliest.
+    More than 2,048 latents leave `normal` and `units` to choose from."""
     max_images: int = Field(default=20_000, ge=1)
     """Training images that it is fitted to, at most."""
     max_components: int = Field(default=16, ge=1)

@@ -12,9 +12,10 @@ from unified_vae.models.density.flow import FlowDensity
 from unified_vae.models.density.gaussian import GaussianDensity
 from unified_vae.models.density.mixture import MixtureDensity
 from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density.units import UnitsDensity
 
 TENSORS = "density.safetensors"
-KINDS: tuple[type[LatentDensity], ...] = (NormalDensity, GaussianDensity, MixtureDensity, FlowDensity)
+KINDS: tuple[type[LatentDensity], ...] = (NormalDensity, UnitsDensity, GaussianDensity, MixtureDensity, FlowDensity)
 
 
 def write_density(folder: Path, density: LatentDensity) -> dict[str, Any]:
