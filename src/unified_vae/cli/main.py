@@ -9,13 +9,15 @@ from __future__ import annotations
 import typer
 
 from unified_vae.cli import run_diagnose
+from unified_vae.cli.commands.decode import decode
+from unified_vae.cli.commands.encode import encode
 from unified_vae.cli.commands.evaluate import evaluate
 from unified_vae.cli.commands.export import export
 from unified_vae.cli.commands.report import report
 from unified_vae.cli.door import enter
 
 PROGRAM = "unified-vae"
-VERBS = (run_diagnose.diagnose, evaluate, export, report)
+VERBS = (run_diagnose.diagnose, encode, decode, evaluate, export, report)
 """In the order of `--help`: a function whose name is the verb, which returns a job."""
 
 app = typer.Typer(

@@ -34,24 +34,33 @@ def binned(latents: Latents, bins: int = BINS) -> npt.NDArray[np.int64]:
     return found
 
 
-def mutual_information(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> float:
-    """Of two discrete variables [images], in nats, from their counts."""
-    _, rows = np.unique(one, return_inverse=True)
-    _, columns = np.unique(other, return_inverse=True)
-    width = int(columns.max()) + 1
-    joint = np.bincount(rows * width + columns, minlength=(int(rows.max()) + 1) * width).reshape(-1, width) / len(one)
-    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    held = joint > 0
-    return float((joint[held] * np.log(joint[held] / independent[held])).sum())
+def information(units: npt.NDArray[np.int64], factor: npt.NDArray[np.int64]) -> Latents:
+    """Mutual information of each discrete column [images, columns] and a factor [images], in nats: [columns]."""
+    images, columns = units.shape
+    width = int(units.max()) + 1
+    places = units + np.arange(columns) * width
+    joint = np.stack(
+        [np.bincount(places[factor == value].ravel(), minlength=columns * width) for value in np.unique(factor)],
+        axis=-1,
+    ).reshape(columns, width, -1)
+    probability = joint / images
+    independent = probability.sum(2, keepdims=True) * probability.sum(1, keepdims=True)
+    ratio = np.divide(probability, independent, out=np.ones_like(probability), where=joint > 0)
+    found: Latents = (probability * np.log(ratio)).sum((1, 2))
+    return found
 
 
-def mig(latents: Latents, factors: Factors) -> float:
-    """Mean over factors of (best - second best latent's information on it) / the factor's entropy."""
-    units = binned(latents)
+def mig(units: npt.NDArray[np.int64], factors: Factors) -> float:
+    """Mean over factors of (best - second best latent's information on it) / the factor's entropy.
+
+    Args:
+        units: `binned` latents.
+        factors: none of them constant.
+    """
     gaps = []
     for factor in factors.T:
-        best = sorted((mutual_information(unit, factor) for unit in units.T), reverse=True)
-        gaps.append((best[0] - best[1]) / mutual_information(factor, factor))
+        best = np.sort(information(units, factor))
+        gaps.append((best[-1] - best[-2]) / information(factor[:, None], factor)[0])
     return float(np.mean(gaps))
 
 

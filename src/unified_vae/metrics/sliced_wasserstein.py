@@ -38,8 +38,8 @@ def distances(first: Tensor, second: Tensor, seed: int = 0) -> dict[str, float]:
     found = {}
     for one, other in zip(pyramid(first), pyramid(second), strict=True):
         size = one.shape[-1]
-        pair = [descriptors(level, seed + size) for level in (one, other)]
-        found[str(size)] = UNIT * sliced_distance(*pair, seed=seed + size)
+        patches, others = (descriptors(level, seed + size) for level in (one, other))
+        found[str(size)] = UNIT * sliced_distance(patches, others, seed=seed + size)
     return {**found, "mean": float(np.mean(list(found.values())))}
 
 

@@ -1,1 +1,1 @@
-"""Verbs that measure finished models: evaluate one, compare several."""
+"""Finished models measured: one (`evaluate`), or several side by side (`compare`)."""

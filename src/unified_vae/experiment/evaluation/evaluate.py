@@ -1,0 +1,138 @@
+"""The verb `evaluate`: measure a model the way the field measures, and keep the report beside it.
+
+It takes no lock and writes only its own file, so it may look at a run that is training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from unified_vae.core.durable import STAGE_PREFIX, discard, reason, write_text
+from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.experiment.environment import environment
+from unified_vae.experiment.evaluation.figure import Figure
+from unified_vae.experiment.evaluation.measure import Bench, densities_of, measure, set_up
+from unified_vae.experiment.evaluation.pictures import Pictures, open_pictures
+from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings, Weights
+from unified_vae.experiment.subject import Subject, find
+from unified_vae.metrics.bootstrap import LEVEL
+from unified_vae.training.config import Precision
+from unified_vae.training.observers import Observer
+from unified_vae.training.runtime import open_runtime
+
+FORMAT = 1
+REPORT = "evaluation.json"
+PRECISION: Precision = "fp32"  # whatever the run trained with: the figures are of the weights
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found, and where it is kept.
+
+    Attributes:
+        figures: weights -> rows.
+        notes: lines to read with the table.
+    """
+
+    name: str
+    images: str
+    figures: Mapping[Weights, Sequence[Figure]]
+    notes: Sequence[str]
+    file: Path
+
+
+def evaluate(request: EvaluateRequest, observer: Observer) -> Evaluation:
+    """Measure, and write the report.
+
+    Raises:
+        UserError: there is no such model, no checkpoint, no images, or the report cannot be written.
+    """
+    subjects, notes = _subjects(request, observer)
+    subject = subjects[0][1]
+    file = request.file or subject.home / REPORT
+    prove_writable(file.parent, "--json")
+    with open_runtime(request.settings.device or subject.config.device, PRECISION) as runtime:
+        pictures = open_pictures(subject, request.data, request.settings.max_images, observer)
+        bench = set_up(pictures, runtime.device, request.settings, observer)
+        figures = {weights: _measured(weights, each, bench, observer) for weights, each in subjects}
+    evaluation = Evaluation(subject.name, pictures.description, figures, notes, file)
+    about = {**described(subject, pictures, request.settings), "device": str(runtime.device)}
+    rows = {weights.value: [figure.to_json() for figure in found] for weights, found in figures.items()}
+    write_text(file, json.dumps({"format": FORMAT, **about, "notes": notes, "weights": rows}, indent=2) + "\n")
+    return evaluation
+
+
+def _subjects(request: EvaluateRequest, observer: Observer) -> tuple[list[tuple[Weights, Subject]], list[str]]:
+    """The model with each of the weights asked for, and what to say of it."""
+
+    def found(weights: Literal["ema", "raw"]) -> Subject:
+        said = observer.notice if weights == first else lambda _: None  # the second reading has nothing new to say
+        return find(request.target, request.checkpoint, request.data, said, weights=weights, looks=False)
+
+    first: Literal["ema", "raw"] = "raw" if request.weights is Weights.RAW else "ema"
+    subject = found(first)
+    if request.weights in (Weights.EMA, Weights.RAW):
+        return [(request.weights, subject)], []
+    if subject.state is None:
+        if request.weights is Weights.BOTH:
+            raise ConfigError(
+                f"{request.target} is an exported model, which has averaged weights alone: leave --weights out"
+            )
+        return [(Weights.EMA, subject)], [
+            "an exported model has averaged weights (EMA) alone; its run has the raw ones too"
+        ]
+    return [(Weights.EMA, subject), (Weights.RAW, found("raw"))], []
+
+
+def _measured(weights: Weights, subject: Subject, bench: Bench, observer: Observer) -> list[Figure]:
+    """All figures of one set of weights."""
+    label = ", raw weights" if weights is Weights.RAW else ""
+    densities = densities_of(subject, observer) if Group.SAMPLES not in bench.settings.skip else []
+    model = subject.model.to(bench.device)
+    return measure(model, densities, bench, label)
+
+
+def described(subject: Subject, pictures: Pictures, settings: Settings) -> dict[str, Any]:
+    """What has to be the same for two reports to be compared, and what they are of."""
+    model = subject.model
+    return {
+        "subject": subject.name,
+        "step": subject.step,
+        "model": {"image_size": model.image_size, "channels": model.channels, "latents": model.latents},
+        "images": {
+            "description": pictures.description,
+            "count": pictures.count,
+            "pixels_sha256": pictures.fingerprint(),
+        },
+        "settings": {
+            "samples": settings.samples,
+            "draws": settings.draws,
+            "skipped": sorted(group.value for group in settings.skip),
+            "seed": settings.seed,
+            "precision": PRECISION,
+        },
+        "intervals": f"{LEVEL:.0%}, bootstrap over images",
+        "environment": environment(),
+    }
+
+
+def prove_writable(folder: Path, option: str) -> None:
+    """Before any work is done.
+
+    Raises:
+        EnvironmentProblem: it cannot be written.
+    """
+    probe = folder / f"{STAGE_PREFIX}probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+    except OSError as problem:
+        why = reason(problem)
+        raise EnvironmentProblem(f"{folder} cannot be written ({why}): name another place with {option}") from problem
+    finally:
+        discard(probe)

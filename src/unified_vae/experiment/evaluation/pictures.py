@@ -1,0 +1,117 @@
+"""The images that a model is measured on: a run's validation side, or all of another source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from unified_vae.core.errors import ConfigError, DataError
+from unified_vae.data.batches import gather
+from unified_vae.data.open import DataSets, open_data
+from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.experiment.subject import Subject
+from unified_vae.training.observers import Observer
+
+MOST_VALUES = 1 << 22  # pixel values of a batch
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images in their order.
+
+    Attributes:
+        splits: where they lie, one behind the other.
+        count: how many of them are looked at.
+        description: in words, with the side.
+    """
+
+    splits: Sequence[PackedSplit]
+    count: int
+    description: str
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return self.splits[0].shape[1]
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return self.splits[0].shape[3]
+
+    def batches(self, most: int | None = None) -> Iterator[Tensor]:
+        """The first `most` images: uint8 [b, channels, size, size]. The same portions on every machine."""
+        left = self.count if most is None else min(most, self.count)
+        step = max(1, min(BATCH, MOST_VALUES // (self.channels * self.size**2)))
+        for split in self.splits:
+            own = min(left, len(split))
+            for start in range(0, own, step):
+                yield gather(split, np.arange(start, min(start + step, own)))
+            left -= own
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the pixels and their shape: the same for the same images, whatever source they came from."""
+        digest = hashlib.sha256(f"{self.count} {self.channels} {self.size}\n".encode())
+        for batch in self.batches():
+            digest.update(np.ascontiguousarray(batch.numpy()).tobytes())
+        return digest.hexdigest()
+
+    def factors(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Label name -> number of each image; empty where the source has none."""
+        labels = [split.labels or {} for split in self.splits]
+        names = [name for name in labels[0] if all(name in own for own in labels)]
+        return {name: np.concatenate([own[name] for own in labels])[: self.count] for name in names}
+
+
+def open_pictures(subject: Subject, source: str | None, most: int | None, observer: Observer) -> Pictures:
+    """The validation images of the subject's run; of another source all images.
+
+    Args:
+        source: another source than the run's, as after --data.
+        most: look at no more.
+
+    Raises:
+        ConfigError: a model without its run, and no source.
+        DataError: they are gone, or of other channels than the model.
+    """
+    own = subject.record is not None and source in (None, subject.config.data.source)
+    if source is None and subject.record is None:
+        raise ConfigError(f"{subject.name} is a model without its run: name the images to measure on with --data")
+    data = _opened(subject, source, own, most, observer)
+    if data.channels != subject.model.channels:
+        raise DataError(
+            f"the images have {data.channels} channel(s) and the model has {subject.model.channels}: "
+            "name others with --data"
+        )
+    if own and subject.record is not None and subject.record.data["fingerprint"] != data.fingerprint:
+        observer.notice("the run's images changed since it began: some of these may have been trained on")
+    splits = [data.validation] if own else [data.train, data.validation]
+    there = sum(map(len, splits))
+    count = there if most is None else min(most, there)
+    part = "" if count == there else f"the first {count:,} of "
+    side = "the run's validation images" if own else "all images"
+    return Pictures(splits, count, f"{part}{side} of {data.description}")
+
+
+def _opened(subject: Subject, source: str | None, own: bool, most: int | None, observer: Observer) -> DataSets:
+    config, wanted = subject.config.data, _channels(subject) if own else subject.model.channels
+    if not own:
+        config = config.model_copy(update={"source": source, "max_images": most})  # no more are decoded
+    try:
+        return open_data(config, subject.model.image_size, wanted, observer.phase)
+    except DataError as problem:
+        if not own:
+            raise
+        raise DataError(f"{problem} To measure on other images, name them with --data.") from problem
+
+
+def _channels(subject: Subject) -> int | None:
+    """As the run asked for them, so that its own packed images are found; None follows the images."""
+    asked = subject.model.channels if subject.record is None else subject.record.requested.model.channels
+    return None if asked == "auto" else asked
