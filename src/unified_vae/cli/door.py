@@ -31,7 +31,7 @@ def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> 
 
     Args:
         app: its single command only parses; what it asks for is done here, outside the parser's own handlers.
-        script: name of the door's file, for help and messages.
+        script: name of the door's file, or of the command, for help and messages.
         words: the command line without the script; sys.argv's unless given.
 
     Returns:
@@ -46,7 +46,8 @@ def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> 
         return _fail("the current folder was deleted; change to one that is there", 3)
     try:
         job = app(args=arguments, prog_name=script, standalone_mode=False)
-        called = script if words is not None else Path(sys.argv[0]).as_posix()
+        is_file = script.endswith(".py")  # else the name of a command, wherever it is installed
+        called = Path(sys.argv[0]).as_posix() if is_file and words is None else script
         return job if isinstance(job, int) else job(restart_command(called, arguments))
     except UserError as error:
         return _fail(str(error), error.exit_code, error.details)

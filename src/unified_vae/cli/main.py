@@ -6,6 +6,8 @@ imports torch.
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from unified_vae.cli import run_diagnose
@@ -13,18 +15,18 @@ from unified_vae.cli.commands.decode import decode
 from unified_vae.cli.commands.encode import encode
 from unified_vae.cli.commands.evaluate import evaluate
 from unified_vae.cli.commands.export import export
+from unified_vae.cli.commands.pictures import interpolate, reconstruct, sample
 from unified_vae.cli.commands.report import report
 from unified_vae.cli.door import enter
 
 PROGRAM = "unified-vae"
-VERBS = (run_diagnose.diagnose, encode, decode, evaluate, export, report)
+VERBS = (sample, reconstruct, interpolate, run_diagnose.diagnose, encode, decode, evaluate, export, report)
 """In the order of `--help`: a function whose name is the verb, which returns a job."""
 
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
     help="What to do with a finished run or a model. To train one: train.py, train_unified.py.",
 )
 for verb in VERBS:
@@ -38,4 +40,4 @@ def _verbs() -> None:
 
 def main() -> int:
     """Run `unified-vae` with the words of the command line; gives the exit code."""
-    return enter(app, PROGRAM)
+    return enter(app, PROGRAM, None if sys.argv[1:] else ["--help"])

@@ -1,0 +1,89 @@
+"""Where pictures go: a sheet, a folder of files. Each file is complete or absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.training.observers import Observer
+from unified_vae.training.sheets import sheet, to_pixels, write_picture
+
+MOST_ON_A_SHEET = 256
+
+
+@dataclass(frozen=True)
+class Places:
+    """What is to be written.
+
+    Attributes:
+        sheet: a PNG of all pictures; None for none.
+        folder: for a PNG of each; None for none.
+    """
+
+    sheet: Path | None
+    folder: Path | None
+
+    def check(self) -> None:
+        """Refuse names that cannot be meant, before anything is computed; raises ConfigError."""
+        if self.sheet is not None:
+            refuse_other_suffix(self.sheet, (".png",), "--sheet")
+        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"--folder {self.folder} is a file: name a folder")
+
+
+@dataclass
+class Sheet:
+    """Collects the first pictures for a sheet, so that many more can pass by."""
+
+    path: Path | None
+    pictures: list[np.ndarray] = field(default_factory=list)
+    seen: int = 0
+
+    def add(self, images: Tensor) -> None:
+        """Take images [n, channels, h, w] in [0, 1]."""
+        self.seen += len(images)
+        room = MOST_ON_A_SHEET - sum(map(len, self.pictures))
+        if self.path is not None and room > 0:
+            self.pictures.append(to_pixels(images[:room]))
+
+    def write(self, columns: int, caption: str, group: int, observer: Observer) -> list[Path]:
+        """Draw what was collected; the path, if there is a sheet to be."""
+        if self.path is None:
+            return []
+        if self.seen > MOST_ON_A_SHEET:
+            observer.notice(f"the sheet shows the first {MOST_ON_A_SHEET // group:,} of {self.seen // group:,}")
+        pictures = np.concatenate(self.pictures)
+        return [write_png(sheet(pictures, columns, caption, group), self.path)]
+
+
+def refuse_other_suffix(path: Path, suffixes: tuple[str, ...], option: str) -> None:
+    """Raise ConfigError where a file's name does not end as its kind does."""
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"{option} {path}: the name of the file ends in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder: name a file")
+
+
+def write_png(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG and the folders above it; returns `path`.
+
+    Raises:
+        EnvironmentProblem: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_picture(picture, path)
+    except OSError as problem:
+        raise EnvironmentProblem(f"{path} cannot be written ({problem.strerror}): name another place") from problem
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """dB of each image [n, channels, h, w] in [0, 1] against its like: [n]."""
+    error = (images.double() - others.double()).square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp_min(1e-12))
