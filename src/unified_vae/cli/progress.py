@@ -50,7 +50,8 @@ class TerminalProgress(RunLines):
         if self._preparing is None or self._preparing[0] != text:
             self._end_preparation()
             self._preparing = (text, self.bars.add_task(text, total=total, count=count, left=""))
-        self.bars.update(self._preparing[1], completed=done, total=total, count=count)
+        pace = "  ".join(self.phase_pace.words(text, done, total))
+        self.bars.update(self._preparing[1], completed=done, total=total, count=count, left=pace)
 
     def run_started(self, event: RunStarted) -> None:
         self._end_preparation()

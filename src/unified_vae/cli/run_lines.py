@@ -8,7 +8,7 @@ from typing import TextIO
 
 from unified_vae.cli.display import finished_lines, started_lines
 from unified_vae.cli.text import gibibytes, joined, number, wrapped
-from unified_vae.cli.time_left import TimeLeft, clock_text
+from unified_vae.cli.time_left import PhasePace, TimeLeft, clock_text
 from unified_vae.training.observers import (
     LossesLogged,
     Memory,
@@ -40,6 +40,7 @@ class RunLines(Observer):
         self.logged: LossesLogged | None = None
         self._last_line = clock()
         self._phase = ""
+        self.phase_pace = PhasePace(clock)
 
     def close(self) -> None:
         """Nothing more will be written."""
@@ -60,11 +61,12 @@ class RunLines(Observer):
             self.stream = None
 
     def phase(self, text: str, done: int, total: int | None) -> None:
+        pace = self.phase_pace.words(text, done, total)
         if text == self._phase and done != total and not self._heartbeat_due():
             return
         self._phase = text
         count = f": {done:,} of {total:,}" if total else f": {done:,}" if done else ""
-        self.show(wrapped(f"{text}{count}", "  "))
+        self.show(wrapped(", ".join([f"{text}{count}", *pace]), "  "))
 
     def notice(self, text: str) -> None:
         self.show(wrapped(f"note: {text}", "      "))

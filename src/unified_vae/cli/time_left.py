@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 SPACING_SECONDS = 5.0
+SHORTEST_SECONDS = 2.0  # of a preparation whose speed is told
 MARKS = 120  # at 5 seconds a mark, the pace is that of the last ten minutes
 
 
@@ -26,12 +27,35 @@ class TimeLeft:
 
     def seconds_to(self, step: int) -> float | None:
         """Seconds until `step` has been taken, never negative; None before there is a pace."""
+        pace = self.per_second()
+        return None if pace is None else max(0.0, (step - self._last[1]) / pace)
+
+    def per_second(self, at_least: float = 0.0) -> float | None:
+        """Steps a second over the last minutes; None before `at_least` so many seconds."""
         if not self._marks:
             return None
         (start, first), (now, last) = self._marks[0], self._last
-        if last <= first:
-            return None
-        return max(0.0, (step - last) * (now - start) / (last - first))
+        return (last - first) / (now - start) if last > first and now - start > at_least else None
+
+
+class PhasePace:
+    """The speed of a preparation and the time it has left, for texts that stay the same while it lasts."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._text = ""
+        self._left = TimeLeft(clock)
+
+    def words(self, text: str, done: int, total: int | None) -> list[str]:
+        """E.g. ["812/s", "0:01:07 left"]; empty before there is a pace."""
+        if text != self._text:
+            self._text, self._left = text, TimeLeft(self._clock)
+        self._left.step(done)
+        pace = self._left.per_second(SHORTEST_SECONDS)
+        if pace is None or not total:
+            return []
+        speed = f"{pace:,.0f}/s" if pace >= 10 else f"{pace:.2g}/s"
+        return [speed] if done >= total else [speed, f"{clock_text(self._left.seconds_to(total))} left"]
 
 
 def clock_text(seconds: float | None) -> str:

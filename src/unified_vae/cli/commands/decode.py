@@ -1,0 +1,53 @@
+"""The verb `decode`: latents of a file back to images."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unified_vae.cli.commands.encode import Arithmetic, BatchSize, Checkpoint, Device, Model, pace
+from unified_vae.cli.door import Job
+from unified_vae.cli.start import show, to_screen
+from unified_vae.cli.text import wrapped
+
+Latents = Annotated[
+    Path, typer.Argument(metavar="LATENTS", help="A .safetensors, .npy or .parquet, or the .json of an encoding.")
+]
+Output = Annotated[Path, typer.Option(help="A folder for PNG files, a .npy file, or a .png for a sheet.")]
+Scale = Annotated[
+    bool,
+    typer.Option("--scale", help="Latents of another program that were shifted and scaled, as by encode --scale."),
+]
+OtherModel = Annotated[bool, typer.Option("--other-model", help="Decode although another model made the latents.")]
+
+
+def decode(
+    model: Model,
+    latents: Latents,
+    *,
+    output: Output,
+    checkpoint: Checkpoint = None,
+    scale: Scale = False,
+    other_model: OtherModel = False,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    precision: Arithmetic = "fp32",
+) -> Job:
+    """Turn latents back into images by name; goes on where it was stopped."""
+    words = (model, latents, output, checkpoint, scale, other_model, batch_size, device, precision)
+    return functools.partial(_decode, words)
+
+
+def _decode(words: tuple[object, ...], command: str) -> int:
+    from unified_vae.experiment.using.decode import DecodeRequest, decode  # imports torch: seconds
+
+    watcher = to_screen()
+    try:
+        done = decode(DecodeRequest(*words), watcher)  # type: ignore[arg-type]
+    finally:
+        watcher.close()
+    lines = wrapped(f"{done.images:,} images in {done.output.as_posix()}", "  ")
+    return show([f"decoded {pace(done.computed, done.seconds)}", *lines])

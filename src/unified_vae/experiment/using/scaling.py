@@ -1,0 +1,64 @@
+"""Latents shifted and scaled to mean 0 and variance 1, as latent diffusion takes them.
+
+One shift and one scale for all units (Rombach et al. 2022, arXiv 2112.10752, appendix G), from the model's statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from unified_vae.core.errors import ConfigError
+from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.using.identity import fingerprint
+from unified_vae.models.latent_stats import LatentStats
+from unified_vae.models.pretrained import CONFIG, open_pretrained
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """y = (z - shift) * scale."""
+
+    shift: float
+    scale: float
+
+    def posterior(self, given: DiagonalGaussian) -> DiagonalGaussian:
+        """The posterior of y."""
+        return DiagonalGaussian((given.mean - self.shift) * self.scale, given.logvar + 2 * math.log(self.scale))
+
+    def undone(self, scaled: Tensor) -> Tensor:
+        """z of y."""
+        return scaled / self.scale + self.shift
+
+
+def scaling_of(subject: Subject) -> Scaling:
+    """The scaling that the statistics of the model's latents give.
+
+    Raises:
+        ConfigError: these weights have no statistics.
+    """
+    stats = _stats(subject)
+    if stats is None:
+        raise ConfigError(
+            f"{subject.name} has no statistics of its latents, which --scale needs: a run writes them beside its model "
+            "when it is finished"
+        )
+    return Scaling(stats.shift, stats.scale)
+
+
+def _stats(subject: Subject) -> LatentStats | None:
+    folder = _model_folder(subject)
+    if folder is None:
+        return None
+    found = open_pretrained(folder)
+    return found.stats if fingerprint(found.model) == fingerprint(subject.model) else None
+
+
+def _model_folder(subject: Subject) -> Path | None:
+    folder = subject.home if subject.run_dir is None else RunFolder(subject.run_dir).model
+    return folder if (folder / CONFIG).is_file() else None
