@@ -42,7 +42,7 @@ def run_dir(finished, tmp_path):
 
 def test_the_folder_holds_what_the_guide_promises(run_dir):
     names = {path.name for path in run_dir.iterdir()}
-    files = {"config.json", "preflight.json", "metrics.jsonl", "timing.jsonl"}
+    files = {"config.json", "preflight.json", "metrics.jsonl", "timing.jsonl", "closing.json", "report.html"}
     (images,) = {path.name for path in run_dir.glob("images-*.tsv")}  # named after what is in it
     assert names == files | {images, "checkpoints", "samples", "tensorboard", "model"}
     assert {path.name for path in (run_dir / "samples").iterdir()} == {

@@ -40,6 +40,8 @@ from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.experiment.environment import environment
 from unified_vae.experiment.opening import opening
 from unified_vae.experiment.preflight import Preflight, start_at_pca
+from unified_vae.experiment.remedy import Situation
+from unified_vae.experiment.report import write as report
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.residence import place
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
@@ -178,9 +180,7 @@ class _Fit:
         stopped_by = self._train(parts, data, saver, state, resident)
         return self._finish(parts, resolved, data, state, stopped_by, flight, saver)
 
-    def _train(
-        self, parts: Parts, data: DataSets, saver: Saver, state: TrainState, resident: Tensor | None
-    ) -> int:
+    def _train(self, parts: Parts, data: DataSets, saver: Saver, state: TrainState, resident: Tensor | None) -> int:
         """Run the loop; returns the number of the signal that stopped it, 0 for none.
 
         Only here are signals caught: before, there is nothing to save, so they may end the process at once.
@@ -362,6 +362,9 @@ class _Fit:
         sampled = self._export(parts, resolved, data, state, saver)
         found = closing.diagnosed(parts, data, self.runtime, self.folder, flight)
         findings = [*closing.lines(found, self.folder), *self._before_and_after(parts, data, flight), *sampled]
+        if self.runtime.is_main:
+            place = Situation(resolved.config, self.folder.root, self.request.run.names, len(data.train))
+            findings += report.at_the_end(self.folder, found, place, state.step, self.observer.notice)
         return self._say(ending.finished(self.request, state, seconds, findings, saver.problem))
 
     def _export(

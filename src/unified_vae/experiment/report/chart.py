@@ -11,13 +11,14 @@ from unified_vae.experiment.report.html import Html, tag
 from unified_vae.experiment.report.ticks import round_steps, short
 
 WIDTH, HEIGHT = 340, 230
-LEFT, TOP, BOTTOM = 46, 12, 40
+LEFT, TOP, BOTTOM = 46, 26, 36
 LETTER = 6.4  # units that a letter of a label takes
 MOST_POINTS = 240  # of a line; more are averaged, which at this size nobody sees
 MOST_MARKERS = 8
 LABEL_HEIGHT = 12.5
 BEGINNING = 0.05  # part of a run whose values may leave the frame ...
 SQUASHED = 3.0  # ... where they would make it so many times as high
+LARGEST = 1e100  # that a frame is computed for
 DASHES = ("", "6 3", "2 3", "9 3 2 3", "12 4", "4 2 1 2 1 2")
 MARKERS = (
     "M-2.6 0a2.6 2.6 0 1 0 5.2 0a2.6 2.6 0 1 0-5.2 0z",  # disc
@@ -53,28 +54,35 @@ def chart(
     lines: Sequence[Line],
     levels: Sequence[Level] = (),
     x_from: float | None = None,
+    y_from: float | None = None,
 ) -> Html | None:
     """A figure with its caption; None where there is nothing to draw.
 
     Args:
         x_from: where the axis begins; None: at the lowest value, and names may stand inside the frame.
+        y_from: a value that the other axis has to show.
     """
     drawn = [Line(line.label, thinned(finite(line.points))) for line in lines]
     drawn = [line for line in drawn if line.points]
     if not drawn:
         return None
-    frame = _Frame.around(drawn, [level for level in levels if math.isfinite(level.value)], x_from)
+    frame = _Frame.around(drawn, [level for level in levels if drawable(level.value)], x_from, y_from)
     parts = [*frame.axes(x_label, y_label), *frame.references(), *frame.drawn(), *frame.names()]
     picture = tag(
         "svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=_in_words(title, drawn, y_label)
     )
     note = " The first values lie outside the frame." if frame.cut else ""
-    return tag("figure", picture, tag("figcaption", tag("b", title), f".{note}" if note else ""), class_="chart")
+    return tag("figure", tag("figcaption", tag("b", title), f".{note}" if note else ""), picture, class_="chart")
 
 
 def finite(points: Points) -> Points:
     """Those that can be drawn."""
-    return [point for point in points if all(map(math.isfinite, point))]
+    return [point for point in points if all(map(drawable, point))]
+
+
+def drawable(value: float) -> bool:
+    """Whether it is a number, and not so large that a range of such numbers would be none."""
+    return abs(value) <= LARGEST
 
 
 def thinned(points: Points) -> Points:
@@ -108,12 +116,14 @@ class _Frame:
     cut: bool
 
     @classmethod
-    def around(cls, lines: Sequence[Line], levels: Sequence[Level], x_from: float | None) -> _Frame:
+    def around(
+        cls, lines: Sequence[Line], levels: Sequence[Level], x_from: float | None, y_from: float | None
+    ) -> _Frame:
         xs = [x for line in lines for x, _ in line.points]
         low = min(xs) if x_from is None else min(x_from, *xs)
         x_range = padded(low, max(xs), 0.06 if x_from is None else 0.0)
-        values = [level.value for level in levels]
-        settled = [y for line in lines for x, y in line.points if x >= low + BEGINNING * (max(xs) - low)]
+        values = [*(level.value for level in levels), *([] if y_from is None else [y_from])]
+        settled = [y for line in lines for y in _settled(line.points)]
         whole, later = [*(y for line in lines for _, y in line.points), *values], [*settled, *values]
         cut = x_from is not None and _span(whole) > SQUASHED * _span(later) > 0
         longest = max(len(name) for name in (*(line.label for line in lines), *(level.label for level in levels)))
@@ -144,7 +154,7 @@ class _Frame:
             tag("path", d=f"M{LEFT} {TOP}V{bottom}H{self.right:.1f}", class_="axis"),
             *words,
             _text(middle, HEIGHT - 8, x_label, "middle"),
-            tag("text", y_label, transform=f"translate(11 {(TOP + bottom) / 2}) rotate(-90)", text_anchor="middle"),
+            _text(2, 12, y_label, "start"),
         ]
 
     def references(self) -> list[Html]:
@@ -198,6 +208,12 @@ class _Frame:
 
 def _text(x: float, y: float, words: str, anchor: str, kind: str | None = None) -> Html:
     return tag("text", words, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, class_=kind)
+
+
+def _settled(points: Points) -> list[float]:
+    """The values after the beginning of a line; those of a single point are all of them."""
+    low, high = points[0][0], points[-1][0]
+    return [y for x, y in points if x >= low + BEGINNING * (high - low)]
 
 
 def _span(values: Sequence[float]) -> float:

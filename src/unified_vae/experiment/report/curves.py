@@ -33,9 +33,18 @@ def of_one(run: RunFiles) -> list[Html]:
         chart("PSNR", STEPS, PSNR, psnr, _levels(("PCA", run.preflight.get("psnr_pca"))), 0),
         chart("Loss, as minimised", STEPS, "nats a pixel value", pair("loss.total"), x_from=0),
         chart("KL", STEPS, RATE, pair("rate.nats"), _levels(("linear VAE", _predicted(run, "rate"))), 0),
-        chart("Active units", STEPS, "latents", units, _levels(("all", latents(run))), 0),
-        chart("Learning rate", STEPS, "learning rate", [Line("training", course(run.training, "lr"))], x_from=0),
-        chart("Speed", STEPS, "images a second", [Line("training", course(run.timing, "images_per_second"))], x_from=0),
+        chart("Active units", STEPS, "latents", units, _levels(("all", latents(run))), 0, 0),
+        chart(
+            "Learning rate", STEPS, "learning rate", [Line("training", course(run.training, "lr"))], x_from=0, y_from=0
+        ),
+        chart(
+            "Speed",
+            STEPS,
+            "images a second",
+            [Line("training", course(run.timing, "images_per_second"))],
+            x_from=0,
+            y_from=0,
+        ),
     )
 
 
@@ -49,8 +58,8 @@ def of_several(runs: Labelled) -> list[Html]:
         chart("PSNR", STEPS, PSNR, each("psnr"), x_from=0),
         chart("PSNR over time", "hours", PSNR, [Line(label, _over_time(run)) for label, run in runs], x_from=0),
         chart("KL", STEPS, RATE, each("rate.nats"), x_from=0),
-        chart("Active units", STEPS, "latents", each("active_units"), x_from=0),
-        chart("Sharpness", STEPS, "detail kept", each("sharpness"), x_from=0),
+        chart("Active units", STEPS, "latents", each("active_units"), x_from=0, y_from=0),
+        chart("Sharpness", STEPS, "detail kept", each("sharpness"), x_from=0, y_from=0),
         rate_distortion(runs),
     )
 

@@ -1,20 +1,75 @@
-"""What `evaluate` wrote beside runs, as a table."""
+"""What `evaluate` wrote beside runs: each figure with its interval, and who measured it on what."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unified_vae.experiment.report.figures import plain
-from unified_vae.experiment.report.html import Html
-from unified_vae.experiment.report.run_files import RunFiles, leaves
+from unified_vae.experiment.report.html import Html, tag
+from unified_vae.experiment.report.run_files import RunFiles, entry, number
 from unified_vae.experiment.report.tables import section, table
+from unified_vae.experiment.report.ticks import sentence
+
+HEAD = ("figure", "value", "95 % interval", "better", "measured by")
+AVERAGED = "ema"
+NAMES = {AVERAGED: "averaged weights", "raw": "weights as stepped"}
 
 
-def evaluation(runs: Sequence[tuple[str, RunFiles]]) -> Html | None:
-    """Every entry of the files, a column a run; None without any."""
-    found: list[dict[str, Any]] = [leaves(run.evaluation) for _, run in runs]
-    names = dict.fromkeys(name for entries in found for name in entries)
-    rows = [(name, *(plain(entries[name]) if name in entries else "—" for entries in found)) for name in names]
-    head = ("figure", *(["value"] if len(runs) == 1 else [label for label, _ in runs]))
-    return section("evaluation", "Evaluation", table("What evaluate measured", head, rows))
+def of_one(run: RunFiles) -> Html | None:
+    """All figures, those that could not be had among them; None where the run was not evaluated."""
+    about = [run.evaluation.get("subject"), entry(run.evaluation, "images", "description")]
+    words = ", on ".join(plain(told) for told in about if isinstance(told, str))
+    tables = [
+        table(f"Evaluation, {NAMES.get(weights, weights)}", HEAD, [_row(each) for each in found])
+        for weights, found in _figures(run).items()
+    ]
+    titles = [tag("h3", sentence(NAMES.get(weights, weights)).rstrip(".")) for weights in _figures(run)]
+    parts = [part for pair in zip(titles, tables, strict=True) for part in pair]
+    return section("evaluation", "Evaluation", tag("p", sentence(words)) if words and parts else None, *parts)
+
+
+def of_several(runs: Sequence[tuple[str, RunFiles]]) -> Html | None:
+    """The values of the averaged weights side by side; None where no run was evaluated."""
+    columns = [{_title(each): _value(each) for each in _figures(run).get(AVERAGED, [])} for _, run in runs]
+    titles = dict.fromkeys(title for column in columns for title in column)
+    rows = [(title, *(column.get(title, "—") for column in columns)) for title in titles]
+    head = ("figure", *(label for label, _ in runs))
+    return section("evaluation", "Evaluation", table("Evaluation side by side", head, rows, "numbers"))
+
+
+def _figures(run: RunFiles) -> dict[str, list[Mapping[str, Any]]]:
+    """Weights -> their figures."""
+    found = run.evaluation.get("weights")
+    every = found.items() if isinstance(found, Mapping) else ()
+    return {
+        str(name): [each for each in rows if isinstance(each, Mapping)]
+        for name, rows in every
+        if isinstance(rows, list)
+    }
+
+
+def _title(each: Mapping[str, Any]) -> str:
+    return plain(each.get("title") or each.get("name"))
+
+
+def _value(each: Mapping[str, Any]) -> str:
+    value, unit = each.get("value"), each.get("unit")
+    return f"{value:,.5g} {unit or ''}".rstrip() if number(value) else "—"
+
+
+def _row(each: Mapping[str, Any]) -> tuple[str, ...]:
+    limits = each.get("interval_95")
+    known = isinstance(limits, list) and len(limits) == 2 and all(map(number, limits))
+    interval = f"{limits[0]:,.5g} to {limits[1]:,.5g}" if known and limits else ""
+    return _title(each), _value(each), interval, plain(each.get("better") or ""), _how(each)
+
+
+def _how(each: Mapping[str, Any]) -> str:
+    """Evaluator, resolution and count; where there is no value, why."""
+    if each.get("missing"):
+        return f"not measured: {plain(each['missing'])}"
+    count = each.get("images")
+    images = f"{count:,} images" if number(count) and count else ""
+    told = [plain(each.get(name) or "") for name in ("evaluator", "resolution")]
+    return ", ".join(part for part in (*told, images, plain(each.get("note") or "")) if part)

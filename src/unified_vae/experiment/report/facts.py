@@ -9,7 +9,7 @@ from unified_vae.experiment.report.figures import Time, plain
 from unified_vae.experiment.report.html import Html, tag
 from unified_vae.experiment.report.run_files import RunFiles, rows
 from unified_vae.experiment.report.tables import folded, section, table
-from unified_vae.experiment.report.ticks import duration
+from unified_vae.experiment.report.ticks import duration, sentence
 
 MOST_LISTED = 200  # images that are named; the file names all
 SHOWN = 10  # of them without being asked
@@ -21,7 +21,7 @@ def images(run: RunFiles) -> Html | None:
     return section(
         "images",
         "Images",
-        tag("p", plain(told)) if told else None,
+        tag("p", sentence(plain(told))) if told else None,
         *_left_out(run),
         *_skipped(run),
         table("Terms of the loss that were replaced", ("term", "replaced by", "why"), _replaced(run)),
@@ -40,8 +40,10 @@ def _left_out(run: RunFiles) -> list[Html | None]:
     more = tag("p", f"{unnamed:,} more are named in {run.folder.quarantine.name}.") if unnamed > 0 else None
     return [
         tag("p", f"{len(entries):,} {'file' if len(entries) == 1 else 'files'} could not be used:"),
-        table("Files that could not be used", head, few),
-        folded(f"{len(many)} more", table("More files that could not be used", head, many), more) if many else None,
+        table("Files that could not be used", head, few, "stacked"),
+        folded(f"{len(many)} more", table("More files that could not be used", head, many, "stacked"), more)
+        if many
+        else None,
     ]
 
 
@@ -61,7 +63,8 @@ def _listed(names: object) -> str:
 
 def _replaced(run: RunFiles) -> list[list[str]]:
     found = run.about("substitutions")
-    return [[plain(cell) for cell in row] for row in found if isinstance(row, list) and len(row) == 3] if found else []
+    terms = found if isinstance(found, list) else []
+    return [[plain(cell) for cell in row] for row in terms if isinstance(row, list) and len(row) == 3]
 
 
 def machine(run: RunFiles, time: Time) -> Html | None:
@@ -75,7 +78,9 @@ def machine(run: RunFiles, time: Time) -> Html | None:
         *_memory(time),
         *_spent(time),
     ]
-    listed = table("Machine, time and memory", ("what", "figure"), [(name, plain(told)) for name, told in facts])
+    listed = table(
+        "Machine, time and memory", ("what", "figure"), [(name, plain(told)) for name, told in facts], "stacked"
+    )
     return section("machine", "Machine, time and cost", listed)
 
 

@@ -106,10 +106,10 @@ def _of_pictures(run: RunFiles) -> list[Figure]:
     psnr, mean, gain = value(run, "psnr"), value(run, "psnr.mean_image"), above_pca(run)
     found = [
         _figure("PSNR", psnr, "{:.2f} dB", "of reconstructed validation images; higher is better"),
-        _figure("over PCA", gain, "{:+.2f} dB", "against as many principal components as latents"),
+        _figure("over PCA", gain, "{:+z.2f} dB", "against as many principal components as latents"),
     ]
     if psnr is not None and mean is not None:
-        found.append(Figure("over the mean image", f"{psnr - mean:+.2f} dB", "against one answer for all images"))
+        found.append(Figure("over the mean image", f"{psnr - mean:+z.2f} dB", "against one answer for all images"))
     kept = "of the images' fine detail; 1 is as sharp as they are"
     return [*_there(found), *_there([_figure("sharpness", value(run, "sharpness"), "{:.2f}", kept)])]
 

@@ -67,6 +67,8 @@ def _read(path: Path, run: RunFiles) -> Finding | None:
         return None
     picture, step = run.folder.diagnosis_picture, kept.get("step")
     if path == run.folder.closing:
+        if step != run.last_step:  # the run went on after that end
+            return None
         return Finding(cause, advice, command, evidence, "the end of the run")
     source = f"unified-vae diagnose, from the weights of step {step:,}" if number(step) else "unified-vae diagnose"
     return Finding(cause, advice, command, evidence, source, picture if picture.is_file() else None)
@@ -87,7 +89,9 @@ def _from_metrics(run: RunFiles) -> Finding | None:
     except (KeyError, TypeError, ValueError, ArithmeticError):  # rows of an old run, or none
         return None
     cure = _cure(run, found)
-    return Finding(found.cause, cure.advice, cure.command, evidence, "the metrics alone, without looking at images")
+    return Finding(
+        found.cause, cure.advice, cure.command, evidence, "the metrics alone; unified-vae diagnose also looks at images"
+    )
 
 
 def _line(preflight: Mapping[str, Any]) -> PCALine | None:

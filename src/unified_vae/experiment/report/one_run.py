@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from unified_vae.experiment.report import curves, facts, settings
-from unified_vae.experiment.report.evaluations import evaluation
+from unified_vae.experiment.report import curves, evaluations, facts, settings
 from unified_vae.experiment.report.figures import Figure, Time, figures, plain
 from unified_vae.experiment.report.findings import Finding, finding
 from unified_vae.experiment.report.html import Child, Html, tag
@@ -14,6 +13,7 @@ from unified_vae.experiment.report.page import page
 from unified_vae.experiment.report.pictures import ROOM, Sheet, sheets, shown
 from unified_vae.experiment.report.run_files import Row, RunFiles, number
 from unified_vae.experiment.report.tables import command, folded, section, table
+from unified_vae.experiment.report.ticks import sentence
 
 CONTENTS = (
     ("figures", "Figures"),
@@ -41,7 +41,7 @@ def of_one(run: RunFiles) -> str:
         _diagnosis(found),
         _pictures(run, found),
         section("curves", "Curves", tag("div", _charts(run), class_="charts") if run.metrics else None),
-        evaluation([(run.name, run)]),
+        evaluations.of_one(run),
         _use(run),
         settings.of_one(run),
         facts.images(run),
@@ -56,7 +56,7 @@ def _charts(run: RunFiles) -> list[Html | None]:
 
 def _figures(run: RunFiles, found: Sequence[Figure]) -> Html | None:
     if not found:
-        return section("figures", "Figures", tag("p", "Nothing was measured yet."))
+        return section("figures", "Figures", tag("p", "Nothing was validated yet."), *_all_numbers(run))
     cards = [tag("div", tag("dt", each.name), tag("dd", tag("b", each.text), " ", each.meaning)) for each in found]
     whose = f"Averaged weights of step {run.best['step']:,} on the validation images." if run.best else None
     return section("figures", "Figures", tag("p", whose), tag("dl", cards, class_="figures"), *_all_numbers(run))
@@ -85,17 +85,14 @@ def _diagnosis(found: Finding | None) -> Html | None:
     return section(
         "diagnosis",
         "Diagnosis",
-        tag("p", tag("strong", _sentence(found.cause)), f" {_sentence(found.advice)}" if found.advice else None),
+        tag("p", tag("strong", sentence(found.cause)), f" {sentence(found.advice)}" if found.advice else None),
         command(found.command) if found.command else None,
         folded(
-            "Evidence, in the order in which it is judged", table("Evidence", ("cause", "applies", "figures"), rows)
+            "Evidence, in the order in which it is judged",
+            table("Evidence", ("cause", "applies", "figures"), rows, "stacked"),
         ),
         tag("p", tag("small", f"By {found.source}.")),
     )
-
-
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:].rstrip('.')}."
 
 
 def _pictures(run: RunFiles, found: Finding | None) -> Html | None:
@@ -104,7 +101,9 @@ def _pictures(run: RunFiles, found: Finding | None) -> Html | None:
         chosen.append(Sheet(found.picture, "What the diagnosis looked at"))
     if not chosen:
         return section("pictures", "Pictures", tag("p", "No picture was drawn yet."))
-    return section("pictures", "Pictures", [shown(sheet, ROOM // len(chosen)) for sheet in chosen])
+    return section(
+        "pictures", "Pictures", tag("div", [shown(sheet, ROOM // len(chosen)) for sheet in chosen], class_="sheets")
+    )
 
 
 def _use(run: RunFiles) -> Html | None:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from importlib.resources import files
 
 from unified_vae.experiment.report.html import Html, tag
+from unified_vae.experiment.report.ticks import sentence
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for it: what is in the file."""
@@ -34,7 +35,7 @@ def page(title: str, status: str, sections: Sequence[Html | None], contents: Seq
         tag("style", Html(style())),
     ]
     body = [
-        tag("header", tag("h1", title), tag("p", status, class_="status")),
+        tag("header", tag("h1", title), tag("p", sentence(status), class_="status")),
         tag(
             "nav",
             tag("ul", [tag("li", tag("a", words, href=f"#{anchor}")) for anchor, words in links]),

@@ -24,8 +24,8 @@ def of_one(run: RunFiles) -> Html | None:
         "settings",
         "Settings",
         tag("p", f"From {names}." if names else "No preset was recorded."),
-        table("Settings that are not defaults, with their origins", ("setting", "value", "origin"), chosen),
-        folded(f"{len(usual)} settings at their defaults", table("Defaults", ("setting", "value"), usual))
+        table("Settings that are not defaults, with their origins", ("setting", "value", "origin"), chosen, "stacked"),
+        folded(f"{len(usual)} settings at their defaults", table("Defaults", ("setting", "value"), usual, "stacked"))
         if usual
         else None,
     )

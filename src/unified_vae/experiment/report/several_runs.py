@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-from unified_vae.experiment.report import curves, settings
-from unified_vae.experiment.report.evaluations import evaluation
+from unified_vae.experiment.report import curves, evaluations, settings
 from unified_vae.experiment.report.figures import Time, figures
 from unified_vae.experiment.report.findings import finding
 from unified_vae.experiment.report.html import Html, tag
@@ -36,7 +35,7 @@ def of_several(runs: Sequence[RunFiles]) -> str:
         _figures(labelled),
         section("curves", "Curves", tag("div", curves.of_several(labelled), class_="charts")),
         settings.differing(labelled),
-        evaluation(labelled),
+        evaluations.of_several(labelled),
         _pictures(labelled),
     ]
     return page(f"{len(runs)} runs compared", "Averaged weights, validation images.", parts, CONTENTS)
@@ -71,4 +70,5 @@ def _pictures(labelled: Labelled) -> Html | None:
     chosen = [Sheet(sheet.path, f"{label}: {sheet.words}") for label, run in labelled for sheet in sheets(run)[:SHEETS]]
     chosen.sort(key=lambda sheet: sheet.words.partition(": ")[2].startswith("New"))  # like beside like
     room = ROOM // max(1, len(chosen))
-    return section("pictures", "Pictures", *([shown(sheet, room) for sheet in chosen]))
+    pictures = tag("div", [shown(sheet, room) for sheet in chosen], class_="sheets")
+    return section("pictures", "Pictures", pictures if chosen else None)

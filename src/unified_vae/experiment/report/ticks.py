@@ -1,4 +1,4 @@
-"""Round numbers along an axis, and numbers as text."""
+"""Round numbers along an axis, and numbers and times in words."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def sentence(words: str) -> str:
+    """With a capital letter and a full stop."""
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}."

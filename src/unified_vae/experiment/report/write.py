@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.experiment.diagnosis import Diagnosis
+from unified_vae.experiment.remedy import Situation, remedy
+from unified_vae.experiment.report.findings import content
 from unified_vae.experiment.report.one_run import of_one
 from unified_vae.experiment.report.run_files import find_run
 from unified_vae.experiment.report.several_runs import MOST, of_several
@@ -53,9 +57,9 @@ def report(request: ReportRequest) -> Written:
     output = request.output or (runs[0].folder.report if len(runs) == 1 else COMPARISON)
     if output.is_dir():
         raise ConfigError(f"--output {output} is a folder: name a file in it, e.g. {output / COMPARISON}")
-    content = of_one(runs[0]) if len(runs) == 1 else of_several(runs)
-    _write(output, content)
-    return Written(output, len(content.encode()), time.monotonic() - begun)
+    text = of_one(runs[0]) if len(runs) == 1 else of_several(runs)
+    _write(output, text)
+    return Written(output, len(text.encode()), time.monotonic() - begun)
 
 
 def _write(output: Path, content: str) -> None:
@@ -66,11 +70,18 @@ def _write(output: Path, content: str) -> None:
     write_text(output, content)
 
 
-def at_the_end(folder: RunFolder, notice: Callable[[str], None]) -> list[str]:
-    """Write the page of a run that is over; returns the line that names it. Whatever goes wrong is only told."""
+def at_the_end(
+    folder: RunFolder, found: Diagnosis | None, place: Situation, step: int, notice: Callable[[str], None]
+) -> list[str]:
+    """Keep the diagnosis and write the page of a run that is over; returns the line that names it.
+
+    Whatever goes wrong is only told.
+    """
     try:
+        if found is not None:
+            write_text(folder.closing, json.dumps(content(found, remedy(found, place), step), indent=2) + "\n")
         written = report(ReportRequest([folder.root]))
     except Exception as problem:  # the run and its model are whole
         notice(f"{folder.report} could not be written ({reason(problem).rstrip('.')})")
         return []
-    return [f"the run on one page: {written.path.as_posix()} (in {written.seconds:.1f} s)"]
+    return [f"the run on one page: {written.path.as_posix()} (written in {written.seconds:.1f} s)"]

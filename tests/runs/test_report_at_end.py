@@ -1,0 +1,33 @@
+"""At its end a run writes its page, with the diagnosis that the end found; a page that fails costs the run nothing."""
+
+import json
+
+from lives import Recorder, request, write_images
+
+from unified_vae.experiment.fit import fit
+from unified_vae.experiment.report import write
+
+SHORT = {"training": {"epochs": 2, "samples": {"every_epochs": 1, "count": 4}}}
+
+
+def test_a_finished_run_has_its_page(tmp_path):
+    seen = Recorder()
+    finished = fit(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [seen])
+    page = (tmp_path / "run" / "report.html").read_text()
+    kept = json.loads((tmp_path / "run" / "closing.json").read_text())
+    (said,) = (line for line in seen.finished.advice if line.startswith("diagnosis:"))
+    assert said.startswith(f"diagnosis: {kept['cause']} (") and kept["step"] == finished.step
+    assert f"<strong>{kept['cause'].capitalize()}.</strong>" in page and "By the end of the run." in page
+    assert f"{finished.values['psnr']:.2f} dB" in page and page.count("<img") == 3
+    assert any("report.html" in line for line in finished.advice)
+
+
+def test_a_page_that_fails_is_a_notice(tmp_path, monkeypatch):
+    def broken(_):
+        raise RuntimeError("no page today")
+
+    monkeypatch.setattr(write, "of_one", broken)
+    seen = Recorder()
+    finished = fit(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [seen])
+    assert finished.exit_code == 0 and (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert [line for line in seen.notices if "report.html could not be written (no page today)" in line]
