@@ -1,4 +1,7 @@
-"""Help, listings and config errors come without torch, in well under a second."""
+"""Help, listings and config errors come without torch, in well under a second.
+
+So do the settings that `--dry-run` shows; what the model costs comes below them when torch was loaded to count it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ print("loaded", *sorted({name.partition(".")[0] for name in sys.modules}), file=
         (["train_unified.py", "--list-presets"], 0),
         (["diagnose.py", "--help"], 0),
         (["diagnose.py", "runs/none"], 2),
-        (["train.py", "--mode", "quick_test", "--dry-run"], 0),
+        (["train.py", "--mode", "quick_test", "--dry-run", "--set", "data.source=none.zip"], 2),
         (["train.py", "--mode", "quick_test", "--set", "loss.kl.weight=x"], 2),
     ],
 )
@@ -44,6 +47,13 @@ def test_no_heavy_library_is_loaded(words: list[str], code: int, tmp_path: Path)
     assert f"exit {code}" in lines
     assert "unified_vae" in loaded
     assert not HEAVY & loaded
+
+
+def test_a_dry_run_shows_the_settings_before_it_loads_torch(door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "unified_vae.experiment.model_figures", None)
+    with pytest.raises(ImportError):
+        door.mode("--mode", "quick_test", "--dry-run")
+    assert "run folder: runs/quick_test" in door.capsys.readouterr().out
 
 
 def test_a_config_error_takes_less_than_a_second(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ ConfigFile = Annotated[
     typer.Option("--config", help="Your own presets and settings, or the config.json of a run to repeat."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the run with every value's origin, and stop.")]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Take some steps, show where their time goes, write a trace, and stop.")
+]
 ListPresets = Annotated[bool, typer.Option("--list-presets", help="Show all modes and presets, and stop.")]
 
 
@@ -64,6 +67,7 @@ class Shared:
     config: Path | None
     dry_run: bool
     list_presets: bool
+    profile: bool = False
 
     def command_line(self) -> Settings:
         """The settings that the command line makes."""

@@ -33,6 +33,7 @@ def train(
     assignments: options.Assignments = None,
     config: options.ConfigFile = None,
     dry_run: options.DryRun = False,
+    profile: options.Profile = False,
     list_presets: options.ListPresets = False,
 ) -> Job:
     """Train an image VAE by a named mode, e.g. --mode fast_high_quality --data photos/."""
@@ -46,7 +47,7 @@ def train(
         "--device": device,
         "--precision": precision,
     }
-    shared = options.Shared(flags, assignments or [], run_dir, resume, config, dry_run, list_presets)
+    shared = options.Shared(flags, assignments or [], run_dir, resume, config, dry_run, list_presets, profile)
     return functools.partial(_run, mode, shared)
 
 

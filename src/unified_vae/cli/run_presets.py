@@ -47,6 +47,7 @@ def train_unified(
     assignments: options.Assignments = None,
     config: options.ConfigFile = None,
     dry_run: options.DryRun = False,
+    profile: options.Profile = False,
     list_presets: options.ListPresets = False,
 ) -> Job:
     """Train an image VAE from five presets: loss, training, model, dataset and augment."""
@@ -67,7 +68,7 @@ def train_unified(
         "--device": device,
         "--precision": precision,
     }
-    shared = options.Shared(flags, assignments or [], run_dir, resume, config, dry_run, list_presets)
+    shared = options.Shared(flags, assignments or [], run_dir, resume, config, dry_run, list_presets, profile)
     return functools.partial(_run, chosen, shared)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 
 from unified_vae.cli.display import config_lines
 from unified_vae.cli.log_file import LogFile
 from unified_vae.cli.options import Shared
+from unified_vae.cli.profile_lines import model_lines, profile_lines
 from unified_vae.cli.run_lines import RunLines
 from unified_vae.experiment.plan import Plan, check
 from unified_vae.experiment.request import RunRequest
@@ -29,7 +30,9 @@ def start(plan: Plan, shared: Shared, command: str) -> int:
     lines = config_lines(plan.run)
     check(plan)
     if shared.dry_run:
-        return show([*lines, "", f"run folder: {plan.run_dir.as_posix()}", "--dry-run: nothing was started"])
+        return _only_show(plan, lines)
+    if shared.profile:
+        return _profile(plan, lines)
     request = RunRequest(plan.run, plan.run_dir, shared.resume, command, plan.fix_from)
     with ExitStack() as open_until_the_end:
         watchers = [] if _is_follower() else [to_screen(), LogFile(command)]
@@ -41,6 +44,30 @@ def start(plan: Plan, shared: Shared, command: str) -> int:
         )  # imports torch: seconds, so only now that the config is good
 
         return fit(request, watchers).exit_code
+
+
+def _only_show(plan: Plan, lines: Sequence[str]) -> int:
+    """The settings at once; then, when torch was loaded, what the model costs."""
+    show([*lines, "", f"run folder: {plan.run_dir.as_posix()}"])
+    from unified_vae.experiment.model_figures import model_figures
+
+    config = plan.run.config
+    batch_size = config.training.batch_size
+    known = None if batch_size == "auto" else batch_size
+    figures = model_lines(model_figures(config.model), known, config.training.accumulate)
+    return show([*figures, "", "--dry-run: nothing was started"])
+
+
+def _profile(plan: Plan, lines: Sequence[str]) -> int:
+    """Measure the planned run's step."""
+    with closing(to_screen()) as screen:
+        screen.show(lines)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks to stderr; read when torch is loaded
+        from unified_vae.experiment.profiling.profile import profile, profile_folder
+
+        folder = profile_folder(plan.run_dir)
+        found = profile(plan.run, folder, screen)
+    return show(profile_lines(found, folder))
 
 
 def to_screen() -> RunLines:

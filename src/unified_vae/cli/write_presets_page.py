@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from unified_vae.cli.text import value_text
+from unified_vae.cli.text import gibibytes, number, value_text
 from unified_vae.experiment.presets.book_file import SECTIONS
-from unified_vae.experiment.presets.layers import leaves
+from unified_vae.experiment.presets.layers import Settings, leaves
 from unified_vae.experiment.presets.preset_book import Mode, Preset, PresetBook
 
 PATH = Path("docs") / "presets.md"
+COSTED_IMAGES = 16
 
 _INTRODUCTION = """\
 # Modes and presets
@@ -42,7 +43,31 @@ def presets_page(book: PresetBook) -> str:
             ("Preset", "What it is", "Use case", "Settings"),
             ((f"`{p.name}`", p.description, p.use_case, _settings(p)) for p in book.presets(kind).values()),
         )
+        if kind == "model":
+            lines += ["", *_costs(book)]
     return "\n".join(lines) + "\n"
+
+
+def _costs(book: PresetBook) -> list[str]:
+    """What each model costs, for images of three channels."""
+    from unified_vae.experiment.model_figures import model_figures
+
+    rows = []
+    for name in book.presets("model"):
+        figures = model_figures(book.compose({"model": name}, Settings()).config.model)
+        millions = (f"{count / 1e6:.1f} million" for count in (figures.parameters, figures.fixed))
+        operations = (f"{number(flops / 1e9)} GFLOP" for flops in (figures.forward_flops, figures.step_flops))
+        rows.append((f"`{name}`", *millions, *operations, f"{gibibytes(figures.step_bytes(COSTED_IMAGES))} GiB"))
+    heading = ("Preset", "Parameters", "Fixed", "An image forward", "An image in a step")
+    words = (
+        "What they cost, without the networks of loss terms; two operations for a multiplication and an addition. The "
+        f"memory is about that of a step of {COSTED_IMAGES} images at once in fp32; `--dry-run` shows it for any run."
+    )
+    return [
+        words,
+        "",
+        *_table((*heading, f"Memory of {COSTED_IMAGES} images"), rows),
+    ]
 
 
 def _names(mode: Mode) -> list[str]:

@@ -114,7 +114,7 @@ def _computed(resolved: Resolved) -> list[tuple[str, str]]:
         ("compile", "on" if training.compile is True else "off"),
     ):
         reason = resolved.reasons.get(f"training.{name}", "")
-        if reason and not reason.startswith(("as asked", "auto: the faster one", "auto: not on", "auto: as when")):
+        if reason and not reason.startswith(("as asked", "auto: the usual one", "auto: not on", "auto: as when")):
             facts.append((name.replace("_", " "), f"{value}, {reason}"))
     return facts
 

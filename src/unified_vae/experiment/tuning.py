@@ -109,12 +109,13 @@ def choose(asked: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial) 
 
 def _format(asked: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial) -> tuple[str, str, float | None]:
     """The format, why, and the seconds of a step where they are known."""
-    on_gpu, usual = runtime.device.type == "cuda", _usual(runtime)
+    usual = _usual(runtime)
+    on_gpu = runtime.device.type == "cuda" and not asked.deterministic
     if asked.memory_format != "auto":
         long = on_gpu and asked.compile == "auto" and steps >= LONG_STEPS
         return asked.memory_format, "as asked", seconds(asked.memory_format, False) if long else None
     if not on_gpu:
-        return usual, f"auto: the faster one on {runtime.device.type} (docs/performance.md)", None
+        return usual, f"auto: the usual one on {runtime.device.type} (docs/performance.md)", None
     if steps < LONG_STEPS:
         return usual, f"auto: usual for {_word(runtime.dtype)} on a GPU; {steps:,} steps do not repay a trial", None
     found = {name: seconds(name, False) for name in ("contiguous", "channels_last")}

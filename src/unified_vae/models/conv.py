@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unified_vae.core.precision import full_precision
 from unified_vae.models.config import ConvConfig
 from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
 from unified_vae.models.vae import Decoder, Encoder
@@ -50,7 +51,7 @@ class ConvEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         """Sizes that are no multiple of the total stride are extended by their edge pixels."""
         features: Tensor = self.stages(2.0 * to_multiple(images, self.multiple) - 1.0)
-        with torch.autocast(images.device.type, enabled=False):  # the posterior is float32 (objective.md)
+        with full_precision(images.device):  # the posterior is float32 (objective.md)
             moments: Tensor = self.head(features.float().flatten(1))
         return moments
 

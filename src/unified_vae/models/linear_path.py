@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unified_vae.core.linear_gaussian import LinearVAE
+from unified_vae.core.precision import full_precision
 from unified_vae.core.principal_components import PrincipalComponents, enlarge, shrink, working_side
 
 
@@ -38,13 +39,13 @@ class LinearPath(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """The path's part of the posterior means, [batch, latents], of images [batch, channels, size, size]."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             means: Tensor = self.to_latents(shrink(images.float(), self.side).flatten(1))
         return means
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [batch, channels, side, side] of latents [batch, latents]."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with full_precision(latents.device):
             pixels: Tensor = self.to_picture(latents.float())
         return pixels.unflatten(1, (self.channels, self.side, self.side))
 
