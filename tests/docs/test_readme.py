@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from unified_vae.cli import main as command
 from unified_vae.cli import run_diagnose, run_mode, run_presets
 from unified_vae.cli.door import enter
 from unified_vae.experiment.presets.book_file import SECTIONS
@@ -29,7 +32,16 @@ README = PAGES["README.md"]
 BOOK = PresetBook.load(shipped=ROOT / "config" / "config_unified.json")
 DOORS = {"train.py": run_mode.app, "train_unified.py": run_presets.app}
 PLACEHOLDER = re.compile(r"--(mode|\w+-preset) NAME\b")
-OF_OTHER_PROGRAMS = {"--extra", "--standalone", "--nproc-per-node", "--logdir", "--check", "--images", "--processes"}
+OF_OTHER_PROGRAMS = {
+    "--extra",
+    "--standalone",
+    "--nproc-per-node",
+    "--logdir",
+    "--check",
+    "--images",
+    "--processes",
+    "--requeue",
+}
 OF_USERS = (
     "runs/",
     "photos",
@@ -203,11 +215,22 @@ def test_every_diagnosis_that_is_named_can_be_asked_for() -> None:
         assert callable(run_diagnose.app(args=words, prog_name="diagnose.py", standalone_mode=False)), line
 
 
+def test_every_verb_that_is_named_can_be_asked_for() -> None:
+    shell = [line for text in PAGES.values() for block in blocks(text, "bash") for line in block.splitlines()]
+    lines = [line for line in shell if line.startswith("uv run unified-vae ")]
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line, comments=True)[3:]
+        assert callable(command.app(args=words, prog_name=command.PROGRAM, standalone_mode=False)), line
+
+
 def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
     known = set(OF_OTHER_PROGRAMS)
     for script, app in {**DOORS, "diagnose.py": run_diagnose.app}.items():
         assert enter(app, script, ["--help"]) == 0
-        known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) | {"--help"}
+    for verb in command.VERBS:
+        assert enter(command.app, command.PROGRAM, [verb.__name__, "--help"]) == 0
+    known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) | {"--help"}
     for page, text in PAGES.items():
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*\b", " ".join([*quoted(text), *blocks(text, "bash")])):
             assert option in known, f"{page} names {option}"
@@ -247,7 +270,7 @@ def is_said(piece: str, source: str) -> bool:
     return any(found.count("\0") <= len(words) // 3 for found in re.findall(pattern, source))
 
 
-def test_the_snippet_runs(home: Path) -> None:
+def test_the_newcomer_s_script_runs_as_written(home: Path) -> None:
     from PIL import Image
 
     from unified_vae.models.build import build_model
@@ -258,8 +281,12 @@ def test_the_snippet_runs(home: Path) -> None:
     model = build_model(config, seed=0)
     save_pretrained(home / "runs" / "fast_high_quality" / "model", config, model.state_dict(), {})
     Image.new("RGB", (40, 30), "teal").save(home / "photo.jpg")
-    names: dict[str, object] = {}
-    for snippet in blocks(README, "python"):
-        exec(snippet, names)
-    shapes = {name: tuple(names[name].shape) for name in ("images", "reconstruction", "samples")}  # type: ignore[attr-defined]
-    assert shapes == {"images": (1, 3, 16, 16), "reconstruction": (1, 3, 16, 16), "samples": (8, 3, 16, 16)}
+    script = blocks(README, "python")[0]
+    assert len(script.splitlines()) <= 15
+    (home / "script.py").write_text(script, encoding="utf-8")
+    subprocess.run([sys.executable, "script.py"], check=True, cwd=home)
+    sizes = {name: Image.open(home / name).size for name in ("reconstruction.png", "samples.png", "walk.gif")}
+    assert sizes == {"reconstruction.png": (16, 16), "samples.png": (70, 70), "walk.gif": (16, 16)}
+    assert Image.open(home / "walk.gif").n_frames > 1
+    kept = home / "runs" / "fast_high_quality" / "model" / "model.safetensors"
+    assert (home / "my_model" / "model.safetensors").read_bytes() == kept.read_bytes()

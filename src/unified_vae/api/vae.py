@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.api.images import Images, batches
+from unified_vae.api.pictures import grid, to_pil
 from unified_vae.api.place import chosen_device, chosen_dtype, model_folder
 from unified_vae.api.saving import save
 from unified_vae.api.walk import walk
@@ -45,6 +46,9 @@ class VAE:
         dtype: the network's arithmetic; weights, latents and images are float32 whatever it is.
         background: what transparent pixels are shown on.
     """
+
+    to_pil = staticmethod(to_pil)
+    grid = staticmethod(grid)
 
     def __init__(
         self,
