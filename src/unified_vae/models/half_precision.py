@@ -67,7 +67,7 @@ class HalfResult:
         lost = "not tried on this device" if self.psnr_loss is None else f"loses {abs(self.psnr_loss):.2f} dB"
         if self.overflows:
             return f"{self.precision}: overflows at {self.layer}: use {instead}"
-        room = f"headroom {self.headroom:.3g}x at {self.layer}"
+        room = f"headroom {_times(self.headroom)} at {self.layer}"
         if self.headroom < MARGIN:
             return f"{self.precision}: only {room}: use {instead}"
         if not self.safe:
@@ -97,8 +97,11 @@ class HalfAudit:
 
     def lines(self) -> tuple[str, str]:
         """A verdict each."""
-        instead = "bf16" if self.bf16.safe else "fp32"
-        return self.fp16.line(instead), self.bf16.line("fp32")
+        return self.fp16.line(self._instead(self.bf16)), self.bf16.line(self._instead(self.fp16))
+
+    @staticmethod
+    def _instead(other: HalfResult) -> str:
+        return other.precision if other.safe else "fp32"
 
     def verdict(self) -> str:
         """Both in one line, for a model card."""
@@ -112,6 +115,10 @@ class HalfAudit:
         }
         about = {"verdict": self.verdict(), "images": self.images, "device": self.device}
         return {**about, **results, "largest_activations": largest}
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
 
 
 def _number(value: Any) -> Any:

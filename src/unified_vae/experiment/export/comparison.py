@@ -17,10 +17,10 @@ from torch import Tensor
 
 from unified_vae.core.durable import STAGE_PREFIX
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.export.parts import BATCHES, Part
+from unified_vae.experiment.export.parts import Part
 
 READER = Path(__file__).with_name("reader.py")
-Reader = Literal["onnx", "torch", "aoti"]
+Reader = Literal["onnx", "torch", "aoti", "diffusers"]
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,29 @@ class Checked:
 
 
 def compare(
-    stage: Path, parts: Sequence[Part], kind: Reader, ending: str, allowed: float, reader: str
+    stage: Path,
+    parts: Sequence[Part],
+    kind: Reader,
+    ending: str,
+    allowed: float,
+    reader: str,
+    batches: Sequence[int] | None = None,
 ) -> list[Checked]:
-    """Open each part's file in a fresh process and compare it with the part, for every size in BATCHES.
+    """Open each part's file in a fresh process and compare it with the part, for every size of a batch.
 
     Args:
         allowed: largest relative difference; 0 asks for equal numbers.
         reader: the library and its version, for the report.
+        batches: the sizes; None takes those of each part.
 
     Raises:
         EnvironmentProblem: a file cannot be opened, or gives other numbers.
     """
-    found = _read(stage, parts, kind)
+    found = _read(stage, parts, kind, batches)
     checked = []
     for part in parts:
         absolute = relative = 0.0
-        for batch in BATCHES:
+        for batch in batches or part.batches:
             given = [found[f"{part.name}/{batch}/{number}"] for number in range(len(part.gives))]
             for expected, actual in zip(part.results(batch), given, strict=True):
                 far, near = difference(expected, torch.from_numpy(actual))
@@ -78,11 +85,11 @@ def difference(expected: Tensor, actual: Tensor) -> tuple[float, float]:
     return far, far / max(float(expected.abs().max()), 1e-12)
 
 
-def _read(stage: Path, parts: Sequence[Part], kind: Reader) -> dict[str, np.ndarray]:
+def _read(stage: Path, parts: Sequence[Part], kind: Reader, batches: Sequence[int] | None) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory(prefix=f"{STAGE_PREFIX}compare-", dir=stage.parent) as folder:
         inputs, results = Path(folder, "inputs.npz"), Path(folder, "results.npz")
         given: dict[str, Any] = {
-            f"{part.name}/{size}": part.example(size).numpy() for part in parts for size in BATCHES
+            f"{part.name}/{size}": part.example(size).numpy() for part in parts for size in batches or part.batches
         }
         np.savez(inputs, **given)
         threads = torch.get_num_threads()  # as many as here: sums of other parts would round differently

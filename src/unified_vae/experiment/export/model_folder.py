@@ -9,7 +9,7 @@ from typing import Any
 
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.experiment.export.comparison import Checked, difference
-from unified_vae.experiment.export.parts import BATCHES, parts
+from unified_vae.experiment.export.parts import parts
 from unified_vae.experiment.export.request import Weights
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject import Subject
@@ -72,7 +72,7 @@ def _checked(model: VAE, again: VAE) -> Checked:
     here, there = model.state_dict(), again.state_dict()
     pairs = [(value, there[name]) for name, value in here.items()]
     for mine, other in zip(parts(model), parts(again), strict=True):
-        for batch in BATCHES:
+        for batch in mine.batches:
             pairs += zip(mine.results(batch), other.results(batch), strict=True)
     absolute, relative = map(max, zip(*(difference(*pair) for pair in pairs), strict=True))
     if absolute:

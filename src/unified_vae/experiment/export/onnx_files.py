@@ -35,13 +35,14 @@ def write(
 
     for number, part in enumerate(parts):
         observer.phase("writing ONNX", number, len(parts))
-        _write(stage / f"{part.name}.onnx", part, facts)
+        write_part(stage / f"{part.name}.onnx", part, facts)
     observer.phase("opening them in onnxruntime, in a fresh process", 0, None)
     reader = f"onnxruntime {onnxruntime.__version__}"
     return compare(stage, parts, "onnx", ".onnx", ALLOWED_HALF if half else ALLOWED, reader)
 
 
-def _write(path: Path, part: Part, facts: Mapping[str, str]) -> None:
+def write_part(path: Path, part: Part, facts: Mapping[str, str]) -> None:
+    """One file, seen through by the format's own checker."""
     import onnx
     import torch
 
@@ -51,21 +52,23 @@ def _write(path: Path, part: Part, facts: Mapping[str, str]) -> None:
             (part.example(2),),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[part.takes],
-            output_names=list(part.gives),
             verbose=False,
         )
-    _name_batch(program.model)
+    _name(program.model, part)
     program.model.metadata_props.update(facts)
     program.save(str(path), external_data=_bytes(part) > LARGEST_FILE)
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _name_batch(model: Any) -> None:
-    """The dimension of any size is called `batch` in the file, whatever the tracer calls it."""
+def _name(model: Any, part: Part) -> None:
+    """Names of inputs, outputs and the dimension of any size; where an inner value has such a name it loses it."""
     import onnx_ir
 
-    for value in (*model.graph.inputs, *model.graph.outputs):
+    for node in model.graph:
+        for value in node.outputs:
+            value.name = f"inner_{value.name}"
+    for value, name in zip((*model.graph.inputs, *model.graph.outputs), (part.takes, *part.gives), strict=True):
+        value.name = name
         value.shape = onnx_ir.Shape(["batch", *list(value.shape)[1:]])
 
 

@@ -1,0 +1,111 @@
+"""The half-precision audit: it finds the layer, the headroom, and what is lost, on models made to have each fault."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ConvConfig, ResidualConfig
+from unified_vae.models.half_precision import MARGIN, audit, half_copy
+
+
+@pytest.fixture(scope="module", params=[ConvConfig, ResidualConfig])
+def model(request):
+    made = build_model(request.param(image_size=16, latents=4, base_channels=4, channels=3), seed=0).eval()
+    with torch.no_grad():
+        for number, parameter in enumerate(made.parameters()):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    return made
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def scaled(model, factor):
+    """The same model with the decoder's first map `factor` as large."""
+    made = copy.deepcopy(model)
+    with torch.no_grad():
+        made.decoder.head.weight *= factor
+        made.decoder.head.bias *= factor
+    return made
+
+
+def test_a_tame_model_is_safe_and_loses_next_to_nothing(model, images):
+    found = audit(model, images)
+    assert found.fp16.safe and found.bf16.safe and (found.images, found.fp16.tried) == (20, 20)
+    assert abs(found.fp16.psnr_loss) < 0.01 and abs(found.bf16.psnr_loss) < 0.1
+    assert found.verdict().startswith(f"fp16: safe, headroom {found.fp16.headroom:,.0f}x at {found.fp16.layer}")
+    assert json.loads(json.dumps(found.to_json()))["fp16"]["safe"] is True
+
+
+def test_the_headroom_is_that_of_the_largest_activation(model, images):
+    """Against activations that are looked at one by one."""
+    largest = 0.0
+    hooks = []
+    for module in model.modules():
+
+        def see(_module, given, result):
+            nonlocal largest
+            tensors = [value for value in (*given, result) if isinstance(value, torch.Tensor)]
+            largest = max([largest, *(float(value.abs().max()) for value in tensors)])
+
+        hooks.append(module.register_forward_hook(see))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for start in (0, 16):
+            posterior = model.encode(images[start : start + 16].float() / 255)
+            model.decode(posterior.sample(torch.randn(posterior.mean.shape, generator=generator)))
+            model.sample(len(posterior.mean), generator)
+    for hook in hooks:
+        hook.remove()
+    found = audit(model, images)
+    assert found.fp16.headroom == pytest.approx(65504 / largest)
+    assert next(iter(found.largest.values())) == pytest.approx(largest)
+
+
+def test_an_overflow_is_named_with_its_layer_and_bf16_is_advised(images):
+    model = build_model(ConvConfig(image_size=16, latents=4, base_channels=4, channels=3), seed=0).eval()
+    found = audit(scaled(model, 1e6), images)  # a norm follows, so that float32 sees the same images as before
+    assert not found.fp16.safe and found.fp16.overflows and not found.fp16.finite
+    assert found.fp16.layer == "decoder.head" and found.fp16.headroom < 1
+    assert found.fp16.line("bf16") == "fp16: overflows at decoder.head: use bf16"
+    assert found.bf16.safe and "use bf16" in found.verdict()
+
+
+def test_little_room_is_not_safe_although_nothing_overflowed(images):
+    model = build_model(ConvConfig(image_size=16, latents=4, base_channels=4, channels=3), seed=0).eval()
+    peak = audit(model, images).largest["decoder.head"]
+    found = audit(scaled(model, 65504 / peak / 2), images)
+    assert found.fp16.finite and 1 < found.fp16.headroom < MARGIN and not found.fp16.safe
+    assert "only headroom" in found.fp16.line("bf16")
+
+
+def test_weights_that_are_not_finite_are_found_in_both(model, images):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.decoder.head.weight[0] = math.nan
+    found = audit(broken, images)
+    assert found.fp16.overflows and found.bf16.overflows and "use fp32" in found.verdict()
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_the_audit_leaves_the_model_as_it_was(model, images):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, again = audit(model, images), audit(model, images)
+    assert first == again
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_copy_computes_in_half_and_speaks_float32(model, images):
+    twin = half_copy(model, torch.float16)
+    assert {value.dtype for value in twin.state_dict().values()} == {torch.float16}
+    with torch.no_grad():
+        posterior = twin.encode(images.float() / 255)
+        assert posterior.mean.dtype == posterior.logvar.dtype == twin.decode(posterior.mean).dtype == torch.float32
+        assert (posterior.mean - model.encode(images.float() / 255).mean).abs().max() < 0.02

@@ -1,0 +1,125 @@
+"""`unified-vae export` on a run: what it writes, that other programs open it, and what it says to mistakes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from exports import exported, model_of, trained
+
+from unified_vae.cli import main as command
+from unified_vae.cli.door import enter
+from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.tensor_file import write_tensors
+from unified_vae.experiment.export import model_folder, place
+from unified_vae.experiment.export.request import Half, Weights
+from unified_vae.models.pretrained import load_pretrained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("export"))
+
+
+def test_safetensors_of_the_best_weights_are_the_runs_model_with_its_density(run, tmp_path):
+    done, seen = exported(run, "safetensors", output=tmp_path / "out")
+    first, again = load_pretrained(run / "model"), load_pretrained(done.folder)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
+    draws = [model.sample(3, torch.Generator().manual_seed(0)) for model in (first, again)]
+    assert again.density.kind == "gaussian" and torch.equal(*draws)
+    assert not any("density" in text for text in seen.notices)
+
+
+def test_raw_weights_are_those_that_were_stepped_and_bring_no_density(run, tmp_path):
+    done, seen = exported(run, "safetensors", output=tmp_path / "out", weights=Weights.RAW)
+    raw, again = model_of(run, "raw"), load_pretrained(done.folder)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in raw.state_dict().items())
+    assert any(not torch.equal(value, raw.state_dict()[name]) for name, value in model_of(run).state_dict().items())
+    assert again.density.kind == "normal" and any("density" in text for text in seen.notices)
+
+
+def test_the_verdict_is_in_the_export_and_in_the_runs_model(run, tmp_path):
+    done, _ = exported(run, "safetensors", output=tmp_path / "out", images=2)
+    for file in (done.folder / "config.json", done.folder / "export.json", run / "model" / "config.json"):
+        entry = json.loads(file.read_text())["half_precision"]
+        assert entry["verdict"] == "; ".join(done.verdicts) and entry["images"] == 2
+    assert load_pretrained(run / "model")
+
+
+def test_a_model_folder_alone_is_exported_without_images(run, tmp_path):
+    shutil.copytree(run / "model", tmp_path / "model")
+    done, _ = exported(tmp_path / "model", "safetensors", output=tmp_path / "out")
+    assert "not audited" in done.verdicts[0]
+    assert load_pretrained(done.folder).density.kind == "gaussian"
+    with pytest.raises(ConfigError, match="name some with --data"):
+        exported(tmp_path / "model", "torch", half=Half.FP16)
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else_is(run, tmp_path):
+    out = tmp_path / "out"
+    for _ in range(2):
+        exported(run, "safetensors", output=out, images=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"notes\.txt, which no export wrote"):
+        exported(run, "safetensors", output=out, images=0)
+    assert (out / "notes.txt").read_text() == "mine" and (out / "model.safetensors").is_file()
+
+
+def test_where_the_comparison_fails_nothing_is_left(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_folder, "difference", lambda *_: (0.5, 0.5))
+    with pytest.raises(EnvironmentProblem, match="other numbers"):
+        exported(run, "safetensors", output=tmp_path / "below" / "out", images=0)
+    assert not list((tmp_path / "below").iterdir())
+
+
+def test_half_precision_that_is_not_safe_is_refused_with_the_layer(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    model = load_pretrained(tmp_path / "run" / "model")
+    with torch.no_grad():
+        model.decoder.head.weight *= 1e7
+    write_tensors(tmp_path / "run" / "model" / "model.safetensors", model.state_dict())
+    with pytest.raises(ConfigError, match=r"fp16: overflows at decoder\.head: use (bf16|fp32)"):
+        exported(tmp_path / "run" / "model", "torch", half=Half.FP16, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "model.pt").write_bytes(b"\x80\x04N.")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "started" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "blocked").touch()
+    cases = [
+        ([run, "--to", "onix"], 2, "onix"),
+        ([tmp_path / "none", "--to", "torch"], 2, "is not there"),
+        ([tmp_path / "model.pt", "--to", "torch"], 2, "pickle"),
+        ([tmp_path / "empty", "--to", "torch"], 2, "is no run"),
+        ([tmp_path / "started", "--to", "torch"], 3, "no checkpoint yet"),
+        ([run, "--to", "torch", "--output", tmp_path / "full"], 2, "not overwritten"),
+        ([run, "--to", "torch", "--output", tmp_path / "blocked"], 2, "not overwritten"),
+        ([run, "--to", "torch", "--output", tmp_path / "blocked" / "out"], 3, "cannot be written"),
+        ([run, "--to", "torch", "--checkpoint", "5"], 2, "best, last and the steps"),
+        ([run / "model", "--to", "torch", "--weights", "raw"], 2, "averaged weights alone"),
+        ([run, "--to", "safetensors", "--half", "fp16"], 2, "keeps float32"),
+        ([run, "--to", "onnx", "--half", "bf16"], 2, "Use fp16"),
+    ]
+    for words, code, part in cases:
+        given = enter(command.app, command.PROGRAM, ["export", *map(str, words)])
+        error = capsys.readouterr().err
+        assert (given, error.count("\n")) == (code, 1), (words, error)
+        assert part in error, (words, error)
+    monkeypatch.setattr(place.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentProblem, match="uv sync --extra onnx"):
+        exported(run, "onnx")
+    monkeypatch.setattr(place.shutil, "which", lambda name: None)
+    with pytest.raises(EnvironmentProblem, match="no compiler here"):
+        exported(run, "aoti")
+
+
+def test_the_command_says_what_is_where(run, capsys):
+    code = enter(command.app, command.PROGRAM, ["export", str(run), "--to", "safetensors", "--images", "4"])
+    said = capsys.readouterr().out
+    assert code == 0 and "model.safetensors" in said and "exports/safetensors" in said and "fp16: " in said
+    assert (run / "exports" / "safetensors" / "export.json").is_file()

@@ -1,0 +1,78 @@
+"""ONNX files of every family and of a run, opened by onnxruntime."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from exports import exported, model_of, relative_differences, trained
+
+from unified_vae.experiment.export import onnx_files
+from unified_vae.experiment.export.parts import parts
+from unified_vae.experiment.export.request import Half
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ConvConfig, ResidualConfig, SpatialConfig
+
+WITH_ONNXRUNTIME = """
+import numpy as np, onnxruntime
+folder, numbers = sys.argv[1:]
+given = dict(np.load(numbers))
+encoder, decoder = (onnxruntime.InferenceSession(f"{folder}/{name}.onnx") for name in ("encoder", "decoder"))
+found = {}
+for batch in (1, 2, 7):
+    images = {"images": given[f"images{batch}"]}
+    found[f"mean{batch}"], found[f"logvar{batch}"] = encoder.run(["mean", "logvar"], images)
+    (found[f"image{batch}"],) = decoder.run(["image"], {"latents": given[f"latents{batch}"]})
+np.savez(numbers, **found)
+assert "torch" not in sys.modules
+print(encoder.get_modelmeta().custom_metadata_map)
+"""
+SPATIAL = SpatialConfig(
+    image_size=16, downsampling=4, base_channels=4, multipliers=[1, 1, 1], layers_per_block=1, channels=3
+)
+FAMILIES = {  # the half that has something of its own
+    "conv whose linear path averages": ("encoder", ConvConfig(image_size=65, latents=3, base_channels=4, channels=1)),
+    "residual of no whole stride": ("decoder", ResidualConfig(image_size=20, latents=3, base_channels=4, channels=3)),
+    "spatial": ("decoder", SPATIAL),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("onnx"))
+
+
+def test_a_process_with_onnxruntime_alone_gets_the_models_numbers(run, tmp_path):
+    done, _ = exported(run, "onnx", output=tmp_path / "out")
+    assert set(done.files) == {"encoder.onnx", "decoder.onnx", "export.json"}
+    differences, said = relative_differences(WITH_ONNXRUNTIME, done.folder, model_of(run), tmp_path)
+    assert max(differences) <= 1e-4
+    for fact in ("'image_size': '16'", "'channels': '3'", "'latents': '4'", "[0, 1]", "'precision': 'fp32'"):
+        assert fact in said
+
+
+def test_fp16_has_fp16_weights_and_is_close(run, tmp_path):
+    half, _ = exported(run, "onnx", output=tmp_path / "half", half=Half.FP16)
+    stored = onnx.load(tmp_path / "half" / "decoder.onnx").graph.initializer
+    weights = [tensor.data_type for tensor in stored if len(tensor.dims) > 1]
+    assert weights and set(weights) == {onnx.TensorProto.FLOAT16}
+    assert 1e-6 < max(one.relative for one in half.checked) < 0.03
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_any_batch(family, tmp_path):
+    half, config = FAMILIES[family]
+    model = build_model(config, seed=0).eval()
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    for part in (part for part in parts(model) if part.name == half):
+        path = tmp_path / f"{part.name}.onnx"
+        onnx_files.write_part(path, part, {"size": "8"})
+        session = onnxruntime.InferenceSession(path)
+        assert [value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())].count("batch") >= 2
+        assert {entry.version for entry in onnx.load(path).opset_import if not entry.domain} == {onnx_files.OPSET}
+        for batch in part.batches:
+            found = session.run(list(part.gives), {part.takes: part.example(batch).numpy()})
+            for expected, actual in zip(part.results(batch), found, strict=True):
+                np.testing.assert_allclose(actual, expected.numpy(), atol=1e-4 * float(expected.abs().max()))
