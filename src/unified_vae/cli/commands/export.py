@@ -23,7 +23,7 @@ To = Annotated[
     Format,
     typer.Option(
         help="onnx: for onnxruntime and others; torch: torch.export programs; aoti: compiled for this machine; "
-        "safetensors: the plain model folder.",
+        "safetensors: the plain model folder; diffusers: a folder for AutoencoderKL (family spatial).",
     ),
 ]
 Output = Annotated[Path | None, typer.Option(help="Folder to write.", show_default="RUN/exports/...")]

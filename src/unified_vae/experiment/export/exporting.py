@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified_vae.core.errors import ConfigError, UserError
+from unified_vae.core.errors import ConfigError, DataError, UserError
 from unified_vae.data.batches import gather
 from unified_vae.data.open import open_data
-from unified_vae.experiment.export import model_folder, onnx_files, torch_programs
+from unified_vae.experiment.export import diffusers_folder, model_folder, onnx_files, torch_programs
 from unified_vae.experiment.export.comparison import Checked
 from unified_vae.experiment.export.parts import Part, parts
 from unified_vae.experiment.export.place import check, default_output, staged, write_about
@@ -56,10 +56,12 @@ def export(request: ExportRequest, observer: Observer) -> Exported:
     subject = find(
         request.target, request.checkpoint, request.data, observer.notice, weights=request.weights.value, looks=False
     )
+    if request.to is Format.DIFFUSERS:
+        diffusers_folder.shape_of(subject)  # a model that cannot be one is told so at once
     folder = request.output or default_output(request, subject.home, subject.step)
     with staged(folder) as stage:
         found, verdicts = _audited(request, subject, observer)
-        checked = _write(stage, request, subject, observer)
+        checked = _write(stage, request, subject, found, observer)
         entry = {} if found is None else {HALF_PRECISION: found.to_json()}
         if request.to is Format.SAFETENSORS:
             describe(stage, entry)
@@ -70,7 +72,9 @@ def export(request: ExportRequest, observer: Observer) -> Exported:
     return Exported(subject.name, folder, files, checked, verdicts)
 
 
-def _write(stage: Path, request: ExportRequest, subject: Subject, observer: Observer) -> list[Checked]:
+def _write(
+    stage: Path, request: ExportRequest, subject: Subject, found: HalfAudit | None, observer: Observer
+) -> list[Checked]:
     half = request.half is not None
     match request.to:
         case Format.ONNX:
@@ -82,6 +86,8 @@ def _write(stage: Path, request: ExportRequest, subject: Subject, observer: Obse
             return torch_programs.write_compiled(stage, _parts(request, subject), half, observer)
         case Format.SAFETENSORS:
             return model_folder.write(stage, subject, request.weights, observer)
+        case Format.DIFFUSERS:
+            return diffusers_folder.write(stage, subject, found, request, observer)
 
 
 def _parts(request: ExportRequest, subject: Subject) -> list[Part]:
@@ -92,13 +98,14 @@ def _parts(request: ExportRequest, subject: Subject) -> list[Part]:
 def _facts(request: ExportRequest, subject: Subject) -> dict[str, Any]:
     """What a reader of the files has to know."""
     model = subject.model
+    pixels = diffusers_folder.PIXELS if request.to is Format.DIFFUSERS else model_folder.PIXELS
     return {
         "producer": f"unified-vae {version('unified-vae')}, torch {torch.__version__}",
         "model": subject.name,
         "family": subject.config.model.family,
         "weights": str(request.weights),
         "precision": "fp32" if request.half is None else str(request.half),
-        "pixels": f"{model_folder.PIXELS}; {'RGB' if model.channels == 3 else 'grey'}; clip what the decoder gives",
+        "pixels": f"{pixels}; {'RGB' if model.channels == 3 else 'grey'}; clip what the decoder gives",
         "image_size": model.image_size,
         "channels": model.channels,
         "latents": model.latents,
@@ -137,13 +144,16 @@ def _images(request: ExportRequest, subject: Subject, observer: Observer) -> Ten
     config, model = subject.config.data, subject.model
     if request.data is not None:
         config = config.model_copy(update={"source": request.data})
+    wanted = subject.record.requested.model.channels if subject.record and request.data is None else model.channels
     try:
-        data = open_data(config, model.image_size, model.channels, observer.phase)
+        data = open_data(config, model.image_size, None if wanted == "auto" else wanted, observer.phase)
     except UserError as problem:
         if request.data is not None:
             raise
         observer.notice(f"the run's images cannot be opened: {problem}")
         return None
+    if data.channels != model.channels:
+        raise DataError(f"the images have {data.channels} channel(s) now and the model {model.channels}: see --data")
     return gather(data.validation, np.arange(min(request.images, len(data.validation))))
 
 

@@ -20,7 +20,7 @@ from unified_vae.experiment.export.request import ExportRequest, Format, Half
 
 ABOUT = "export.json"  # what marks a folder as one of ours
 FORMAT = 1
-_PACKAGES = {Format.ONNX: ("onnx", "onnxruntime", "onnxscript")}
+_PACKAGES = {Format.ONNX: ("onnx", "onnxruntime", "onnxscript"), Format.DIFFUSERS: ("diffusers",)}
 
 
 def check(request: ExportRequest) -> None:
@@ -48,8 +48,8 @@ def check(request: ExportRequest) -> None:
 def _check_half(request: ExportRequest) -> None:
     if request.half is None:
         return
-    if request.to is Format.SAFETENSORS:
-        raise ConfigError("--half: the plain model folder keeps float32; its reader may choose another precision.")
+    if request.to in (Format.SAFETENSORS, Format.DIFFUSERS):
+        raise ConfigError("--half: a folder of weights keeps float32; its reader may choose another precision.")
     if request.to is Format.ONNX and request.half is Half.BF16:
         raise ConfigError("--half bf16: onnxruntime has no bf16 convolution on the CPU to compare with. Use fp16.")
     if request.images == 0:

@@ -14,6 +14,7 @@ class Format(StrEnum):
     TORCH = "torch"
     AOTI = "aoti"
     SAFETENSORS = "safetensors"
+    DIFFUSERS = "diffusers"
 
 
 class Weights(StrEnum):
