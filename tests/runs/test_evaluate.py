@@ -1,4 +1,4 @@
-"""`unified-vae evaluate` on a tiny run, its checkpoints and its model: each metric named, repeated, refused in words."""
+"""`unified-vae evaluate` on a tiny run, its checkpoints and its model: each metric has a value, or a reason."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_every_metric_has_a_value_with_what_belongs_to_it_or_a_reason(both):
             if row["interval_95"]:
                 assert row["interval_95"][0] <= row["value"] <= row["interval_95"][1], row
     assert "curl" in rows(content)["fid.normal"]["missing"] and "6726825d" in rows(content)["fid.normal"]["missing"]
-    assert "swd.gaussian" in rows(content) and "swd.gaussian" not in rows(content, "raw")
+    assert "swd.fitted" in rows(content) and "swd.fitted" not in rows(content, "raw")
     assert (
         content["images"]["count"] == rows(content)["ssim"]["images"] and len(content["images"]["pixels_sha256"]) == 64
     )
@@ -166,7 +166,7 @@ def test_inception_s_weights_are_read_without_code_and_give_the_distances(run, t
     )
     found = evaluate(EvaluateRequest(run, weights=Weights.EMA, file=tmp_path / "i.json", settings=settings), Observer())
     table = {figure.name: figure for figure in found.figures[Weights.EMA]}
-    for name in ("rfid", "fid.normal", "kid.normal", "precision.normal", "recall.normal", "fid.gaussian"):
+    for name in ("rfid", "fid.normal", "kid.normal", "precision.normal", "recall.normal", "fid.fitted"):
         assert table[name].value is not None and table[name].interval is not None, table[name]
     torch.save(made | {"fc.bias": torch.zeros(3)}, file)
     with pytest.raises(EnvironmentProblem, match="not those of Inception"):

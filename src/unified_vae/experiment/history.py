@@ -23,6 +23,7 @@ class History:
         validation: (step, dB) of the averaged weights.
         training: (step, dB) from the mean squared error of training, latents drawn; empty without that term.
         path: (rate, distortion) of each validation, both in nats an image.
+        rates: (rate in nats an image, dB) of each validation.
         beta: what the last training row says; None where there is none.
         sigma: likewise.
         last: the figures of the last validation.
@@ -34,6 +35,7 @@ class History:
     beta: float | None = None
     sigma: float | None = None
     last: Mapping[str, Any] = field(default_factory=dict)
+    rates: Sequence[tuple[float, float]] = ()
 
     @classmethod
     def read(cls, path: Path, until: int | None = None) -> History:
@@ -53,6 +55,7 @@ class History:
             last.get("beta"),
             last.get("sigma"),
             validation[-1] if validation else {},
+            [(row["rate.nats"], row["psnr"]) for row in validation],
         )
 
     @property

@@ -92,7 +92,7 @@ def report_lines(found: Evaluation) -> Iterator[str]:
         yield ""
         yield {"ema": "averaged weights (EMA)", "raw": "raw weights"}[weights.value]
         yield from _tables(figures)
-        yield from _missing(figures)
+        yield from missing(figures)
     yield ""
     yield from (line for note in found.notes for line in wrapped(f"note: {note}", "  "))
     yield from wrapped(f"report: {found.file.as_posix()}", "  ")
@@ -120,11 +120,11 @@ def _cells(figure: Figure, place: int) -> tuple[str, ...]:
     return (*head, figure.unit, figure.better, f"{figure.images:,}", f"[{place}]")
 
 
-def _missing(figures: Iterable[Figure]) -> Iterator[str]:
+def missing(figures: Iterable[Figure]) -> Iterator[str]:
     """Metrics that share a reason share its line."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for figure in figures:
         if figure.missing:
-            reasons.setdefault(figure.missing, []).append(figure.title)
+            reasons.setdefault(figure.missing, {})[figure.title] = None
     for why, titles in reasons.items():
         yield from wrapped(f"not available: {'; '.join(titles)}: {why}", "    ")

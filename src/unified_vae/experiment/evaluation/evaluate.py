@@ -108,6 +108,7 @@ def described(subject: Subject, pictures: Pictures, settings: Settings) -> dict[
             "description": pictures.description,
             "count": pictures.count,
             "pixels_sha256": pictures.fingerprint(),
+            "contents_sha256": pictures.identity(),
         },
         "settings": {
             "samples": settings.samples,

@@ -16,7 +16,7 @@ from unified_vae.metrics.bootstrap import Interval, interval_of_means
 Better = Literal["higher", "lower", "near 1", ""]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PerImage:
     """What a figure is the mean of, kept so that two models can be compared image by image.
 
@@ -64,6 +64,10 @@ class Figure:
     missing: str = ""
     note: str = ""
     per_image: PerImage | None = None
+
+    def ranks(self) -> bool:
+        """Whether it has a value of which one direction is better."""
+        return self.value is not None and self.better != ""
 
     def measured(self, value: float, interval: Interval | None, images: int, note: str = "") -> Figure:
         """The same with a number."""

@@ -153,7 +153,7 @@ def of_latents(posterior: DiagonalGaussian, seed: int) -> list[Figure]:
     """Rate, active units, the gap of the aggregated posterior."""
     units = posterior.mean.shape[1]
     rate = Figure("rate", "rate, KL to N(0, I)", Group.LATENTS, "nats an image")
-    active = Figure("active_units", f"active units of {units}", Group.LATENTS, "units", "higher", "Burda et al. 2016")
+    active = Figure("active_units", f"active units of {units}", Group.LATENTS, "units", "", "Burda et al. 2016")
     return [
         rate.averaged(posterior.kl_per_unit().double().sum(1).numpy(), seed),
         _active(active, posterior.mean.double().numpy(), seed),

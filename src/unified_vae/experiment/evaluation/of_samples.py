@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,11 +43,37 @@ def of_samples(
 ) -> list[Figure]:
     """All figures of pictures drawn from one density."""
     kept, features = _drawn(model, density, originals, networks, settings, progress)
-    kind, words = density.kind, density.describe()
-    return [
-        *_of_features(kind, words, originals, features, networks.inception, settings.seed, told),
-        _of_patches(kind, words, originals, kept, settings.seed, told),
+    fitted = density.kind != "normal"
+    words = "fitted density" if fitted else density.describe()
+    drawn = _Drawn("fitted" if fitted else "normal", words, kept, features)
+    rows = [
+        *_of_features(drawn, originals, networks.inception, settings.seed, told),
+        _of_patches(drawn, originals, settings.seed, told),
     ]
+    return (
+        [replace(row, note=_joined(row.note, f"drawn from {density.describe()}")) for row in rows] if fitted else rows
+    )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Pictures of one density.
+
+    Attributes:
+        name: ends the names of figures.
+        words: ends their titles.
+        kept: the first pictures, clipped.
+        features: of all, where there is a network for them.
+    """
+
+    name: str
+    words: str
+    kept: Tensor
+    features: Tensor | None
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def _drawn(
@@ -82,18 +109,14 @@ def _pictures(model: VAE, density: LatentDensity, count: int, seed: int) -> Iter
 
 
 def _of_features(
-    kind: str,
-    words: str,
-    originals: Originals,
-    made: Tensor | None,
-    network: InceptionFeatures | str,
-    seed: int,
-    told: Told,
+    drawn: _Drawn, originals: Originals, network: InceptionFeatures | str, seed: int, told: Told
 ) -> list[Figure]:
     seen_at = f"{originals.pictures.size} px, resized to 299"
 
     def row(name: str, title: str, better: Better, unit: str = "") -> Figure:
-        return Figure(f"{name}.{kind}", f"{title}, {words}", Group.SAMPLES, unit, better, INCEPTION, seen_at)
+        return Figure(
+            f"{name}.{drawn.name}", f"{title}, {drawn.words}", Group.SAMPLES, unit, better, INCEPTION, seen_at
+        )
 
     rows = [
         row("fid", "FID", "lower"),
@@ -103,8 +126,8 @@ def _of_features(
     ]
     if isinstance(network, str):
         return [figure.unavailable(network) for figure in rows]
-    assert made is not None and originals.features is not None
-    real = originals.features
+    assert drawn.features is not None and originals.features is not None
+    real, made = originals.features, drawn.features
     draws: Draws = list(
         zip(
             bootstrap.resamples(len(real), seed, "real", KERNEL_RESAMPLES),
@@ -139,10 +162,11 @@ def _inside(figure: Figure, manifold_of: Tensor, tested: Tensor, seed: int) -> F
     return figure.measured(float(inside.mean()), interval, len(tested), note)
 
 
-def _of_patches(kind: str, words: str, originals: Originals, made: Tensor, seed: int, told: Told) -> Figure:
-    figure = patches_figure(f"swd.{kind}", f"sliced Wasserstein, {words}", Group.SAMPLES, originals)
+def _of_patches(drawn: _Drawn, originals: Originals, seed: int, told: Told) -> Figure:
+    figure = patches_figure(f"swd.{drawn.name}", f"sliced Wasserstein, {drawn.words}", Group.SAMPLES, originals)
     if figure.missing:
         return figure
+    made = drawn.kept
     count = min(len(made), len(originals.kept))
     draws: Draws = list(
         zip(

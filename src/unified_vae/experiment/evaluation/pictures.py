@@ -29,11 +29,13 @@ class Pictures:
         splits: where they lie, one behind the other.
         count: how many of them are looked at.
         description: in words, with the side.
+        contents: the beginning of each image's content hash, whatever its size here.
     """
 
     splits: Sequence[PackedSplit]
     count: int
     description: str
+    contents: Sequence[str]
 
     @property
     def size(self) -> int:
@@ -62,6 +64,10 @@ class Pictures:
             digest.update(np.ascontiguousarray(batch.numpy()).tobytes())
         return digest.hexdigest()
 
+    def identity(self) -> str:
+        """SHA-256 of which images these are, whatever size they were brought to."""
+        return hashlib.sha256("\n".join(self.contents).encode()).hexdigest()
+
     def factors(self) -> dict[str, npt.NDArray[np.int64]]:
         """Label name -> number of each image; empty where the source has none."""
         labels = [split.labels or {} for split in self.splits]
@@ -69,18 +75,22 @@ class Pictures:
         return {name: np.concatenate([own[name] for own in labels])[: self.count] for name in names}
 
 
-def open_pictures(subject: Subject, source: str | None, most: int | None, observer: Observer) -> Pictures:
+def open_pictures(
+    subject: Subject, source: str | None, most: int | None, observer: Observer, *, whole: bool = False
+) -> Pictures:
     """The validation images of the subject's run; of another source all images.
 
     Args:
-        source: another source than the run's, as after --data.
+        source: as after --data.
         most: look at no more.
+        whole: take all images also where `source` is the run's.
 
     Raises:
         ConfigError: a model without its run, and no source.
         DataError: they are gone, or of other channels than the model.
     """
-    own = subject.record is not None and source in (None, subject.config.data.source)
+    known = subject.record is not None and source in (None, subject.config.data.source)
+    own = known and (source is None or not whole)
     if source is None and subject.record is None:
         raise ConfigError(f"{subject.name} is a model without its run: name the images to measure on with --data")
     data = _opened(subject, source, own, most, observer)
@@ -96,7 +106,11 @@ def open_pictures(subject: Subject, source: str | None, most: int | None, observ
     count = there if most is None else min(most, there)
     part = "" if count == there else f"the first {count:,} of "
     side = "the run's validation images" if own else "all images"
-    return Pictures(splits, count, f"{part}{side} of {data.description}")
+    sides = ("validation",) if own else ("train", "validation")
+    contents = [entry.content for name in sides for entry in data.inventory.entries if entry.side == name][:count]
+    if known and not own:
+        observer.notice(f"{subject.name} was trained on some of these images")
+    return Pictures(splits, count, f"{part}{side} of {data.description}", contents)
 
 
 def _opened(subject: Subject, source: str | None, own: bool, most: int | None, observer: Observer) -> DataSets:

@@ -84,6 +84,5 @@ class CompareRequest:
 
     targets: Sequence[Path]
     data: str | None = None
-    checkpoint: str | None = None
     output: Path = Path("comparison")
     settings: Settings = Settings()
