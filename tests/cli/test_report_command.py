@@ -43,7 +43,7 @@ def test_the_verbs_on_a_page_are_those_of_the_command(tmp_path):
     run = made(tmp_path / "run", model=True)
     enter(app, PROGRAM, ["report", str(run)])
     named = set(re.findall(r"uv run unified-vae (\w+)", (run / "report.html").read_text()))
-    assert {"diagnose", "report"} <= named <= {verb.__name__ for verb in VERBS}
+    assert {"sample", "report"} <= named <= {verb.__name__ for verb in VERBS}
 
 
 def test_no_torch_is_loaded_for_it(tmp_path):

@@ -83,7 +83,7 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
 def draw(path: Path, size: tuple[int, int] = (64, 32)) -> None:
     """A picture of as many bytes as noise takes."""
     path.parent.mkdir(exist_ok=True)
-    Image.effect_noise(size, 90).convert("RGB").save(path)
+    Image.effect_noise(size, 90).convert("RGB").save(path, compress_level=1)
 
 
 def kept_diagnosis(cause: str, step: int) -> str:

@@ -123,4 +123,4 @@ def test_text_is_read_as_it_was_written(text):
 
 def test_only_markup_made_here_is_markup():
     assert tag("p", "<b>", Html("<i></i>"), 3, None) == "<p>&lt;b&gt;<i></i>3</p>"
-    assert tag("img", alt='"><script>') == '<img alt="&quot;&gt;&lt;script&gt;" />'
+    assert tag("img", alt='"><script>') == '<img alt="&quot;&gt;&lt;script&gt;">'

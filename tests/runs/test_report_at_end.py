@@ -17,7 +17,7 @@ def test_a_finished_run_has_its_page(tmp_path):
     kept = json.loads((tmp_path / "run" / "closing.json").read_text())
     (said,) = (line for line in seen.finished.advice if line.startswith("diagnosis:"))
     assert said.startswith(f"diagnosis: {kept['cause']} (") and kept["step"] == finished.step
-    assert f"<strong>{kept['cause'].capitalize()}.</strong>" in page and "By the end of the run." in page
+    assert f"<strong>{kept['cause'].capitalize()}.</strong>" in page and "Found at the end of the run." in page
     assert f"{finished.values['psnr']:.2f} dB" in page and page.count("<img") == 3
     assert any("report.html" in line for line in finished.advice)
 

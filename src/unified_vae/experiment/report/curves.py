@@ -30,12 +30,17 @@ def of_one(run: RunFiles) -> list[Html]:
     psnr = [Line("training", _decibels(run)), Line("validation", course(run.validations, "psnr"))]
     units = [Line("validation", course(run.validations, "active_units"))]
     return _there(
-        chart("PSNR", STEPS, PSNR, psnr, _levels(("PCA", run.preflight.get("psnr_pca"))), 0),
+        chart("PSNR", STEPS, "dB", psnr, _levels(("PCA", run.preflight.get("psnr_pca"))), 0),
         chart("Loss, as minimised", STEPS, "nats a pixel value", pair("loss.total"), x_from=0),
-        chart("KL", STEPS, RATE, pair("rate.nats"), _levels(("linear VAE", _predicted(run, "rate"))), 0),
+        chart("KL", STEPS, "nats an image", pair("rate.nats"), _levels(("linear VAE", _predicted(run, "rate"))), 0),
         chart("Active units", STEPS, "latents", units, _levels(("all", latents(run))), 0, 0),
         chart(
-            "Learning rate", STEPS, "learning rate", [Line("training", course(run.training, "lr"))], x_from=0, y_from=0
+            "Learning rate",
+            STEPS,
+            "of the optimizer",
+            [Line("training", course(run.training, "lr"))],
+            x_from=0,
+            y_from=0,
         ),
         chart(
             "Speed",
@@ -55,9 +60,9 @@ def of_several(runs: Labelled) -> list[Html]:
         return [Line(label, course(run.validations, name)) for label, run in runs]
 
     return _there(
-        chart("PSNR", STEPS, PSNR, each("psnr"), x_from=0),
-        chart("PSNR over time", "hours", PSNR, [Line(label, _over_time(run)) for label, run in runs], x_from=0),
-        chart("KL", STEPS, RATE, each("rate.nats"), x_from=0),
+        chart("PSNR", STEPS, "dB", each("psnr"), x_from=0),
+        chart("PSNR over time", "hours", "dB", [Line(label, _over_time(run)) for label, run in runs], x_from=0),
+        chart("KL", STEPS, "nats an image", each("rate.nats"), x_from=0),
         chart("Active units", STEPS, "latents", each("active_units"), x_from=0, y_from=0),
         chart("Sharpness", STEPS, "detail kept", each("sharpness"), x_from=0, y_from=0),
         rate_distortion(runs),

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unified_vae.core.errors import CheckpointError
 from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.experiment.history import History
 from unified_vae.experiment.pca_line import PCALine
-from unified_vae.experiment.remedy import Remedy, Situation, remedy
+from unified_vae.experiment.remedy import Remedy
 from unified_vae.experiment.report.figures import latents
 from unified_vae.experiment.report.run_files import RunFiles, number, read_json
-from unified_vae.experiment.run_folder import RunRecord
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Finding:
         advice: what to do, in a sentence; empty where that is not known.
         command: the one to run next; empty likewise.
         evidence: (cause, whether it applies, figures).
-        source: who found it.
+        source: where it was found, or by whom.
         picture: of `diagnose`; None without one.
     """
 
@@ -69,8 +68,10 @@ def _read(path: Path, run: RunFiles) -> Finding | None:
     if path == run.folder.closing:
         if step != run.last_step:  # the run went on after that end
             return None
-        return Finding(cause, advice, command, evidence, "the end of the run")
-    source = f"unified-vae diagnose, from the weights of step {step:,}" if number(step) else "unified-vae diagnose"
+        return Finding(cause, advice, command, evidence, "at the end of the run")
+    source = (
+        f"by unified-vae diagnose, from the weights of step {step:,}" if number(step) else "by unified-vae diagnose"
+    )
     return Finding(cause, advice, command, evidence, source, picture if picture.is_file() else None)
 
 
@@ -88,9 +89,9 @@ def _from_metrics(run: RunFiles) -> Finding | None:
         evidence = [(row.cause, row.applies, row.figures) for row in found.evidence()]
     except (KeyError, TypeError, ValueError, ArithmeticError):  # rows of an old run, or none
         return None
-    cure = _cure(run, found)
+    command = f"uv run unified-vae diagnose {shlex.quote(run.folder.root.as_posix())}"
     return Finding(
-        found.cause, cure.advice, cure.command, evidence, "the metrics alone; unified-vae diagnose also looks at images"
+        found.cause, "The metrics alone say so; this looks at images too", command, evidence, "in the metrics alone"
     )
 
 
@@ -99,11 +100,3 @@ def _line(preflight: Mapping[str, Any]) -> PCALine | None:
         return PCALine.from_json(preflight)
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _cure(run: RunFiles, found: Diagnosis) -> Remedy:
-    try:
-        record = RunRecord.from_json(run.record, run.folder.root)
-    except CheckpointError:  # of a version whose settings this one cannot read
-        return Remedy("", "")
-    return remedy(found, Situation(record.resolved, run.folder.root, record.names, None, run.is_over))

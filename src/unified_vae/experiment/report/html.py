@@ -1,4 +1,4 @@
-"""Elements of a page, escaped wherever they come from. What they make is well-formed as HTML and as XML."""
+"""Elements of a page, escaped wherever they come from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from unified_vae.core.printable import printable
 
-_VOID = {"br", "img", "link", "meta"}
+_VOID = {"br", "img", "link", "meta", "wbr"}
 
 
 class Html(str):
@@ -48,5 +48,5 @@ def tag(element: str, *children: Child, **attributes: str | int | float | bool |
         if value is not None and value is not False
     )
     if element in _VOID:
-        return Html(f"<{element}{opened} />")
+        return Html(f"<{element}{opened}>")
     return Html(f"<{element}{opened}>{joined(*children)}</{element}>")

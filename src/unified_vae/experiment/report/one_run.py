@@ -28,7 +28,11 @@ CONTENTS = (
 )
 APPLIES = {True: "yes", False: "no", None: "unknown"}
 VERBS = (
+    ("new pictures", "sample {}"),
+    ("your own images beside what the model makes of them", "reconstruct {} photos/"),
+    ("figures with intervals; this page shows them when it is written anew", "evaluate {}"),
     ("the cause of blur or poor samples, with evidence", "diagnose {}"),
+    ("for other programs", "export {} --to onnx"),
     ("this page anew", "report {}"),
 )
 
@@ -91,7 +95,7 @@ def _diagnosis(found: Finding | None) -> Html | None:
             "Evidence, in the order in which it is judged",
             table("Evidence", ("cause", "applies", "figures"), rows, "stacked"),
         ),
-        tag("p", tag("small", f"By {found.source}.")),
+        tag("p", tag("small", f"Found {found.source}.")),
     )
 
 

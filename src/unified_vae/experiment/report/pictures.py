@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ ROOM = 1_200_000
 """Bytes of all pictures of a page; as text they are a third longer."""
 WIDEST = 1400  # pixels; twice what the page shows on a screen
 MOST_PIXELS = 80_000_000  # of a picture that is opened at all
-QUALITIES = (90, 75, 55)
+SMALLEST = 64  # pixels that a picture is not made smaller than
+QUALITY, LOWER_QUALITY = 88, 65
 _EPOCH = re.compile(r"epoch-(\d+)-(.+)\.png")
 
 
@@ -87,12 +89,14 @@ def embedded(path: Path, room: int) -> tuple[str, bytes, tuple[int, int]]:
     if as_it_is:
         return "png", path.read_bytes(), picture.size
     picture.thumbnail((WIDEST, WIDEST * 4), Image.Resampling.LANCZOS)
-    while True:
-        for quality in QUALITIES:
-            data = _webp(picture, quality)
-            if len(data) <= room or max(picture.size) <= 64:
-                return "webp", data, picture.size
-        picture.thumbnail((picture.width * 2 // 3, picture.height * 2 // 3), Image.Resampling.LANCZOS)
+    data = _webp(picture, QUALITY)
+    if len(data) > room:
+        data = _webp(picture, LOWER_QUALITY)
+    while len(data) > room and max(picture.size) > SMALLEST:
+        part = max(0.3, 0.95 * math.sqrt(room / len(data)))
+        picture.thumbnail((picture.width * part, picture.height * part), Image.Resampling.LANCZOS)
+        data = _webp(picture, LOWER_QUALITY)
+    return "webp", data, picture.size
 
 
 def _webp(picture: Image.Image, quality: int) -> bytes:

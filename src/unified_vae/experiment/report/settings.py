@@ -8,7 +8,7 @@ from typing import Any
 from unified_vae.experiment.report.figures import plain
 from unified_vae.experiment.report.html import Html, tag
 from unified_vae.experiment.report.run_files import RunFiles, leaves
-from unified_vae.experiment.report.tables import folded, section, table
+from unified_vae.experiment.report.tables import dotted, folded, section, table
 
 DEFAULT = "default"
 
@@ -16,7 +16,7 @@ DEFAULT = "default"
 def of_one(run: RunFiles) -> Html | None:
     """What was chosen, then the rest."""
     origins = _origins(run)
-    rows = [(name, plain(value), origins.get(name, "not recorded")) for name, value in _settings(run).items()]
+    rows = [(dotted(name), plain(value), origins.get(name, "not recorded")) for name, value in _settings(run).items()]
     chosen = [row for row in rows if row[2] != DEFAULT]
     usual = [row[:2] for row in rows if row[2] == DEFAULT]
     names = ", ".join(f"{kind} {plain(name)}" for kind, name in (_mapping(run.about("names"))).items())
@@ -36,7 +36,7 @@ def differing(runs: Sequence[tuple[str, RunFiles]]) -> Html | None:
     all_settings = [(label, _settings(run)) for label, run in runs]
     names = dict.fromkeys(name for _, settings in all_settings for name in settings)
     told = {name: [_told(settings, name) for _, settings in all_settings] for name in names}
-    rows = [(name, *texts) for name, texts in told.items() if len(set(texts)) > 1]
+    rows = [(dotted(name), *texts) for name, texts in told.items() if len(set(texts)) > 1]
     head = ("setting", *(label for label, _ in runs))
     found = table("Settings that differ", head, rows)
     return section("settings", "Settings that differ", found or tag("p", "All settings are the same."))

@@ -48,7 +48,7 @@ def _runs(labelled: Labelled) -> Html | None:
     return section(
         "runs",
         "Runs",
-        table("Runs", ("", "run", "how far", "diagnosis"), rows),
+        table("Runs", ("", "run", "how far", "diagnosis"), rows, "stacked"),
         tag("p", tag("strong", other), class_="note") if len(sources) > 1 else None,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unified_vae.experiment.report.html import Child, Html, tag
+from unified_vae.experiment.report.html import Child, Html, joined, tag
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Child]], kind: str = "") -> Html | None:
@@ -22,6 +22,12 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Child]], ki
     body = [tag("tr", tag("th", first, scope="row"), [tag("td", cell) for cell in rest]) for first, *rest in rows]
     whole = tag("table", tag("caption", caption), tag("thead", columns), tag("tbody", body), class_=kind or None)
     return tag("div", whole, class_="wide", role="region", aria_label=caption, tabindex=0)
+
+
+def dotted(name: str) -> list[Html]:
+    """The path of a setting, which may be broken after a dot and nowhere else."""
+    first, *rest = name.split(".")
+    return [joined(first), *(joined(".", tag("wbr"), part) for part in rest)]
 
 
 def folded(summary: str, *content: Child) -> Html:
