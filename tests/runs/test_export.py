@@ -1,6 +1,7 @@
 """`unified-vae export` on a run: what it writes, that other programs open it, and what it says to mistakes."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -44,6 +45,18 @@ def test_the_verdict_is_in_the_export_and_in_the_runs_model(run, tmp_path):
         entry = json.loads(file.read_text())["half_precision"]
         assert entry["verdict"] == "; ".join(done.verdicts) and entry["images"] == 2
     assert load_pretrained(run / "model")
+
+
+def test_the_card_gets_the_verdict_once_and_keeps_what_people_wrote(run, tmp_path):
+    exported(run, "safetensors", output=tmp_path / "out", images=2)
+    card = run / "model" / "README.md"
+    card.write_text("---\nlicense: mit\n" + card.read_text() + "\n## Thanks\n\nTo all.\n")
+    before = card.read_text()
+    again, _ = exported(run, "safetensors", output=tmp_path / "out", images=1)
+    assert card.read_text().count("## Half precision") == 1
+    assert f"{'; '.join(again.verdicts)}." in card.read_text() and card.read_text().endswith("## Thanks\n\nTo all.\n")
+    without = [re.sub(r"## Half precision\n\n.*\n\n", "", text) for text in (before, card.read_text())]
+    assert without[0] == without[1] and "license: mit" in without[0]
 
 
 def test_a_model_folder_alone_is_exported_without_images(run, tmp_path):

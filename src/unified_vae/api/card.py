@@ -78,6 +78,7 @@ def card(
         _training(run, description),
         "## Latents",
         _latents(model, stats),
+        *_half_precision(description),
         "## Licence",
         _licence(licence),
     ]
@@ -155,6 +156,16 @@ def _latents(model: VAE, stats: LatentStats | None) -> str:
         f"deviation {1 / stats.scale:.4g}: (z - {stats.shift:.4g}) * {stats.scale:.4g} is of unit variance. "
         "`latent_stats.safetensors` has mean and std of each unit."
     )
+
+
+def half_precision(verdict: str) -> str:
+    """The section on half precision: its title, and what an audit found."""
+    return f"## Half precision\n\nMeasured on images of the run: {_plain(verdict)}."
+
+
+def _half_precision(description: Mapping[str, Any]) -> list[str]:
+    verdict = _part(description, "half_precision").get("verdict")
+    return [] if verdict is None else [half_precision(str(verdict))]
 
 
 def _licence(licence: str) -> str:

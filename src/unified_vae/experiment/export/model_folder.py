@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from unified_vae.api.card import CARD, SAMPLES, write_card
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.experiment.export.comparison import Checked, difference
 from unified_vae.experiment.export.parts import parts
@@ -41,27 +42,32 @@ def write(stage: Path, subject: Subject, weights: Weights, observer: Observer) -
     """
     observer.phase("writing the model folder", 0, None)
     finished = finished_model(subject, weights)
-    save_pretrained(stage, subject.config.model, subject.model.state_dict(), _about(subject, weights))
+    about = _about(subject, weights)
+    save_pretrained(stage, subject.config.model, subject.model.state_dict(), about)
     if finished is not None:
-        _copy_latent_files(finished, stage)
+        _copy_what_is_known(finished, stage)
     else:
+        write_card(stage, subject.model, {**about, "model": subject.config.model.model_dump()})
         observer.notice("no latent density was fitted to these weights: new pictures are sampled from N(0, I)")
     return [_checked(subject.model, load_pretrained(stage))]
 
 
 def _about(subject: Subject, weights: Weights) -> dict[str, Any]:
-    names = dict(subject.record.names) if subject.record else {}
+    run: dict[str, Any] = {"name": subject.home.absolute().name, "license": subject.config.license, "step": subject.step}
+    if subject.record is not None:
+        run |= {"names": dict(subject.record.names), "data": subject.record.data["description"]}
     return {
-        "run": {"names": names, "step": subject.step, "weights": str(weights)},
+        "run": {**run, "weights": str(weights)},
         "loss": subject.config.loss.model_dump(mode="json"),
         "pixels": PIXELS,
+        "background": subject.config.data.background,
     }
 
 
-def _copy_latent_files(finished: Path, stage: Path) -> None:
-    """What is known of these weights: latent density, statistics, figures."""
+def _copy_what_is_known(finished: Path, stage: Path) -> None:
+    """Latent density, statistics, figures and card of these weights."""
     about = json.loads((finished / CONFIG).read_text(encoding="utf-8"))
-    for name in (DENSITY_TENSORS, STATS):
+    for name in (DENSITY_TENSORS, STATS, CARD, SAMPLES):
         if (finished / name).is_file():
             shutil.copyfile(finished / name, stage / name)
     describe(stage, {name: entry for name, entry in about.items() if name not in ("format", "model")})

@@ -1,0 +1,99 @@
+"""The half-precision audit of an export: which images, what it decides, and where the verdict is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from unified_vae.api.card import CARD, half_precision
+from unified_vae.core.durable import write_text
+from unified_vae.core.errors import ConfigError, DataError, UserError
+from unified_vae.data.batches import gather
+from unified_vae.data.open import open_data
+from unified_vae.experiment.export.model_folder import finished_model
+from unified_vae.experiment.export.request import ExportRequest
+from unified_vae.experiment.subject import Subject
+from unified_vae.models.half_precision import HalfAudit, audit
+from unified_vae.models.pretrained import CONFIG, describe
+from unified_vae.training.observers import Observer
+from unified_vae.training.runtime import open_runtime
+
+HALF_PRECISION = "half_precision"  # the entry of the config file
+
+
+def audited(request: ExportRequest, subject: Subject, observer: Observer) -> tuple[HalfAudit | None, Sequence[str]]:
+    """The audit, and what to say of it.
+
+    Raises:
+        ConfigError: half precision was asked for and is not safe, or there are no images to find out.
+    """
+    images = _images(request, subject, observer)
+    if images is None:
+        if request.half is not None:
+            raise ConfigError("--half needs the audit, and there are no images for it: name some with --data")
+        why = "--images 0" if request.images == 0 else "name images with --data"
+        return None, [f"half precision was not audited: {why}"]
+    with open_runtime(request.device or subject.config.device, "fp32") as runtime:
+        model = subject.model.to(runtime.device)
+        try:
+            found = audit(model, images, observer.phase)
+        finally:
+            subject.model.to("cpu")
+    if request.half is not None and not found.of(request.half.value).safe:
+        raise ConfigError(f"--half {request.half} is not safe for this model. {found.verdict()}.")
+    return found, found.lines()
+
+
+def _images(request: ExportRequest, subject: Subject, observer: Observer) -> Tensor | None:
+    """Validation images, uint8; None where none were named and those of the run are not there."""
+    if request.images == 0 or (request.data is None and subject.record is None):
+        return None
+    config, model = subject.config.data, subject.model
+    if request.data is not None:
+        config = config.model_copy(update={"source": request.data})
+    wanted = subject.record.requested.model.channels if subject.record and request.data is None else model.channels
+    try:
+        data = open_data(config, model.image_size, None if wanted == "auto" else wanted, observer.phase)
+    except UserError as problem:
+        if request.data is not None:
+            raise
+        observer.notice(f"the run's images cannot be opened: {problem}")
+        return None
+    if data.channels != model.channels:
+        raise DataError(f"the images have {data.channels} channel(s) now and the model {model.channels}: see --data")
+    return gather(data.validation, np.arange(min(request.images, len(data.validation))))
+
+
+def keep_with_run(found: HalfAudit, subject: Subject, request: ExportRequest, observer: Observer) -> None:
+    """Write the verdict into the run's own model folder, where it holds these weights."""
+    folder = finished_model(subject, request.weights)
+    if folder is None:
+        return
+    try:
+        keep(folder, found)
+    except UserError as problem:
+        observer.notice(f"the verdict on half precision could not be kept in {folder / CONFIG}: {problem}")
+
+
+def keep(folder: Path, found: HalfAudit) -> None:
+    """Write the verdict into a complete model's folder, in place of an earlier one.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written.
+    """
+    describe(folder, {HALF_PRECISION: found.to_json()})
+    if (folder / CARD).is_file():
+        text = (folder / CARD).read_text(encoding="utf-8")
+        write_text(folder / CARD, _in_card(text, half_precision(found.verdict())))
+
+
+def _in_card(text: str, section: str) -> str:
+    """A card with the section in place of the one of its title, or before the last; all else stays as it is."""
+    title = section.splitlines()[0]
+    sections = text.split("\n## ")
+    others = [part for part in sections if f"## {part.splitlines()[0] if part else ''}" != title]
+    place = len(others) - 1 if len(others) > 1 else 1
+    return "\n## ".join([*others[:place], section.removeprefix("## ") + "\n", *others[place:]])
