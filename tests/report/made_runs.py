@@ -14,6 +14,7 @@ CONFIG = {
     "model": {"family": "conv", "latents": 32, "image_size": 16},
     "data": {"source": "photos"},
 }
+MODEL = {"run": {"step": 30, "trained_steps": 40}, "latent_stats": {"shift": 0.25, "scale": 1.5, "images": 160}}
 ORIGINS = {"loss.mse.weight": "loss preset mse_l1 (book.json:7)", "seed": "default", "training.epochs": "--epochs"}
 
 
@@ -69,7 +70,7 @@ def whole_run(folder: Path, psnr: float = 21.28125, **changes: object) -> Path:
     write_rows(folder / "skipped.jsonl", [{"step": 7, "not_finite": ["loss.mse"], "images": ["odd.png"]}])
     (folder / "quarantine.txt").write_text("broken.png\tit ends too early\n")
     (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text(json.dumps({"run": {"step": 30, "trained_steps": 40}}))
+    (folder / "model" / "config.json").write_text(json.dumps(MODEL))
     for name in ("epoch-0003-reconstructions", "epoch-0004-reconstructions", "epoch-0004-samples", "final-samples"):
         draw(folder / "samples" / f"{name}.png")
     return folder

@@ -11,7 +11,7 @@ from unified_vae.experiment.report.findings import Finding, finding
 from unified_vae.experiment.report.html import Child, Html, tag
 from unified_vae.experiment.report.page import page
 from unified_vae.experiment.report.pictures import ROOM, Sheet, sheets, shown
-from unified_vae.experiment.report.run_files import Row, RunFiles, number
+from unified_vae.experiment.report.run_files import Row, RunFiles, entry, number
 from unified_vae.experiment.report.tables import command, folded, section, table
 from unified_vae.experiment.report.ticks import sentence
 
@@ -122,9 +122,18 @@ def _use(run: RunFiles) -> Html | None:
         "use",
         "Use the model",
         command(_how_to_load(run.folder.model.as_posix())),
+        _latents(run),
         tag("p", "From the command line:"),
         command("\n".join(lines)),
     )
+
+
+def _latents(run: RunFiles) -> Html | None:
+    """What latent diffusion has to know; None where the statistics were not measured."""
+    shift, scale, images = (entry(run.model, "latent_stats", name) for name in ("shift", "scale", "images"))
+    if not (number(shift) and number(scale) and number(images)):
+        return None
+    return tag("p", f"Latents of {images:,} training images: (z - {shift:.4g}) * {scale:.4g} has unit variance.")
 
 
 def _how_to_load(place: str) -> str:
