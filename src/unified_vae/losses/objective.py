@@ -98,6 +98,8 @@ class Objective(nn.Module):
         self.register_buffer("beta_multiplier", torch.ones(()))  # stays 1 without GECO
         for name in terms:
             self.register_buffer(f"mean_{name}", torch.zeros(()))
+        degrees = {term.degree for term in terms.values()}
+        self._only_degree = degrees.pop() if len(degrees) == 1 else None
         self._calibrated = False  # observations > 0, known without asking the device
         self.register_load_state_dict_post_hook(_notice_calibration)
 
@@ -125,8 +127,8 @@ class Objective(nn.Module):
             weights = self.weights(progress)
             energy = _total({name: weights[name] * value for name, value in terms.items()})
             scale, degree = self._standing(weights)
-            fit = energy / scale + torch.log(scale / sum(weights.values()))
-            per_value = fit / degree + log_normaliser(degree)
+            offset = torch.log(scale / sum(weights.values())) / degree + self._log_normaliser(degree)
+            per_value = energy / (scale * degree) + offset
             kl = output.posterior.kl_per_unit()
             priced = priced_rate(kl, self.config.kl.constraint, progress, whole_kl)
             rate = kl.detach().sum(1).mean() if self.bends_at_the_mean else priced.detach()
@@ -163,17 +165,22 @@ class Objective(nn.Module):
             skip: scalar, 1 where the step was skipped and nothing is to be observed, else 0; None means 0. The terms
                 may then be of any value.
         """
-        count = self.observations.float()
-        decay = torch.clamp((1 + count) / (10 + count), max=self.config.calibration.decay) * (count > 0)
-        seen = torch.ones_like(count, dtype=torch.bool) if skip is None else skip == 0
+        new = self._part_of_the_newest()
+        seen = torch.ones_like(self.observations, dtype=torch.bool) if skip is None else skip == 0
         error_before = self._mean("mse") if self._geco else None
         for name in self.terms:
             mean = self.get_buffer(f"mean_{name}")
-            mean.copy_(torch.where(seen, decay * mean + (1 - decay) * terms[name].to(mean), mean))
+            mean.lerp_(torch.where(seen, terms[name].to(mean), mean), new)
         if error_before is not None:
             self._move_beta(terms["mse"], error_before, seen)
         self.observations += seen
-        self._calibrated = True
+        self._calibrated = self._calibrated or skip is None
+
+    def _part_of_the_newest(self) -> Tensor:
+        """1 - min(decay, (1 + n) / (10 + n)) after n observations, but 1 where there are none."""
+        count = self.observations
+        later = torch.clamp(9 / (count + 10.0), min=1 - self.config.calibration.decay)
+        return torch.where(count > 0, later, 1.0) if not self._calibrated else later
 
     def started_from(self, weight: float) -> None:
         """Keep the beta that GECO found where it had started from another `kl.weight`, as a continued run may have."""
@@ -201,7 +208,8 @@ class Objective(nn.Module):
 
     def degree(self, progress: float) -> Tensor:
         """p: how the energy scales with the size of the error where training stands, scalar."""
-        return self._standing(self.weights(progress))[1]
+        scale, degree = self._standing(self.weights(progress))
+        return torch.as_tensor(degree).to(scale)
 
     def sigma(self) -> float | None:
         """Root of the running mean squared error; None without MSE or before calibration."""
@@ -261,20 +269,28 @@ class Objective(nn.Module):
         """m_i: the running mean, not below the term's floor."""
         return self.get_buffer(f"mean_{name}").clamp(min=self._term(name).floor)
 
+    def _log_normaliser(self, degree: Tensor | float) -> Tensor | float:
+        if isinstance(degree, Tensor):
+            return log_normaliser(degree)
+        return math.log(2) + math.lgamma(1 + 1 / degree) + math.log(degree) / degree
+
     def _parts(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """w_i * m_i of each enabled term."""
         return {name: weight * self._mean(name) for name, weight in weights.items()}
 
     @torch.no_grad()
-    def _standing(self, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-        """s and p where training stands."""
+    def _standing(self, weights: Mapping[str, float]) -> tuple[Tensor, Tensor | float]:
+        """s and p where training stands; p is a plain number where all terms have the same."""
         parts = self._parts(weights)
         scale = _total(parts)
+        if self._only_degree is not None:
+            return scale, self._only_degree
         return scale, _total({name: self._term(name).degree * part for name, part in parts.items()}) / scale
 
 
 def _total(parts: dict[str, Tensor]) -> Tensor:
-    return torch.stack(list(parts.values())).sum()
+    values = list(parts.values())
+    return values[0] if len(values) == 1 else torch.stack(values).sum()
 
 
 def _notice_calibration(objective: Objective, _incompatible: Any) -> None:

@@ -86,7 +86,7 @@ class Stepper:
         means = self.runtime.mean(self._gradients(images, noise, progress))
         norm = self._exchanged_norm()
         measured = torch.cat([means, norm.reshape(1)])
-        skip = torch.isfinite(measured).all().logical_not().float()
+        skip = any_not_finite(measured)
         self._update(lr, norm, skip)
         self.ema.update(step + 1, skip)
         self.objective.observe(dict(zip(self.term_names, means[len(MEASURED) :], strict=True)), skip)
@@ -105,16 +105,23 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         if whole_kl is None and pieces > 1 and self.objective.bends_at_the_mean:
             whole_kl = self._mean_kl(images, pieces)
+        if pieces == 1:
+            return self._of_piece(images, noise, progress, 1.0, whole_kl)
         total = torch.zeros(len(self.names) - 1, device=images.device)
         for some_images, some_noise in zip(images.tensor_split(pieces), noise.tensor_split(pieces), strict=True):
-            part, some_images = len(some_images) / len(images), self._pixels(some_images)
-            with self.runtime.autocast():
-                output, terms = self._forward(some_images, some_noise)
-            value = self.objective(output, some_images, progress, whole_kl, terms)
-            self._differentiate(self.scaler.scale(value.loss * part))
-            measured = [value.terms[name] for name in self.term_names]
-            total += part * torch.stack([value.loss.detach(), value.nll, value.rate, *measured])
+            part = len(some_images) / len(images)
+            total += part * self._of_piece(some_images, some_noise, progress, part, whole_kl)
         return total
+
+    def _of_piece(self, images: Tensor, noise: Tensor, progress: float, part: float, whole_kl: Tensor | None) -> Tensor:
+        """Add the gradients of a piece, which is `part` of the share; returns its measured numbers."""
+        images = self._pixels(images)
+        with self.runtime.autocast():
+            output, terms = self._forward(images, noise)
+        value = self.objective(output, images, progress, whole_kl, terms)
+        self._differentiate(self.scaler.scale(value.loss if part == 1.0 else value.loss * part))
+        measured = [value.terms[name] for name in self.term_names]
+        return torch.stack([value.loss.detach(), value.nll, value.rate, *measured])
 
     def _pixels(self, images: Tensor) -> Tensor:
         return in_unit_range(images, self.runtime.layout)
@@ -164,6 +171,16 @@ class Stepper:
     def _excess(self, norm: Tensor) -> Tensor | None:
         """By how much the gradients are too long, at least 1."""
         return None if self.clip_norm is None else (norm / self.clip_norm).clamp(min=1.0)
+
+
+def any_not_finite(numbers: Tensor) -> Tensor:
+    """1.0 where one of the numbers is NaN or infinite, else 0.0: a scalar on their device."""
+    if numbers.device.type not in ("cpu", "cuda"):
+        return torch.isfinite(numbers).all().logical_not().float()
+    found = torch.zeros((), device=numbers.device)
+    # one kernel instead of seven; times 1, the numbers stay as they are
+    torch._amp_foreach_non_finite_check_and_unscale_([numbers], found, torch.ones((), device=numbers.device))
+    return found
 
 
 def in_unit_range(images: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
