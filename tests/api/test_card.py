@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from unified_vae import VAE
+from unified_vae.api.card import card
 from unified_vae.core.errors import ConfigError
 
 
@@ -28,6 +29,12 @@ def test_the_hub_reads_the_first_lines_and_people_the_rest(vae: VAE, tmp_path: P
     assert rows["mode"] == "`quick_test`" and rows["loss"] == "mse 1, beta 2" and rows["steps"] == "1,234"
     assert Image.open(tmp_path / "samples.png").size == (70, 70)  # four by four of 16 pixels
     assert "(samples.png)" in found.text
+
+
+def test_a_figure_is_never_minus_nothing(vae: VAE) -> None:
+    run = {"validation": {"psnr.above_pca": -1e-9}, "data": "faces (--data takes your own)"}
+    text = card(vae.model, {"run": run})
+    assert "| +0.00 dB |" in text and "| data | faces |" in text
 
 
 def test_the_code_in_the_card_runs(vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,14 @@ def test_a_movie_goes_there_and_back(home: Path, said, suffix: str) -> None:  # 
         assert (movie.n_frames, movie.size) == (6, (256, 256))
 
 
+def test_a_caption_loses_its_last_parts_on_a_narrow_sheet() -> None:
+    from unified_vae.experiment.using.outputs import fitting
+
+    assert fitting("from here, to there, slowly", 1000) == "from here, to there, slowly"
+    assert fitting("from here, to there, slowly", 120) == "from here, to there"
+    assert fitting("from here, to there, slowly", 1) == "from here"
+
+
 def test_a_long_sheet_shows_the_first_and_says_so(home: Path, said, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     from unified_vae.experiment.using import outputs
 

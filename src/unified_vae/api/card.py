@@ -24,6 +24,7 @@ CARD, SAMPLES = "README.md", "samples.png"
 UNKNOWN = "unknown"
 GRID_SAMPLES, GRID_SEED = 16, 0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")  # of a licence
+HINT = " (--data takes your own)"  # of the built-in set, for the terminal
 FIGURES = {  # names in the metrics file -> words
     "psnr": ("PSNR of reconstructions", "{:.2f} dB"),
     "psnr.above_pca": ("above as many principal components", "{:+.2f} dB"),
@@ -119,7 +120,7 @@ samples = vae.sample(8, generator=0)
 def _figures(run: Mapping[str, Any]) -> list[str]:
     found = _part(run, "validation")
     rows = [
-        f"| {words} | {form.format(found[name])} |"
+        f"| {words} | {form.format(round(found[name], 3) + 0.0)} |"
         for name, (words, form) in FIGURES.items()
         if isinstance(found.get(name), int | float)
     ]
@@ -133,7 +134,7 @@ def _training(run: Mapping[str, Any], description: Mapping[str, Any]) -> str:
     names = _part(run, "names")
     loss = _part(description, "loss")
     rows = [
-        ("data", _plain(run.get("data", UNKNOWN))),
+        ("data", _plain(run.get("data", UNKNOWN)).removesuffix(HINT)),
         *((f"preset: {kind}" if kind != "mode" else kind, f"`{_plain(name)}`") for kind, name in names.items()),
         ("steps", f"{run['step']:,}" if isinstance(run.get("step"), int) else UNKNOWN),
         ("loss", ", ".join(_terms(loss)) or UNKNOWN),

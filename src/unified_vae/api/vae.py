@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.api.images import Images, batches
+from unified_vae.api.latents import as_rows, is_one_row
 from unified_vae.api.pictures import grid, to_pil
 from unified_vae.api.place import chosen_device, chosen_dtype, model_folder
 from unified_vae.api.saving import save
@@ -256,18 +257,11 @@ class VAE:
             return self.model.decode(latents).float().clamp(0, 1)
 
     def _latents(self, given: Any) -> Tensor:
-        """Latents as float32 [n, latents] on the device."""
-        values = given.mean if isinstance(given, DiagonalGaussian) else torch.as_tensor(given)
-        values = values[None] if values.ndim == 1 else values
-        if not values.numel() or values.flatten(1).shape[1] != self.latents:
-            raise ConfigError(f"latents of shape {list(values.shape)} do not fit: this model takes [n, {self.latents}]")
-        return values.detach().flatten(1).to(self.device, torch.float32)
+        return as_rows(given, self.latents, self.device)
 
     def _end(self, given: Any) -> Tensor:
         """The latents [latents] of one end of a walk."""
-        is_latents = isinstance(given, DiagonalGaussian) or getattr(given, "shape", (0,))[-1:] == (self.latents,)
-        one_row = isinstance(given, DiagonalGaussian) or getattr(given, "ndim", 0) in (1, 2)
-        means = self._latents(given) if is_latents and one_row else self.encode(given).mean
+        means = self._latents(given) if is_one_row(given, self.latents) else self.encode(given).mean
         if len(means) != 1:
             raise ConfigError(f"a walk goes from one image to one other, and one end has {len(means)}")
         return means[0]

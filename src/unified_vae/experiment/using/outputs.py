@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from torch import Tensor
 
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.training.observers import Observer
-from unified_vae.training.sheets import sheet, to_pixels, write_picture
+from unified_vae.training.sheets import SMALLEST, sheet, to_pixels, write_picture
 
 MOST_ON_A_SHEET = 256
 
@@ -59,7 +60,16 @@ class Sheet:
         if self.seen > MOST_ON_A_SHEET:
             observer.notice(f"the sheet shows the first {MOST_ON_A_SHEET // group:,} of {self.seen // group:,}")
         pictures = np.concatenate(self.pictures)
-        return [write_png(sheet(pictures, columns, caption, group), self.path)]
+        width = columns * pictures.shape[2] * math.ceil(SMALLEST / pictures.shape[1])
+        return [write_png(sheet(pictures, columns, fitting(caption, width), group), self.path)]
+
+
+def fitting(caption: str, width: int) -> str:
+    """As many of a caption's parts, from the first on, as fit into `width` pixels; parts end at commas."""
+    font = ImageFont.load_default(12)
+    while font.getlength(caption) > width and ", " in caption:
+        caption = caption.rpartition(", ")[0]
+    return caption
 
 
 def refuse_other_suffix(path: Path, suffixes: tuple[str, ...], option: str) -> None:

@@ -56,7 +56,7 @@ def reconstruct(request: ReconstructRequest, observer: Observer) -> list[str]:
             write_png(picture, path)
         observer.phase("reconstructing", start + len(some), len(files))
     columns = 2 * min(PAIRS_IN_A_ROW, len(files))
-    sheets = sheet.write(columns, "original | reconstruction from the posterior's mean", 2, observer)
+    sheets = sheet.write(columns, "original | reconstruction, of the posterior's mean", 2, observer)
     return [_figures(torch.cat(quality), files), *told(sheets, request.places.folder, len(names))]
 
 

@@ -1,0 +1,39 @@
+"""Whatever a user holds as latents - a tensor, an array, a posterior - as rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unified_vae.core.errors import ConfigError
+from unified_vae.core.posterior import DiagonalGaussian
+
+
+def as_rows(given: Any, latents: int, device: torch.device) -> Tensor:
+    """Float32 [n, latents] on `device`: of rows, of one row, of maps [n, c, h, w], of a posterior its mean.
+
+    Raises:
+        ConfigError: the shape does not fit.
+    """
+    values = given.mean if isinstance(given, DiagonalGaussian) else torch.as_tensor(given)
+    values = values[None] if values.ndim == 1 else values
+    if not values.numel() or values.flatten(1).shape[1] != latents:
+        raise ConfigError(f"latents of shape {list(values.shape)} do not fit: this model takes [n, {latents}]")
+    return values.detach().flatten(1).to(device, torch.float32)
+
+
+def is_one_row(given: Any, latents: int) -> bool:
+    """Whether this is one image's latents, where it may also be an image.
+
+    Raises:
+        ConfigError: it may be either.
+    """
+    shape = tuple(getattr(given, "shape", ()))
+    if len(shape) == 2 and shape[1] == latents and shape[0] != 1:
+        raise ConfigError(
+            f"an end of shape {list(shape)} may be a grey image or several latents: give an image with its channels, "
+            f"or latents [{latents}]"
+        )
+    return isinstance(given, DiagonalGaussian) or shape in ((latents,), (1, latents))
