@@ -13,6 +13,7 @@ import typer
 from unified_vae.cli import run_diagnose
 from unified_vae.cli.commands.compare import compare
 from unified_vae.cli.commands.decode import decode
+from unified_vae.cli.commands.edit import edit
 from unified_vae.cli.commands.encode import encode
 from unified_vae.cli.commands.evaluate import evaluate
 from unified_vae.cli.commands.export import export
@@ -21,7 +22,19 @@ from unified_vae.cli.commands.report import report
 from unified_vae.cli.door import enter
 
 PROGRAM = "unified-vae"
-VERBS = (sample, reconstruct, interpolate, run_diagnose.diagnose, encode, decode, evaluate, compare, export, report)
+VERBS = (
+    sample,
+    reconstruct,
+    interpolate,
+    run_diagnose.diagnose,
+    encode,
+    decode,
+    edit,
+    evaluate,
+    compare,
+    export,
+    report,
+)
 """In the order of `--help`: a function whose name is the verb, which returns a job."""
 
 app = typer.Typer(

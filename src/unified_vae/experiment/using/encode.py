@@ -95,7 +95,7 @@ def encode(request: EncodeRequest, observer: Observer) -> Encoded:
     """
     form = format_of(request.output)
     form.check()
-    subject = find(request.target, request.checkpoint, request.data, observer.notice)
+    subject = find(request.target, request.checkpoint, request.data, observer.notice, looks=False)
     with (
         open_runtime(request.device or subject.config.device, request.precision) as runtime,
         alone(request.output),

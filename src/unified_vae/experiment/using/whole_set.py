@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from unified_vae.core.errors import DataError
+from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.data.open import DataSets, open_data
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.experiment.subject import Subject
@@ -110,8 +110,11 @@ def open_whole(subject: Subject, source: str | None, observer: Observer) -> Whol
     """The images of a source at the model's size; without one, those of the model's run.
 
     Raises:
-        DataError: they are not there, or of other channels than the model.
+        ConfigError: none are named, and the model is without its run.
+        DataError: they are not there, or cannot be used.
     """
+    if source is None and subject.record is None:
+        raise ConfigError(f"{subject.name} is a model without its run: name the images")
     config, model = subject.config.data, subject.model
     own = source is None or source == config.source
     if source is not None:

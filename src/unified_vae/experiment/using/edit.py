@@ -1,0 +1,259 @@
+"""The verb `edit`: learn what attributes are in latent space from labelled images, and change one in others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from unified_vae.api.images import batches, picture_files
+from unified_vae.api.vae import BATCH, VAE
+from unified_vae.core.counter import key, permutation
+from unified_vae.core.durable import write_text
+from unified_vae.core.errors import ConfigError, DataError
+from unified_vae.core.tensor_file import write_tensors
+from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.using import attributes as labelled
+from unified_vae.experiment.using.attributes import Attribute
+from unified_vae.experiment.using.directions import Directions, Score, fit, score
+from unified_vae.experiment.using.encode import posterior_of
+from unified_vae.experiment.using.identity import fingerprint
+from unified_vae.experiment.using.outputs import refuse_other_suffix, write_png
+from unified_vae.experiment.using.whole_set import Rows, WholeSet, open_whole
+from unified_vae.training.observers import Observer
+from unified_vae.training.runtime import Runtime, open_runtime
+from unified_vae.training.sheets import sheet, to_pixels
+
+SHOWN = 8
+"""Images on the sheet where none are named."""
+LEFT = 16  # pixels before the first column
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What is asked for.
+
+    Attributes:
+        target: a run, a checkpoint or a model's folder.
+        images: files and folders to edit; none takes some of the labelled ones.
+        labels: a data source with labels (class folders, `builtin`), or a table for the images of `data`.
+        data: the images that a table names; None takes those of the run.
+        attribute: what to change, e.g. `glasses=round`; None only lists what there is.
+        strengths: columns of the sheet: 0 changes nothing, 1 is the attribute in full, below 0 is its opposite.
+        sheet: where the pictures go.
+        directions: where the directions of all attributes go, a .safetensors; a .json is written beside it.
+        at_most: labelled images to learn from.
+        checkpoint: of a run; None takes the best there is.
+        device: auto, cpu, ...; None as the run had it.
+    """
+
+    target: Path
+    images: Sequence[Path]
+    labels: str
+    data: str | None = None
+    attribute: str | None = None
+    strengths: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3)
+    sheet: Path = Path("edit.png")
+    directions: Path = Path("directions.safetensors")
+    at_most: int = 10_000
+    checkpoint: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What was learnt, and what was written.
+
+    Attributes:
+        rows: (what may be asked for, images that have it, accuracy of the attribute's probe in words).
+        files: written ones; none for a list.
+    """
+
+    rows: Sequence[tuple[str, str, str]]
+    files: Sequence[Path]
+    learnt_from: int
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Directions, with the attributes they are of and how well their probes do on images kept out."""
+
+    directions: Directions
+    attributes: Sequence[Attribute]
+    scores: dict[str, Score | None]
+    images: int
+
+
+def edit(request: EditRequest, observer: Observer) -> Edited:
+    """Learn, write the directions, draw the sheet; or only list the attributes.
+
+    Raises:
+        UserError: no such model, labels, images or attribute.
+    """
+    refuse_other_suffix(request.sheet, (".png",), "--sheet")
+    refuse_other_suffix(request.directions, (".safetensors",), "--directions")
+    files = picture_files(list(request.images))
+    subject = find(request.target, request.checkpoint, request.data, observer.notice, looks=False)
+    with open_runtime(request.device or subject.config.device, "fp32") as runtime:
+        images, attributes = _labelled(request, subject, observer)
+        if request.attribute is not None:
+            labelled.chosen(attributes, request.attribute)  # a wrong word is told before the work
+        subject.model.to(runtime.device).eval()
+        learnt = learn(subject, images, attributes, request.at_most, runtime, observer)
+        rows = _rows(learnt)
+        if request.attribute is None:
+            return Edited(rows, [], learnt.images)
+        written = write_directions(request.directions, learnt, subject)
+        shown = _to_edit(files, images, subject, runtime)
+        picture = _sheet(subject, learnt, shown, request, runtime)
+    return Edited(rows, [write_png(picture, request.sheet), *written], learnt.images)
+
+
+# --- learning --------------------------------------------------------------------------------------------
+
+
+def learn(
+    subject: Subject,
+    images: WholeSet,
+    attributes: Sequence[Attribute],
+    at_most: int,
+    runtime: Runtime,
+    observer: Observer,
+) -> Learnt:
+    """Directions from images of the training side, judged by those of the validation side."""
+    known = np.any([attribute.numbers >= 0 for attribute in attributes], axis=0)
+    train, held_out = (np.flatnonzero(known & (images.sides == side)) for side in (0, 1))
+    train = train[np.sort(permutation(key(0, "images of directions"), len(train))[:at_most])]
+    held_out = held_out[: max(at_most // 4, 1)]
+    if len(train) < 2 * labelled.FEWEST:
+        raise DataError(f"{len(train):,} images to learn from have labels: {2 * labelled.FEWEST} are needed")
+    seen, other = (means(subject, images, rows, runtime, observer) for rows in (train, held_out))
+    own = [Attribute(each.name, each.values, each.numbers[train]) for each in attributes]
+    if all(each.is_dead for each in own):
+        raise DataError("all images have the same labels: there is nothing to tell apart")
+    directions = fit(seen, own)
+    kept_out = [Attribute(each.name, each.values, each.numbers[held_out]) for each in attributes]
+    scores = {each.name: score(directions, other, each) for each in kept_out if each.name in directions.effects}
+    return Learnt(directions, own, scores, len(train))
+
+
+def means(
+    subject: Subject, images: WholeSet, rows: npt.NDArray[np.int64], runtime: Runtime, observer: Observer
+) -> npt.NDArray[np.float64]:
+    """Means of the posteriors of some images: [n, latents]."""
+    found = np.empty((len(rows), subject.model.latents))
+    with Rows(images) as reader:
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            found[start : start + len(some)] = posterior_of(subject.model, reader.take(some), runtime).mean.cpu()
+            observer.phase("encoding labelled images", start + len(some), len(rows))
+    return found
+
+
+def _labelled(request: EditRequest, subject: Subject, observer: Observer) -> tuple[WholeSet, list[Attribute]]:
+    if labelled.is_table(request.labels):
+        images = open_whole(subject, request.data, observer)
+        return images, labelled.of_table(Path(request.labels), images.ids)
+    if request.data is not None:
+        raise ConfigError("--data names the images of a table, and --labels is a data source: leave --data out")
+    images = open_whole(subject, request.labels, observer)
+    if not images.labels:
+        raise DataError(
+            f"{request.labels} has no labels: put the images of each class into a folder of its own, or give a table "
+            "(.csv) with --labels and its images with --data"
+        )
+    return images, labelled.of_labels(images.labels, images.label_names)
+
+
+def _rows(learnt: Learnt) -> list[tuple[str, str, str]]:
+    rows = []
+    for attribute in learnt.attributes:
+        told = learnt.scores.get(attribute.name)
+        counts = attribute.counts()
+        for word, value in labelled.choices(attribute).items():
+            rows.append((word, f"{counts[value]:,}", _words(attribute, told)))
+    return rows
+
+
+def _words(attribute: Attribute, told: Score | None) -> str:
+    if attribute.is_dead:
+        return "cannot be learnt: too few images differ in it"
+    if told is None:
+        return "no labelled image was kept out"
+    return f"{told.accuracy:.1%} of {told.images:,} kept out (always the commonest: {told.majority:.1%})"
+
+
+def write_directions(path: Path, learnt: Learnt, subject: Subject) -> list[Path]:
+    """The directions by word, [latents] each, and what is known of them."""
+    named = learnt.directions.named(learnt.attributes)
+    about = {
+        "format": 1,
+        "model": {"name": subject.name, "fingerprint": fingerprint(subject.model)},
+        "use": "latents + strength * direction: strength 1 goes from the mean of the other values to this one",
+        "learnt_from": learnt.images,
+        "attributes": {
+            name: {"values": list(values), "kept_out": (told := learnt.scores.get(name)) and asdict(told)}
+            for name, values in learnt.directions.values.items()
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, {word: torch.from_numpy(values).float() for word, values in named.items()})
+    write_text(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+    return [path, path.with_suffix(".json")]
+
+
+# --- editing ---------------------------------------------------------------------------------------------
+
+
+def _to_edit(files: Sequence[Path], images: WholeSet, subject: Subject, runtime: Runtime) -> Tensor:
+    """The images of the sheet: [n, channels, size, size] in [0, 1]."""
+    if files:
+        vae = VAE(subject.model, subject.config.model, background=subject.config.data.background)
+        return torch.cat(list(batches(list(files), vae.form, BATCH, runtime.device)))
+    held_out = np.flatnonzero(images.sides == 1)[:SHOWN]
+    with Rows(images) as reader:
+        pixels = torch.from_numpy(reader.take(held_out))
+    return pixels.to(runtime.device).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+@torch.no_grad()
+def edited(
+    subject: Subject, learnt: Learnt, images: Tensor, word: str, strengths: Sequence[float], runtime: Runtime
+) -> Tensor:
+    """Each image at each strength: [n, strengths, channels, size, size] in [0, 1]."""
+    attribute, value = labelled.chosen(learnt.attributes, word)
+    latents = torch.cat([subject.model.encode(some).mean for some in images.split(BATCH)])
+    shifts = learnt.directions.shifts(attribute.name, value, latents.double().cpu().numpy())
+    moved = latents[:, None] + torch.tensor(strengths)[None, :, None].to(latents) * torch.from_numpy(shifts)[
+        :, None
+    ].to(latents)
+    pictures = [subject.model.decode(some).clamp(0, 1) for some in moved.flatten(0, 1).split(BATCH)]
+    return torch.cat(pictures).unflatten(0, (len(images), len(strengths)))
+
+
+def _sheet(subject: Subject, learnt: Learnt, images: Tensor, request: EditRequest, runtime: Runtime) -> Image.Image:
+    """A row an image: as it is, then at each strength."""
+    assert request.attribute is not None
+    found = edited(subject, learnt, images, request.attribute, request.strengths, runtime)
+    pictures = to_pixels(torch.cat([images[:, None], found], dim=1).flatten(0, 1))
+    columns = 1 + len(request.strengths)
+    drawn = sheet(pictures, columns, f"{request.attribute}: the image, then its reconstruction at each strength")
+    return _with_heads(drawn, ["image", *(f"{strength:+g}" for strength in request.strengths)])
+
+
+def _with_heads(drawn: Image.Image, heads: Sequence[str]) -> Image.Image:
+    """A line of the columns' names below the sheet."""
+    canvas = Image.new("RGB", (drawn.width, drawn.height + LEFT), "white")
+    canvas.paste(drawn)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for number, head in enumerate(heads):
+        centre = (number + 0.5) * drawn.width / len(heads)
+        pen.text((centre, drawn.height), head, fill="black", font=font, anchor="ma")
+    return canvas

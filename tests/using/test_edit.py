@@ -1,0 +1,210 @@
+"""Attribute directions: what a linear world has to give back, labels of every kind, one sentence for mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_models import COUNT, LATENTS
+from PIL import Image
+from safetensors.numpy import load_file
+
+from unified_vae.cli.commands.edit import spread
+from unified_vae.core.errors import ConfigError, DataError, UserError
+from unified_vae.experiment.using.attributes import Attribute, chosen, is_table, of_table
+from unified_vae.experiment.using.directions import fit, score
+from unified_vae.experiment.using.edit import EditRequest, edit
+from unified_vae.training.observers import Observer
+
+SILENT = Observer()
+
+
+def world(count: int, correlated: bool) -> tuple[np.ndarray, list[Attribute], np.ndarray]:
+    """Latents that are a sum of what two attributes add, and noise; the second may follow the first."""
+    rng = np.random.default_rng(0)
+    hair = rng.integers(0, 3, count)
+    follows = rng.random(count) < 0.8 if correlated else np.zeros(count, bool)
+    beard = np.where(follows, hair == 2, rng.integers(0, 2, count)).astype(np.int64)
+    truth = np.array([[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 3.0]])
+    latents = truth[hair] + beard[:, None] * truth[3] + 0.3 * rng.normal(size=(count, 4)) + 5
+    attributes = [Attribute("hair", ["a", "b", "c"], hair), Attribute("beard", ["no", "yes"], beard)]
+    return latents, attributes, truth
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_directions_are_what_an_attribute_adds_and_nothing_of_others(correlated: bool) -> None:
+    latents, attributes, truth = world(4000, correlated)
+    found = fit(latents, attributes)
+    assert np.allclose(found.direction("beard", 1), truth[3], atol=0.2)
+    assert np.allclose(found.direction("hair", 2), truth[2] - (truth[0] + truth[1]) / 2, atol=0.2)
+    moved = latents + found.shifts("hair", 2, latents)
+    assert (found.told("hair", moved) == 2).mean() > 0.98
+    assert (found.told("beard", moved) == found.told("beard", latents)).mean() > 0.98
+    back = latents + found.shifts("beard", 0, latents)
+    assert (found.told("beard", back) == 0).mean() > 0.98
+
+
+def test_the_probe_is_judged_on_images_it_has_not_seen() -> None:
+    latents, attributes, _ = world(1000, False)
+    found = fit(latents[:800], [Attribute(a.name, a.values, a.numbers[:800]) for a in attributes])
+    told = score(found, latents[800:], Attribute("hair", ["a", "b", "c"], attributes[0].numbers[800:]))
+    assert told is not None and told.accuracy > 0.97 and told.images == 200 and told.majority < 0.5
+    chance = score(found, np.random.default_rng(1).permutation(latents[800:]), attributes[0].__class__(
+        "hair", ["a", "b", "c"], attributes[0].numbers[800:]))  # fmt: skip
+    assert chance is not None and chance.accuracy < 0.5
+
+
+def test_unknown_labels_are_left_out_and_dead_attributes_too() -> None:
+    latents, attributes, truth = world(4000, False)
+    half = attributes[1].numbers.copy()
+    half[::2] = -1
+    dead = Attribute("hat", ["no", "yes"], np.zeros(4000, np.int64))
+    found = fit(latents, [attributes[0], Attribute("beard", ["no", "yes"], half), dead])
+    assert np.allclose(found.direction("beard", 1), truth[3], atol=0.25) and "hat" not in found.effects
+    assert dead.is_dead and not attributes[0].is_dead
+
+
+def test_more_latents_than_images_stay_finite() -> None:
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(30, 200))
+    labels = Attribute("x", ["no", "yes"], (np.arange(30) % 2).astype(np.int64))
+    assert np.isfinite(fit(latents, [labels]).direction("x", 1)).all()
+
+
+IDS = [f"train/{number:06}.jpg" for number in range(1, 31)]
+CELEBA = "30\nSmiling Young\n" + "".join(f"{n:06}.jpg {'-1' if n % 2 else ' 1'}  1\n" for n in range(1, 31))
+
+
+def test_celeba_s_table_in_both_of_its_forms(tmp_path: Path) -> None:
+    (tmp_path / "list_attr_celeba.txt").write_text(CELEBA)
+    rows = [line.split() for line in CELEBA.splitlines()[2:]]
+    text = "image_id,Smiling,Young\n" + "".join(",".join(row) + "\n" for row in rows)
+    (tmp_path / "list_attr_celeba.csv").write_text("\ufeff" + text)
+    for name in ("list_attr_celeba.txt", "list_attr_celeba.csv"):
+        assert is_table(name)
+        smiling, young = of_table(tmp_path / name, IDS)
+        assert smiling.name == "Smiling" and smiling.counts().tolist() == [15, 15]
+        assert smiling.numbers[1] == 1 and smiling.numbers[0] == 0 and young.is_dead
+        assert chosen([smiling, young], "Smiling") == (smiling, 1)
+        with pytest.raises(ConfigError, match="Young cannot be learnt: 30 of the labelled images have it, 0 do not"):
+            chosen([smiling, young], "Young")
+        with pytest.raises(ConfigError, match="Did you mean 'Smiling'"):
+            chosen([smiling, young], "smilin")
+
+
+def test_images_that_a_table_lacks_are_unlabelled(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("name,x,y\n000003.jpg,1,0\n000004.jpg,0,\nother.jpg,1,1\n")
+    x, y = of_table(tmp_path / "a.csv", IDS)
+    assert x.numbers[[2, 3]].tolist() == [1, 0] and (x.numbers >= 0).sum() == 2 and y.numbers[3] == -1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,x\nnowhere.jpg,1\n", "names none of the 30 images"),
+        ("name,x\n000001.jpg,red\n", "holds 'red'"),
+        ("name,x\n000001.jpg,1\n000002.jpg\n", "row 3 has 1 entries"),
+        ("", "is no table"),
+        ("just words\n", "is no table"),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        of_table(tmp_path / "a.csv", IDS)
+
+
+# --- the verb --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dark and light pictures in folders of their own."""
+    folder, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    for number in range(120):
+        name, base = ("dark", 30) if number % 2 else ("light", 170)
+        (folder / name).mkdir(exist_ok=True)
+        pixels = rng.integers(base, base + 60, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+def request(model: Path, place: Path, labels: Path, **more: object) -> EditRequest:
+    return EditRequest(
+        model, (), str(labels), sheet=place / "e.png", directions=place / "d.safetensors", device="cpu", **more
+    )  # type: ignore[arg-type]
+
+
+def test_class_folders_give_a_sheet_and_directions(model: Path, classes: Path, tmp_path: Path) -> None:
+    strengths = (-1.0, 0.0, 2.0)
+    done = edit(request(model, tmp_path, classes, attribute="class=light", strengths=strengths), SILENT)
+    assert [path.name for path in done.files] == ["e.png", "d.safetensors", "d.json"]
+    found = load_file(tmp_path / "d.safetensors")
+    assert set(found) == {"class=dark", "class=light"} and found["class=light"].shape == (LATENTS,)
+    assert np.allclose(found["class=light"], -found["class=dark"], atol=1e-6)
+    about = json.loads((tmp_path / "d.json").read_text())
+    assert about["attributes"]["class"]["kept_out"]["accuracy"] > 0.9
+    picture = Image.open(tmp_path / "e.png")
+    assert picture.width > 4 * 64
+    by_value = edit(request(model, tmp_path, classes, attribute="light", strengths=strengths), SILENT)
+    assert by_value.rows == done.rows
+
+
+def test_strength_0_is_the_reconstruction_and_files_can_be_edited(model: Path, classes: Path, tmp_path: Path) -> None:
+    from unified_vae import VAE
+
+    file = classes / "dark" / "1.png"
+    some = EditRequest(
+        model, [file], str(classes), attribute="light", strengths=(0.0,), sheet=tmp_path / "e.png",
+        directions=tmp_path / "d.safetensors", device="cpu",
+    )  # fmt: skip
+    edit(some, SILENT)
+    expected = VAE.from_pretrained(model, device="cpu").reconstruct(file)[0]
+    zoomed = np.asarray(Image.open(tmp_path / "e.png").convert("RGB"), np.float64)
+    shown = (expected * 255).round().to(torch.uint8).permute(1, 2, 0).numpy().repeat(4, 0).repeat(4, 1)
+    height = shown.shape[0]
+    assert any(
+        np.abs(zoomed[top : top + height, left : left + height] - shown).max() <= 1
+        for top in range(zoomed.shape[0] - height + 1)
+        for left in range(height, zoomed.shape[1] - height + 1)
+    )
+
+
+def test_a_table_and_its_images(model: Path, classes: Path, tmp_path: Path) -> None:
+    lines = [f"{n}.png,{1 if n % 2 else -1}" for n in range(120) if n != 7]
+    (tmp_path / "a.csv").write_text("id,Dark\n" + "\n".join(lines) + "\n")
+    asked = request(model, tmp_path, tmp_path / "a.csv", data=str(classes), attribute="Dark", strengths=(1.0,))
+    done = edit(asked, SILENT)
+    assert [row[0] for row in done.rows] == ["Dark"] and len(done.files) == 3
+
+
+def test_a_list_writes_nothing(model: Path, classes: Path, tmp_path: Path) -> None:
+    done = edit(request(model, tmp_path, classes), SILENT)
+    assert [row[0] for row in done.rows] == ["class=dark", "class=light"] and "kept out" in done.rows[0][2]
+    assert not done.files and not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_one_sentence(model: Path, classes: Path, pictures: Path, tmp_path: Path) -> None:
+    cases: list[tuple[type[UserError], str, EditRequest]] = [
+        (ConfigError, "there is no attribute 'hat'", request(model, tmp_path, classes, attribute="hat")),
+        (DataError, "has no labels", request(model, tmp_path, classes / "dark", attribute="hat")),
+        (ConfigError, "leave --data out", request(model, tmp_path, classes, data="builtin", attribute="light")),
+        (DataError, "cannot be read", request(model, tmp_path, tmp_path / "a.csv", data=str(classes))),
+        (ConfigError, f"cannot be learnt: {COUNT // 3 + 1} of", request(model, tmp_path, pictures, attribute="dögs")),
+        (ConfigError, "ends in .png", EditRequest(model, (), str(classes), sheet=tmp_path / "e.jpg")),
+        (DataError, "not there", EditRequest(model, [tmp_path / "no.png"], str(classes), attribute="light")),
+    ]
+    for kind, words, asked in cases:
+        with pytest.raises(kind, match=words):
+            edit(asked, SILENT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_strengths_are_a_range_or_a_number() -> None:
+    assert spread("-3..3", 7) == [-3, -2, -1, 0, 1, 2, 3] and spread("0..1.5", 4) == [0, 0.5, 1, 1.5]
+    assert spread("2", 7) == [2]
+    with pytest.raises(ConfigError, match="give a range"):
+        spread("much", 7)
