@@ -129,7 +129,7 @@ def test_an_evaluation_beside_the_run_is_shown(tmp_path):
     (run / "evaluation.json").write_text(evaluated("PSNR of all pixels"))
     text = words(page(run))
     assert "PSNR of all pixels 30.5 dB 30.25 to 30.75 PSNR of all pixels, 160 images" in text
-    assert "FID — not measured: its weights cannot be had" in text
+    assert "Not measured: 1 Not measured of the averaged weights figure why FID its weights cannot be had" in text
     assert "PSNR of all pixels 30.5 dB —" in words(page(run, whole_run(tmp_path / "b"), output=tmp_path / "c.html"))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from unified_vae.experiment.report.figures import plain
 from unified_vae.experiment.report.html import Html, tag
 from unified_vae.experiment.report.run_files import RunFiles, entry, number
-from unified_vae.experiment.report.tables import section, table
+from unified_vae.experiment.report.tables import folded, section, table
 from unified_vae.experiment.report.ticks import sentence
 
 HEAD = ("figure", "value", "95 % interval", "better", "measured by")
@@ -20,13 +20,21 @@ def of_one(run: RunFiles) -> Html | None:
     """All figures, those that could not be had among them; None where the run was not evaluated."""
     about = [run.evaluation.get("subject"), entry(run.evaluation, "images", "description")]
     words = ", on ".join(plain(told) for told in about if isinstance(told, str))
-    tables = [
-        table(f"Evaluation, {NAMES.get(weights, weights)}", HEAD, [_row(each) for each in found])
-        for weights, found in _figures(run).items()
-    ]
-    titles = [tag("h3", sentence(NAMES.get(weights, weights)).rstrip(".")) for weights in _figures(run)]
-    parts = [part for pair in zip(titles, tables, strict=True) for part in pair]
+    parts = [part for weights, found in _figures(run).items() for part in _of_weights(weights, found)]
     return section("evaluation", "Evaluation", tag("p", sentence(words)) if words and parts else None, *parts)
+
+
+def _of_weights(weights: str, found: Sequence[Mapping[str, Any]]) -> list[Html | None]:
+    """A heading, what was measured, and what was not."""
+    name = NAMES.get(weights, weights)
+    missing = [(_title(each), plain(each["missing"])) for each in found if each.get("missing")]
+    there = [_row(each) for each in found if not each.get("missing")]
+    why = table(f"Not measured of the {name}", ("figure", "why"), missing, "stacked")
+    return [
+        tag("h3", sentence(name).rstrip(".")),
+        table(f"Evaluation of the {name}", HEAD, there, "lines"),
+        folded(f"Not measured: {len(missing)}", why) if missing else None,
+    ]
 
 
 def of_several(runs: Sequence[tuple[str, RunFiles]]) -> Html | None:
@@ -66,9 +74,7 @@ def _row(each: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _how(each: Mapping[str, Any]) -> str:
-    """Evaluator, resolution and count; where there is no value, why."""
-    if each.get("missing"):
-        return f"not measured: {plain(each['missing'])}"
+    """Evaluator, resolution and count."""
     count = each.get("images")
     images = f"{count:,} images" if number(count) and count else ""
     told = [plain(each.get(name) or "") for name in ("evaluator", "resolution")]

@@ -76,7 +76,7 @@ class RunFiles:
     @cached_property
     def evaluation(self) -> Mapping[str, Any]:
         """What `evaluate` wrote beside the run; empty where it did not."""
-        return read_json(self.folder.root / "evaluation.json")
+        return read_json(self.folder.evaluation)
 
     @property
     def last_step(self) -> int:

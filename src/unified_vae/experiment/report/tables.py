@@ -13,8 +13,8 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Child]], ki
     Args:
         caption: what the table has; read aloud, and not shown.
         head: names of the columns.
-        kind: a class of the style sheet: `stacked` sets the cells of a row below one another on a phone, `numbers` sets
-            all but the first column to the right.
+        kind: a class of the style sheet: `stacked` sets the cells of a row below one another on a phone, `lines` keeps
+            each in one line, `numbers` sets all but the first column to the right.
     """
     if not rows:
         return None
