@@ -169,7 +169,12 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_exists(page: str) -> None:
     of_a_run = [getattr(RunFolder, name) for name in vars(RunFolder) if isinstance(getattr(RunFolder, name), property)]
-    known = {path.fget(RunFolder(Path("run"))).name for path in of_a_run} | {"state.json", "MANIFEST.json", "mine.json"}
+    known = {path.fget(RunFolder(Path("run"))).name for path in of_a_run} | {
+        "state.json",
+        "MANIFEST.json",
+        "mine.json",
+        "export.json",
+    }
     places = [ROOT, PACKAGE, (ROOT / page).parent, PACKAGE / "losses", ROOT / "tests" / "losses"]
     for word in quoted(PAGES[page]):
         is_path = re.fullmatch(r"[\w.-]+(/[\w.-]+)*(\.(py|md|toml|json)|/)", word)

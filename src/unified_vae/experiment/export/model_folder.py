@@ -53,7 +53,8 @@ def write(stage: Path, subject: Subject, weights: Weights, observer: Observer) -
 
 
 def _about(subject: Subject, weights: Weights) -> dict[str, Any]:
-    run: dict[str, Any] = {"name": subject.home.absolute().name, "license": subject.config.license, "step": subject.step}
+    name = subject.home.absolute().name
+    run: dict[str, Any] = {"name": name, "license": subject.config.license, "step": subject.step}
     if subject.record is not None:
         run |= {"names": dict(subject.record.names), "data": subject.record.data["description"]}
     return {

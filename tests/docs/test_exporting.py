@@ -1,0 +1,43 @@
+"""The scripts of docs/exporting.md run as written, on a small model, in processes that do not load unified_vae."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from unified_vae.experiment.export import onnx_files
+from unified_vae.experiment.export.parts import parts
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ConvConfig
+
+PAGE = (Path(__file__).parents[2] / "docs" / "exporting.md").read_text(encoding="utf-8")
+SCRIPTS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    model = build_model(ConvConfig(image_size=16, latents=256, base_channels=4, channels=3), seed=0).eval()
+    decoder = next(part for part in parts(model) if part.name == "decoder")
+    for kind in ("onnx", "torch"):
+        (folder / "runs" / "NAME" / "exports" / kind).mkdir(parents=True)
+    onnx_files.write_part(folder / "runs" / "NAME" / "exports" / "onnx" / "decoder.onnx", decoder, {})
+    torch.export.save(decoder.traced(), folder / "runs" / "NAME" / "exports" / "torch" / "decoder.pt2")
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(SCRIPTS)))
+def test_the_script_runs_as_written(home, number):
+    end = "\nimport sys\nassert 'unified_vae' not in sys.modules\n"
+    subprocess.run([sys.executable, "-c", SCRIPTS[number] + end], check=True, cwd=home)
+
+
+def test_the_ten_lines_are_ten_and_draw_a_picture(home):
+    assert len(SCRIPTS) == 2 and len([line for line in SCRIPTS[0].splitlines() if line]) <= 10
+    (home / "drawn.png").unlink(missing_ok=True)
+    subprocess.run([sys.executable, "-c", SCRIPTS[0]], check=True, cwd=home)
+    assert Image.open(home / "drawn.png").size == (8 * 16, 16)
