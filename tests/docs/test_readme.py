@@ -174,6 +174,8 @@ def test_every_file_that_is_named_exists(page: str) -> None:
         "MANIFEST.json",
         "mine.json",
         "export.json",
+        "profile.json",
+        "trace.json",
     }
     places = [ROOT, PACKAGE, (ROOT / page).parent, PACKAGE / "losses", ROOT / "tests" / "losses"]
     for word in quoted(PAGES[page]):

@@ -1,0 +1,416 @@
+"""The speed of a training step against plain PyTorch and against other trainers, in one process and turn by turn.
+
+    uv run --with pythae==0.1.2 --with lightning --with diffusers --with greenlet benchmarks/speed.py
+    uv run benchmarks/speed.py --networks tiny --rounds 40       # the fixed cost of a step, in ms
+
+All train the same network from the same weights on the same batches, in the precision of the run. In each round every
+contestant takes `--steps` steps, in an order that changes from round to round; a ratio is the median over rounds of our
+seconds by theirs. Seconds are those of this process's threads where it computes on the CPU, as other programs share the
+machine, and those of the clock, with the device waited for, on a GPU.
+
+- `bare`: forward, MSE + KL, backward, clipping, fused AdamW, averaged weights (a fused lerp): a loop by hand.
+- `bare_minimal`: the same without clipping and averaged weights.
+- `ours`: training.step.Stepper with what the loop does after it: numbers counted, non-finite steps skipped.
+- `pythae`, `lightning`: the same network in their trainers, which average and clip nothing unless asked: `lightning`
+  with clipping and the usual callbacks. Start and end of their runs are not counted.
+- `diffusers`: AutoencoderKL of about as many operations, with the inner loop of its train_autoencoderkl example at
+  MSE + KL and clipping, with averaged weights by its EMAModel. LPIPS and the discriminator of that example are left
+  out, since their weights are not at hand; with them it is slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from script import parser, save, settle, start, table
+from unified_vae.losses.build import build_objective
+from unified_vae.losses.config import KLConfig, LossConfig, MSEConfig
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ConvConfig
+from unified_vae.models.vae import VAE
+from unified_vae.optim.build import build_optimizer
+from unified_vae.optim.config import AdamWConfig
+from unified_vae.training.config import RecoveryConfig
+from unified_vae.training.ema import EMA
+from unified_vae.training.ledger import Ledger
+from unified_vae.training.runtime import Runtime, open_runtime
+from unified_vae.training.state import TrainState
+from unified_vae.training.step import Stepper, in_unit_range
+
+NAME = "speed"
+NETWORKS = {
+    "issue": (ConvConfig(image_size=64, latents=512, base_channels=128, channels=3), 64),
+    "middle": (ConvConfig(image_size=64, latents=128, base_channels=32, channels=3), 16),
+    "tiny": (ConvConfig(image_size=16, latents=16, base_channels=4, channels=3), 8),
+}
+CONTESTANTS = ("ours", "bare", "bare_minimal", "pythae", "lightning", "diffusers")
+NEEDS = {"pythae": ("pythae", "greenlet"), "lightning": ("lightning", "greenlet"), "diffusers": ("diffusers",)}
+LR, DECAY, CLIP, BATCHES, EPOCH = 1e-4, 0.999, 1.0, 4, 500
+FEWEST_ROUNDS = 3
+TARGETS = {"cpu": 1.03, "cuda": 1.05}
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all run on.
+
+    Attributes:
+        batches: uint8 [batch, 3, size, size] on the device, channels last, as the pack gives them.
+    """
+
+    runtime: Runtime
+    config: ConvConfig
+    batches: list[Tensor]
+
+    def model(self) -> VAE:
+        return build_model(self.config, seed=0).to(self.runtime.device).to(memory_format=self.runtime.layout)
+
+    def endless(self) -> Iterator[Tensor]:
+        while True:
+            yield from self.batches
+
+    def noise(self, count: int) -> Tensor:
+        return torch.randn(count, self.config.latents, device=self.runtime.device)
+
+    def clock(self) -> float:
+        if self.runtime.device.type == "cpu":
+            return time.process_time()
+        self.runtime.wait()
+        return time.perf_counter()
+
+
+def read_options() -> argparse.Namespace:
+    options = parser(NAME, __doc__)
+    options.add_argument("--networks", nargs="+", choices=NETWORKS, default=["issue"])
+    options.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    options.add_argument("--rounds", type=int, default=15, help="at most")
+    options.add_argument("--seconds", type=float, default=170.0, help="for the rounds of a network; 3 are the least")
+    options.add_argument("--steps", type=int, default=1, help="of each contestant in a round")
+    options.add_argument("--batch-size", type=int, help="instead of the network's own")
+    options.add_argument("--device", default="auto")
+    options.add_argument("--precision", default="auto")
+    given = settle(options.parse_args())
+    if given.quick:
+        given.networks, given.rounds = ["tiny"], 3
+    return given
+
+
+def ours(course: Course) -> Step:
+    objective = build_objective(
+        LossConfig(mse=MSEConfig(weight=1.0), kl=KLConfig(weight=1.0)), 3, course.config.image_size
+    ).to(course.runtime.device)
+    model, images = course.model(), in_unit_range(course.batches[0], course.runtime.layout)
+    with torch.no_grad():
+        objective.observe(objective.measure(model(images, course.noise(len(images))), images))
+    optimizer = build_optimizer(AdamWConfig(lr=LR), model, fused=course.runtime.fused)
+    stepper = Stepper(
+        course.runtime, model, EMA(model, DECAY), objective, optimizer, seed=0, accumulate=1, clip_norm=CLIP
+    )
+    state, batches = TrainState(), course.endless()
+    ledger = Ledger(stepper.names, state, RecoveryConfig(), False)
+
+    def step() -> None:
+        measured = stepper.take(next(batches), state.step, 0.5, LR)
+        state.step += 1
+        ledger.note(measured)
+        if not course.runtime.reading_waits or len(ledger) >= 20:
+            ledger.settle()
+
+    return step
+
+
+def loss_of(model: VAE, images: Tensor, noise: Tensor) -> Tensor:
+    """MSE + KL as everybody writes it, a mean per pixel value."""
+    output = model(images, noise)
+    error = torch.nn.functional.mse_loss(output.reconstruction.float(), images)
+    mean, logvar = output.posterior.mean, output.posterior.logvar
+    kl = -0.5 * (1 + logvar - mean.pow(2) - logvar.exp()).sum(1).mean()
+    return error + kl / images[0].numel()
+
+
+def bare(course: Course, whole: bool = True) -> Step:
+    model, batches = course.model(), course.endless()
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    followers = [p for p, q in zip(averaged.parameters(), model.parameters(), strict=True) if q.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+
+    def step() -> None:
+        images = in_unit_range(next(batches), course.runtime.layout)
+        optimizer.zero_grad(set_to_none=True)
+        with course.runtime.autocast():
+            loss = loss_of(model, images, course.noise(len(images)))
+        loss.backward()
+        if whole:
+            torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        if whole:
+            with torch.no_grad():
+                torch._foreach_lerp_(followers, trained, 1 - DECAY)
+
+    return step
+
+
+def _long(images: Any) -> Any:
+    """The images again and again: the end of an epoch, where trainers validate and save, is not what is measured."""
+    return torch.utils.data.Subset(images, [*range(len(images))] * EPOCH)
+
+
+class Halting:
+    """A trainer that owns its loop, stepped from outside: it runs in a thread of control of its own."""
+
+    def __init__(self, run: Callable[[Callable[[], None]], None]) -> None:
+        import greenlet
+
+        main = greenlet.getcurrent()
+        self._trainer = greenlet.greenlet(lambda: run(lambda: main.switch(True)))
+
+    def __call__(self) -> None:
+        if not self._trainer.switch():
+            raise RuntimeError("the trainer has ended")
+
+
+def pythae(course: Course) -> Step:
+    return Halting(lambda pause: _pythae_run(course, pause))
+
+
+def _pythae_run(course: Course, pause: Callable[[], None]) -> None:
+    """Its BaseTrainer on our network and the plain loss, behind its interface."""
+    from pythae.data.datasets import BaseDataset
+    from pythae.models.base.base_config import BaseAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from pythae.trainers.training_callbacks import TrainingCallback
+
+    class Wrapped(torch.nn.Module):
+        model_name = "VAE"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.model_config = course.model(), BaseAEConfig()
+
+        def forward(self, inputs: Any, **_: Any) -> ModelOutput:
+            images = inputs["data"]
+            return ModelOutput(loss=loss_of(self.network, images, course.noise(len(images))))
+
+        def update(self) -> None: ...
+
+    class Pause(TrainingCallback):
+        def on_train_step_end(self, training_config: Any, **_: Any) -> None:
+            pause()
+
+    images = torch.cat([in_unit_range(batch) for batch in course.batches]).cpu()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # its bars
+        settings = BaseTrainerConfig(
+            output_dir=folder,
+            num_epochs=1_000_000,
+            per_device_train_batch_size=len(course.batches[0]),
+            learning_rate=LR,
+            optimizer_cls="AdamW",
+            no_cuda=course.runtime.device.type != "cuda",
+            amp=course.runtime.dtype != torch.float32,
+        )
+        BaseTrainer(Wrapped(), _long(BaseDataset(images, torch.zeros(len(images)))), None, settings, [Pause()]).train()
+
+
+def lightning(course: Course) -> Step:
+    return Halting(lambda pause: _lightning_run(course, pause))
+
+
+def _lightning_run(course: Course, pause: Callable[[], None]) -> None:
+    """Trainer with checkpoints, a monitor of the rate, a progress bar and a logger of files."""
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.loggers import CSVLogger
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = course.model()
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            images = batch[0]
+            loss = loss_of(self.network, images, course.noise(len(images)))
+            self.log("loss", loss, prog_bar=True)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=LR, fused=True)
+
+    class Pause(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            pause()
+
+    images = torch.cat([in_unit_range(batch) for batch in course.batches]).cpu()
+    loader = torch.utils.data.DataLoader(
+        _long(torch.utils.data.TensorDataset(images)), batch_size=len(course.batches[0]), shuffle=True
+    )
+    half = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(
+            accelerator="gpu" if course.runtime.device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=-1,
+            precision=half.get(course.runtime.dtype, "32-true"),
+            gradient_clip_val=None if course.runtime.fused and half.get(course.runtime.dtype) == "16-mixed" else CLIP,
+            callbacks=[ModelCheckpoint(folder), LearningRateMonitor(), TQDMProgressBar(), Pause()],
+            logger=CSVLogger(folder),
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        ).fit(Module(), loader)
+
+
+def diffusers(course: Course) -> Step:
+    """AutoencoderKL f8 of a few channels, whose operations are nearest to those of our network."""
+    from diffusers import AutoencoderKL
+    from diffusers.training_utils import EMAModel
+
+    size = course.config.image_size
+    widths = (32, 64, 64, 64) if course.config.base_channels >= 128 else (16, 16, 32, 32)
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        latent_channels=max(course.config.latents // (size // 8) ** 2, 1),
+        norm_num_groups=8,
+        sample_size=size,
+    ).to(course.runtime.device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LR)
+    averaged = EMAModel(trained, decay=DECAY)
+    batches = course.endless()
+
+    def step() -> None:
+        targets = in_unit_range(next(batches), course.runtime.layout) * 2 - 1
+        with course.runtime.autocast():
+            posterior = model.encode(targets).latent_dist
+            reconstructions = model.decode(posterior.sample()).sample
+        error = torch.nn.functional.mse_loss(reconstructions.float(), targets, reduction="none")
+        kl = posterior.kl()
+        loss = error.sum() / error.numel() + 1e-6 * kl.sum() / kl.shape[0]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        averaged.step(trained)
+        loss.detach().item()  # its example logs the loss of each step
+
+    return step
+
+
+def measured(options: argparse.Namespace, name: str, runtime: Runtime) -> dict[str, Any]:
+    config, batch_size = NETWORKS[name]
+    batch_size = options.batch_size or batch_size
+    shape = (batch_size, config.image_size, config.image_size, 3)
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(BATCHES)]
+    course = Course(runtime, config, [batch.permute(0, 3, 1, 2).to(runtime.device) for batch in batches])
+    makers: dict[str, Callable[[Course], Step]] = {
+        "ours": ours,
+        "bare": bare,
+        "bare_minimal": lambda some: bare(some, whole=False),
+        "pythae": pythae,
+        "lightning": lightning,
+        "diffusers": diffusers,
+    }
+    absent = [who for who in options.contestants if not all(map(importlib.util.find_spec, NEEDS.get(who, ())))]
+    steps = {who: makers[who](course) for who in options.contestants if who not in absent}
+    seconds, operations = _rounds(options, course, steps), {who: _operations(step) for who, step in steps.items()}
+    return {
+        "network": config.model_dump(),
+        "batch_size": batch_size,
+        "device": runtime.describe(),
+        "versions": {who: version(who) for who in steps if who in NEEDS},
+        "absent": absent,
+        "gflop_of_a_step": operations,
+        "milliseconds_of_a_step": {who: [round(1e3 * each, 3) for each in found] for who, found in seconds.items()},
+        "against": {who: _against(seconds["ours"], found) for who, found in seconds.items() if who != "ours"},
+    }
+
+
+def _rounds(options: argparse.Namespace, course: Course, steps: dict[str, Step]) -> dict[str, list[float]]:
+    """Seconds of a step, by contestant and round. The first round warms up."""
+    seconds: dict[str, list[float]] = {who: [] for who in steps}
+    begun_all = time.monotonic()
+    for number in range(options.rounds + 1):
+        if number > FEWEST_ROUNDS and time.monotonic() - begun_all > options.seconds:
+            break
+        order = list(steps)
+        turn = number % len(order)
+        for who in order[turn:] + order[:turn]:
+            begun = course.clock()
+            for _ in range(options.steps):
+                steps[who]()
+            if number:
+                seconds[who].append((course.clock() - begun) / options.steps)
+    return seconds
+
+
+def _operations(step: Step) -> float:
+    """GFLOP of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return round(counter.get_total_flops() / 1e9, 2)
+
+
+def _against(mine: list[float], theirs: list[float]) -> dict[str, Any]:
+    """Our seconds by theirs and minus theirs: median over rounds, and the quartiles of the ratio."""
+    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    more = statistics.median(1e3 * (a - b) for a, b in zip(mine, theirs, strict=True))
+    return {
+        "milliseconds": round(1e3 * statistics.median(theirs), 3),
+        "ratio": round(statistics.median(ratios), 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "milliseconds_more": round(more, 3),
+        "milliseconds_more_at_best": round(1e3 * (min(mine) - min(theirs)), 3),
+    }
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    options = read_options()
+    found = {}
+    with open_runtime(options.device, options.precision) as runtime:
+        for name in options.networks:
+            found[name] = measured(options, name, runtime)
+            rows = [
+                [
+                    who,
+                    entry["milliseconds"],
+                    entry["ratio"],
+                    *entry["quartiles"],
+                    entry["milliseconds_more"],
+                    entry["milliseconds_more_at_best"],
+                ]
+                for who, entry in found[name]["against"].items()
+            ]
+            own = statistics.median(found[name]["milliseconds_of_a_step"]["ours"])
+            print(f"\n{name}: ours {own:.2f} ms a step of {found[name]['batch_size']} images, {runtime.describe()}")
+            table(["ours against", "its ms", "ratio", "quartile", "quartile", "ms more", "at best"], rows)
+            if found[name]["absent"]:
+                print(f"not installed: {', '.join(found[name]['absent'])} (uv run --with ...)")
+    save(options, NAME, {"target": TARGETS, "results": found})
+
+
+if __name__ == "__main__":
+    start(main)
