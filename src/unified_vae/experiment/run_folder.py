@@ -90,6 +90,11 @@ class RunFolder:
         return self.root / "diagnosis.png"
 
     @property
+    def evaluation(self) -> Path:
+        """What `unified-vae evaluate` measured."""
+        return self.root / "evaluation.json"
+
+    @property
     def closing(self) -> Path:
         """What the end of the run found, for its report."""
         return self.root / "closing.json"

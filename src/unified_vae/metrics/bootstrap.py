@@ -55,12 +55,15 @@ def percentiles(found: npt.ArrayLike) -> Interval:
     return Interval(float(low), float(high))
 
 
-def around(value: float, found: npt.ArrayLike) -> Interval:
+def around(value: float, found: npt.ArrayLike, least: float = 0.0) -> Interval:
     """The spread of resampled values, placed around the value itself.
 
     A resample holds some images several times, and so fewer different ones: distances of sets and gaps of
     covariances all come out too large, while their spread is right.
+
+    Args:
+        least: what the value cannot be below.
     """
     numbers = np.asarray(found, dtype=np.float64)
     limits = percentiles(numbers - numbers.mean())
-    return Interval(value + limits.low, value + limits.high)
+    return Interval(max(least, value + limits.low), value + limits.high)

@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from unified_vae.core.durable import STAGE_PREFIX, discard, reason, write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.experiment.environment import environment
+from unified_vae.experiment.evaluation import of_factors
 from unified_vae.experiment.evaluation.figure import Figure
 from unified_vae.experiment.evaluation.measure import Bench, densities_of, measure, set_up
 from unified_vae.experiment.evaluation.pictures import Pictures, open_pictures
 from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings, Weights
+from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject import Subject, find
 from unified_vae.metrics.bootstrap import LEVEL
 from unified_vae.training.config import Precision
@@ -26,7 +28,6 @@ from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import open_runtime
 
 FORMAT = 1
-REPORT = "evaluation.json"
 PRECISION: Precision = "fp32"  # whatever the run trained with: the figures are of the weights
 
 
@@ -54,12 +55,13 @@ def evaluate(request: EvaluateRequest, observer: Observer) -> Evaluation:
     """
     subjects, notes = _subjects(request, observer)
     subject = subjects[0][1]
-    file = request.file or subject.home / REPORT
+    file = request.file or RunFolder(subject.home).evaluation
     prove_writable(file.parent, "--json")
     with open_runtime(request.settings.device or subject.config.device, PRECISION) as runtime:
         pictures = open_pictures(subject, request.data, request.settings.max_images, observer)
         bench = set_up(pictures, runtime.device, request.settings, observer)
-        figures = {weights: _measured(weights, each, bench, observer) for weights, each in subjects}
+        figures = {weights: _measured(weights, each, bench, observer) for weights, each in subjects[:1]}
+        figures |= {weights: _second(weights, each, bench, observer) for weights, each in subjects[1:]}
     evaluation = Evaluation(subject.name, pictures.description, figures, notes, file)
     about = {**described(subject, pictures, request.settings), "device": str(runtime.device)}
     rows = {weights.value: [figure.to_json() for figure in found] for weights, found in figures.items()}
@@ -95,6 +97,15 @@ def _measured(weights: Weights, subject: Subject, bench: Bench, observer: Observ
     densities = densities_of(subject, observer) if Group.SAMPLES not in bench.settings.skip else []
     model = subject.model.to(bench.device)
     return measure(model, densities, bench, label)
+
+
+def _second(weights: Weights, subject: Subject, bench: Bench, observer: Observer) -> list[Figure]:
+    """Without disentanglement, whose classifiers take minutes."""
+    skip = bench.settings.skip
+    shorter = replace(bench, settings=replace(bench.settings, skip=skip | {Group.FACTORS}))
+    why = "where both weights are measured, it is of the averaged ones alone; --weights raw measures these"
+    left_out = [] if Group.FACTORS in skip else [figure.unavailable(why) for figure in of_factors.rows()]
+    return [*_measured(weights, subject, shorter, observer), *left_out]
 
 
 def described(subject: Subject, pictures: Pictures, settings: Settings) -> dict[str, Any]:

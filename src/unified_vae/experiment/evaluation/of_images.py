@@ -151,9 +151,8 @@ def _resized(size: int) -> str:
 
 def of_latents(posterior: DiagonalGaussian, seed: int) -> list[Figure]:
     """Rate, active units, the gap of the aggregated posterior."""
-    units = posterior.mean.shape[1]
     rate = Figure("rate", "rate, KL to N(0, I)", Group.LATENTS, "nats an image")
-    active = Figure("active_units", f"active units of {units}", Group.LATENTS, "units", "", "Burda et al. 2016")
+    active = Figure("active_units", "active units", Group.LATENTS, "units", "", "Burda et al. 2016")
     return [
         rate.averaged(posterior.kl_per_unit().double().sum(1).numpy(), seed),
         _active(active, posterior.mean.double().numpy(), seed),
@@ -166,7 +165,7 @@ def _active(figure: Figure, means: npt.NDArray[np.float64], seed: int) -> Figure
     value = float((means.var(0) > ACTIVE_VARIANCE).sum())
     resampled = bootstrap.resamples(len(means), seed, figure.name, GAP_RESAMPLES)
     found = [float((means[rows].var(0) > ACTIVE_VARIANCE).sum()) for rows in resampled]
-    return figure.measured(value, bootstrap.percentiles(found), len(means))
+    return figure.measured(value, bootstrap.percentiles(found), len(means), f"of {means.shape[1]:,} units")
 
 
 def _gap(posterior: DiagonalGaussian, seed: int) -> Figure:

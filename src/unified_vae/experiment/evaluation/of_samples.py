@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -149,7 +150,8 @@ def _kid(figure: Figure, real: Tensor, made: Tensor, draws: Draws) -> Figure:
     value = 1e3 * kernel_distance(real, made)
     found = [1e3 * distance for distance in resampled_distances(real, made, draws)]
     note = "unbiased over all pairs, not over subsets"
-    return figure.measured(value, bootstrap.around(value, found), min(len(real), len(made)), note)
+    interval = bootstrap.around(value, found, -math.inf)  # unbiased, and so of either sign
+    return figure.measured(value, interval, min(len(real), len(made)), note)
 
 
 def _inside(figure: Figure, manifold_of: Tensor, tested: Tensor, seed: int) -> Figure:
