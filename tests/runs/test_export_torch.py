@@ -83,7 +83,9 @@ def test_the_fresh_process_reads_the_files_themselves(tmp_path):
 def test_spatial_latents_are_traced_for_any_batch():
     config = SpatialConfig(image_size=16, downsampling=4, base_channels=4, multipliers=[1, 1, 1], channels=3)
     for part in parts(build_model(config, seed=0).eval()):
-        program = part.traced().module()
+        traced = part.traced()
+        assert not any(("decoder" if part.name == "encoder" else "encoder") in name for name in traced.state_dict)
+        program = traced.module()
         for batch in part.batches:
             with torch.no_grad():
                 found = program(part.example(batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -72,17 +73,37 @@ class Part:
         return found
 
     def traced(self) -> torch.export.ExportedProgram:
-        """The graph, with a batch of any size, or of any up to where the model itself takes another way."""
+        """The graph and its own weights, for a batch of any size, or up to where the model takes another way."""
         try:
-            return self._traced(torch.export.Dim("batch", min=1))
+            batch = torch.export.Dim("batch", min=1)
+            program = self._traced(self.module, batch)
         except torch._dynamo.exc.UserError:
-            free = self._traced(torch.export.Dim.DYNAMIC)
+            free = self._traced(self.module, torch.export.Dim.DYNAMIC)
             limit = min(int(bounds.upper) for bounds in free.range_constraints.values())
-            return self._traced(torch.export.Dim("batch", min=1, max=limit))
+            batch = torch.export.Dim("batch", min=1, max=limit)
+            program = self._traced(self.module, batch)
+        idle = _idle(program)
+        return self._traced(_without(self.module, idle), batch) if idle else program
 
-    def _traced(self, batch: Any) -> torch.export.ExportedProgram:
+    def _traced(self, module: nn.Module, batch: Any) -> torch.export.ExportedProgram:
         with torch.no_grad():
-            return torch.export.export(self.module, (self.example(2),), dynamic_shapes=({0: batch},))
+            return torch.export.export(module, (self.example(2),), dynamic_shapes=({0: batch},))
+
+
+def _idle(program: torch.export.ExportedProgram) -> list[str]:
+    """Weights that the graph has no use for: those of the model's other half."""
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return [names[node.name] for node in program.graph.nodes if node.name in names and not node.users]
+
+
+def _without(module: nn.Module, names: list[str]) -> nn.Module:
+    """A copy that lacks these weights."""
+    lean = copy.deepcopy(module)
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        delattr(lean.get_submodule(owner), leaf)
+    return lean
 
 
 def parts(model: VAE) -> Iterator[Part]:
