@@ -170,7 +170,7 @@ def _of_model(folder: Path, which: str | None, data: str | None, weights: str, l
 def _bare(about: Mapping[str, Any], data: str | None) -> RunConfig:
     """What is known without a run: the model, and the images where they were named."""
     shape = TypeAdapter(ModelConfig).validate_python(about["model"])
-    named = {} if data is None else {"source": data}
+    named: dict[str, Any] = {} if data is None else {"source": data}
     if "background" in about:
         named["background"] = str(about["background"])
     return RunConfig(model=shape, data=DataConfig(**named))
