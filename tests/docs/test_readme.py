@@ -41,6 +41,9 @@ OF_OTHER_PROGRAMS = {
     "--images",
     "--processes",
     "--requeue",
+    "--open-mode",
+    "--time",
+    "--signal",
 }
 OF_USERS = (
     "runs/",

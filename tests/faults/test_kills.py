@@ -11,8 +11,10 @@ import pytest
 from figures import report
 from lives import Recorder, leftovers, live, outcome, request, server, write_images
 
+from unified_vae.core.durable import STAGE_PREFIX
 from unified_vae.experiment.fit import fit
-from unified_vae.training.checkpoint_ring import saved_steps
+from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.training.checkpoint_ring import saved_steps, sweep
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 STEPS = 36  # of the tiny run: 6 epochs of 6
@@ -72,6 +74,10 @@ def taken(kills: int, source, folder, reference, rng, workers: int = 0) -> Toll:
     """Runs one after the other, each killed until it gets through, for so many kills."""
     expected, seconds = reference
     toll = Toll()
+    if workers:  # whose start takes longer than the whole run
+        begun = time.monotonic()
+        assert lived(request(folder / "timed", source, {**SAVE_ALWAYS, "data": {"workers": workers}})) == 0
+        seconds = time.monotonic() - begun
     while toll.kills < kills:
         toll.runs += 1
         run_dir = folder / f"run-{toll.runs}"
@@ -104,6 +110,17 @@ def test_killed_anywhere(kills, workers, undisturbed, source, tmp_path):
         result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends, "
         f"{len(toll.orphans)} orphan files",
     )
+
+
+def test_what_a_killed_start_leaves_is_cleared_in_every_folder_that_it_tries(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    places = (folder.root, folder.checkpoints, folder.samples, folder.tensorboard, folder.model)
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{STAGE_PREFIX}probe-1").write_bytes(b"")
+    folder.sweep()
+    sweep(folder.checkpoints)
+    assert leftovers(folder.root) == []
 
 
 class KilledInEpoch(Recorder):

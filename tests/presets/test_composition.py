@@ -167,6 +167,7 @@ def _other(value: object, path: str) -> object:
         "model.channels": 3,
         "model.family": "residual",
         "data.background": "black",
+        "data.resident": True,
         "loss.lpips.net": "alex",
         "loss.perceptual.layers": ["relu1_2"],
         "training.early_stopping.patience": None,

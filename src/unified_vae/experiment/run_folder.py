@@ -141,7 +141,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Clear the half-written files that a killed run left; the checkpoints have a sweep of their own."""
-        for place in (self.root, self.model, self.samples):
+        for place in (self.root, self.model, self.samples, self.tensorboard):
             sweep_stages(place)
 
     def move_aside(self) -> Path:
