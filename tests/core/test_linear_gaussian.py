@@ -87,3 +87,19 @@ def test_the_published_table_is_reproduced_in_its_form():
     one, two = (optimum(SPECTRUM[:3], REST + SPECTRUM[3:].sum(), 5000, beta) for beta in (1.0, 2.0))
     assert one.active_units == two.active_units == 3
     assert one.rate - two.rate == pytest.approx(1.5 * math.log(2), rel=1e-2)
+
+
+@given(st.floats(1e-3, 1e3), st.integers(1, 40))
+def test_the_most_components_that_stand_are_kept(beta, repeats):
+    """As a walk from all components down finds it; a map of latents repeats each variance at every position."""
+    spectrum, dimensions = np.repeat(SPECTRUM, repeats), DIMENSIONS * repeats
+
+    def stands(kept):
+        lost = REST + float(spectrum[kept:].sum())
+        if kept * beta >= dimensions:
+            return False
+        level = max(beta * lost / (dimensions - kept * beta), beta * SMALLEST_SIGMA**2)
+        return kept == 0 or spectrum[kept - 1] > level
+
+    expected = next(kept for kept in range(len(spectrum), -1, -1) if stands(kept))
+    assert optimum(spectrum, REST, dimensions, beta).active_units == expected

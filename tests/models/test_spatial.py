@@ -139,3 +139,14 @@ def test_a_channel_is_replaced_whole_or_not_at_all(quant_convs):
     latents[:, : config.positions] = 0.0  # the decoder differs by what it makes of the first channel
     torch.testing.assert_close(model.decode(latents), before.decode(latents))
     assert not torch.allclose(model.decode(latents + 1), before.decode(latents + 1))
+
+
+@torch.no_grad()
+def test_it_is_traced_for_a_batch_of_any_size():
+    decoder = build_model(SMALL, seed=0).eval().decoder
+    latents = torch.randn(2, SMALL.latents)
+    program = torch.export.export(
+        decoder, (latents,), dynamic_shapes={"latents": {0: torch.export.Dim("batch", min=1)}}
+    )
+    more = torch.randn(5, SMALL.latents)
+    assert torch.equal(program.module()(more), decoder(more))

@@ -67,7 +67,7 @@ def pairs():
     """All of them; those without the smallest model or the recommended loss take minutes together, so they are slow."""
     for loss in LOSSES:
         for model in MODELS:
-            quick = model not in ("ultra_high_quality", "spatial_f4", "spatial_f16")
+            quick = BOOK.preset("model", model).settings.values["image_size"] <= 128
             usual = model == "small" or (loss == "high_quality" and quick)
             yield pytest.param(loss, model, marks=[] if usual else [pytest.mark.slow])
 

@@ -17,16 +17,16 @@ from unified_vae.models.pretrained import load_pretrained
 SHAPE = {"downsampling": 4, "latent_channels": 2, "base_channels": 8, "layers_per_block": 1}
 SETTINGS = {
     "loss": {"l1": {"weight": 0.0}, "kl": {"weight": 2.0}},
-    "training": {"epochs": 10, "batch_size": 16, "optimizer": {"kind": "adamw", "lr": 3e-3}},
+    "training": {"epochs": 8, "batch_size": 16, "optimizer": {"kind": "adamw", "lr": 3e-3}},
     "data": {"augment": {"horizontal_flip": False}},
 }
 
 
-def spatial_request(run_dir, source, change=None, **more):
+def spatial_request(run_dir, source, change=None, shape=None, **more):
     """As `lives.request`, whose model is of another family."""
     asked = request(run_dir, source, {**SETTINGS, **(change or {})}, **more)
     run = asked.run
-    model = {"family": "spatial", "image_size": 16, **SHAPE}
+    model = {"family": "spatial", "image_size": 16, **SHAPE, **(shape or {})}
     content = {**run.config.model_dump(mode="json"), "model": model}
     config = type(run.config).model_validate_json(json.dumps(content))
     return type(asked)(type(run)(config, {}, {}), run_dir, True, asked.command, **more)
@@ -34,7 +34,7 @@ def spatial_request(run_dir, source, change=None, **more):
 
 def test_a_run_learns_and_ends_with_a_model_that_samples(tmp_path):
     torch.set_num_threads(1)
-    source = write_images(tmp_path / "images.npy", count=200)
+    source = write_images(tmp_path / "images.npy", count=170)
     seen = Recorder()
     fit(spatial_request(tmp_path / "run", source), [seen])
     first, last = seen.validations[0].values, seen.validations[-1].values
@@ -46,6 +46,19 @@ def test_a_run_learns_and_ends_with_a_model_that_samples(tmp_path):
     assert "2 for each of the 16 patches" in facts["PCA line"]
     model = load_pretrained(tmp_path / "run" / "model")
     assert model.sample(3, torch.Generator().manual_seed(0)).shape == (3, 3, 16, 16)
+
+
+def test_thousands_of_latents_are_no_trouble(tmp_path):
+    """Validation, sheets, density and diagnosis of a map that is too large for all pairs of its units."""
+    torch.set_num_threads(1)
+    source = write_images(tmp_path / "images.npy", size=64)
+    seen = Recorder()
+    change = {"training": {"max_steps": 2, "samples": {"count": 2}}, "density": {"fit": "auto"}}
+    fit(spatial_request(tmp_path / "run", source, change, {"image_size": 64, "latent_channels": 9}), [seen])
+    assert seen.finished.step == 2 and len(seen.validations[-1].kl_per_unit) == 2304
+    assert any(line.startswith("diagnosis: ") for line in seen.finished.advice)
+    assert load_pretrained(tmp_path / "run" / "model").density.kind in ("normal", "units")
+    assert len(list((tmp_path / "run" / "samples").glob("*.png"))) >= 4
 
 
 def test_a_run_is_cured(tmp_path):

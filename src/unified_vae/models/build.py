@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig
+from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig, VectorConfig
 from unified_vae.models.conv import ConvDecoder, ConvEncoder
 from unified_vae.models.linear_path import LinearPath
 from unified_vae.models.residual import ResidualDecoder, ResidualEncoder
@@ -34,7 +34,7 @@ def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
 def _build(config: ModelConfig, channels: int) -> VAE:
     encoder, decoder = _parts(config, channels)
     linear = None
-    if not isinstance(config, SpatialConfig) and config.pca_start:
+    if isinstance(config, VectorConfig) and config.pca_start:
         linear = LinearPath(config.latents, channels, config.image_size)
     return VAE(encoder, decoder, config.latents, channels, config.image_size, linear)
 

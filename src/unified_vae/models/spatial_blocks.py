@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,7 +105,7 @@ class Upsampler(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[batch, channels, size, size] -> [batch, channels, 2 * size, 2 * size]."""
-        if 4 * features.numel() >= LARGEST_UPSAMPLED:
+        if not torch.compiler.is_compiling() and 4 * features.numel() >= LARGEST_UPSAMPLED:  # a graph is of any batch
             features = features.contiguous()
         doubled: Tensor = self.conv(F.interpolate(features, scale_factor=2.0, mode="nearest"))
         return doubled
