@@ -162,8 +162,8 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime, pca_psnr: f
         config.data,
         pca_psnr,
     )
-    model = model.to(memory_format=runtime.layout)
     model = build_model(config.model, seed=key(config.seed, "weights")).to(runtime.device)
+    model = model.to(memory_format=runtime.layout)
     ema = EMA(model, training.ema_decay)
     optimizer = build_optimizer(training.optimizer, model, fused=runtime.fused)
     stepper = Stepper(
@@ -174,8 +174,8 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime, pca_psnr: f
         optimizer,
         seed=config.seed,
         accumulate=training.accumulate,
-        compiled=training.compile is True,
         clip_norm=training.clip_norm,
+        compiled=training.compile is True,
     )
     return Parts(plan, model, ema, objective, stepper)
 
