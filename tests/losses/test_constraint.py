@@ -29,7 +29,9 @@ def posterior(seed: int = 0, latents: int = 4) -> tuple[Tensor, Tensor]:
 
 def test_free_bits_leave_units_below_the_bound_alone_and_the_others_as_they_were() -> None:
     mean, logvar = posterior()
-    (bounded,) = torch.autograd.grad(priced_rate(DiagonalGaussian(mean, logvar).kl_per_unit(), FreeBits(nats_per_unit=0.1), 0), mean)
+    (bounded,) = torch.autograd.grad(
+        priced_rate(DiagonalGaussian(mean, logvar).kl_per_unit(), FreeBits(nats_per_unit=0.1), 0), mean
+    )
     (plain,) = torch.autograd.grad(rate(DiagonalGaussian(mean, logvar)).mean(), mean)
     free = DiagonalGaussian(mean, logvar).kl_per_unit().mean(0) < 0.1
     assert free.tolist() == [True, True, False, False]
