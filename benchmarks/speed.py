@@ -13,9 +13,9 @@ machine, and those of the clock, with the device waited for, on a GPU.
 - `ours`: training.step.Stepper with what the loop does after it: numbers counted, non-finite steps skipped.
 - `pythae`, `lightning`: the same network in their trainers, which average and clip nothing unless asked: `lightning`
   with clipping and the usual callbacks. Start and end of their runs are not counted.
-- `diffusers`: AutoencoderKL of about as many operations, with the inner loop of its train_autoencoderkl example at
-  MSE + KL and clipping, with averaged weights by its EMAModel. LPIPS and the discriminator of that example are left
-  out, since their weights are not at hand; with them it is slower.
+- `diffusers`, for the network `spatial` alone: its AutoencoderKL, which our family `spatial` equals, with the inner
+  loop of its train_autoencoderkl example at MSE + KL and clipping, with averaged weights by its EMAModel. LPIPS and the
+  discriminator of that example are left out, since their weights are not at hand; with them it is slower.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from script import parser, save, settle, start, table
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.config import KLConfig, LossConfig, MSEConfig
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
+from unified_vae.models.config import ConvConfig, SpatialConfig
+from unified_vae.models.spatial_blocks import norm_groups
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizer
 from unified_vae.optim.config import AdamWConfig
@@ -58,6 +59,7 @@ NAME = "speed"
 NETWORKS = {
     "issue": (ConvConfig(image_size=64, latents=512, base_channels=128, channels=3), 64),
     "middle": (ConvConfig(image_size=64, latents=128, base_channels=32, channels=3), 16),
+    "spatial": (SpatialConfig(image_size=64, base_channels=32, latent_channels=4, channels=3), 8),
     "tiny": (ConvConfig(image_size=16, latents=16, base_channels=4, channels=3), 8),
 }
 CONTESTANTS = ("ours", "bare", "bare_minimal", "pythae", "lightning", "diffusers")
@@ -77,7 +79,7 @@ class Course:
     """
 
     runtime: Runtime
-    config: ConvConfig
+    config: ConvConfig | SpatialConfig
     batches: list[Tensor]
 
     def model(self) -> VAE:
@@ -99,7 +101,7 @@ class Course:
 
 def read_options() -> argparse.Namespace:
     options = parser(NAME, __doc__)
-    options.add_argument("--networks", nargs="+", choices=NETWORKS, default=["issue"])
+    options.add_argument("--networks", nargs="+", choices=NETWORKS, default=["issue", "spatial", "tiny"])
     options.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     options.add_argument("--rounds", type=int, default=15, help="at most")
     options.add_argument("--seconds", type=float, default=170.0, help="for the rounds of a network; 3 are the least")
@@ -279,19 +281,20 @@ def _lightning_run(course: Course, pause: Callable[[], None]) -> None:
 
 
 def diffusers(course: Course) -> Step:
-    """AutoencoderKL f8 of a few channels, whose operations are nearest to those of our network."""
+    """AutoencoderKL of the same shape as our network."""
     from diffusers import AutoencoderKL
     from diffusers.training_utils import EMAModel
 
-    size = course.config.image_size
-    widths = (32, 64, 64, 64) if course.config.base_channels >= 128 else (16, 16, 32, 32)
+    config = course.config
+    assert isinstance(config, SpatialConfig)
     model = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        block_out_channels=widths,
-        latent_channels=max(course.config.latents // (size // 8) ** 2, 1),
-        norm_num_groups=8,
-        sample_size=size,
+        down_block_types=("DownEncoderBlock2D",) * len(config.widths),
+        up_block_types=("UpDecoderBlock2D",) * len(config.widths),
+        block_out_channels=config.widths,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=norm_groups(config.base_channels),
+        sample_size=config.image_size,
     ).to(course.runtime.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR)
@@ -331,8 +334,9 @@ def measured(options: argparse.Namespace, name: str, runtime: Runtime) -> dict[s
         "lightning": lightning,
         "diffusers": diffusers,
     }
-    absent = [who for who in options.contestants if not all(map(importlib.util.find_spec, NEEDS.get(who, ())))]
-    steps = {who: makers[who](course) for who in options.contestants if who not in absent}
+    wanted = [who for who in options.contestants if who != "diffusers" or isinstance(config, SpatialConfig)]
+    absent = [who for who in wanted if not all(map(importlib.util.find_spec, NEEDS.get(who, ())))]
+    steps = {who: makers[who](course) for who in wanted if who not in absent}
     seconds, operations = _rounds(options, course, steps), {who: _operations(step) for who, step in steps.items()}
     return {
         "network": config.model_dump(),
