@@ -165,7 +165,14 @@ def test_files_that_are_no_images_are_named(vae: VAE, tmp_path: Path) -> None:
     ("call", "said"),
     [
         (lambda vae: vae.decode(torch.zeros(2, LATENTS + 1)), r"shape \[2, 7\] do not fit: this model takes \[n, 6\]"),
+        (lambda vae: vae.decode(0.0), r"shape \[\] do not fit"),
+        (lambda vae: vae.decode("x"), "a str is no latents"),
+        (lambda vae: vae.decode([]), "do not fit"),
         (lambda vae: vae.sample(0), "at least 1"),
+        (lambda vae: vae.sample(1.5), "n is 1.5: give a whole number of at least 1"),
+        (lambda vae: vae.sample(1, generator="x"), "a seed or a torch.Generator"),
+        (lambda vae: vae.sample(1, generator=2**70), "a seed or a torch.Generator"),
+        (lambda vae: vae.sample(1, batch_size=0.5), "batch_size is 0.5"),
         (lambda vae: vae.sample(1, "other"), "no density 'other'"),
         (lambda vae: vae.sample(1, temperature=-1), "the temperature is -1"),
         (lambda vae: vae.encode(torch.zeros(1, 3, SIZE, SIZE), batch_size=0), "batch_size is 0"),
@@ -191,6 +198,27 @@ def test_a_saved_model_is_the_same_model(run: Path, vae: VAE, grey: VAE, tmp_pat
         assert again.background == one.background and (again.latent_stats is None) == (one.latent_stats is None)
     for name in ("model.safetensors", "density.safetensors", "latent_stats.safetensors", "config.json"):
         assert (tmp_path / "0" / name).read_bytes() == (run / "model" / name).read_bytes(), name
+
+
+def test_a_seed_is_any_whole_number(vae: VAE) -> None:
+    seeds = (3, np.int64(3), torch.tensor(3))
+    first, *others = [vae.sample(np.int64(2), generator=seed) for seed in seeds]
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_what_is_no_model_is_never_written_over(run: Path, vae: VAE, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"config": {}}')
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    for name, said in (("run", "folder of a run"), ("other", "config.json"), ("project", "README.md")):
+        before = {path: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+        with pytest.raises(ConfigError, match=said):
+            vae.save_pretrained(tmp_path / name)
+        assert {path: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()} == before
+    for _ in range(2):  # a model is replaced
+        assert vae.save_pretrained(tmp_path / "model")
 
 
 def test_what_is_no_model_is_named(run: Path, tmp_path: Path) -> None:

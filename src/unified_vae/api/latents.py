@@ -15,13 +15,22 @@ def as_rows(given: Any, latents: int, device: torch.device) -> Tensor:
     """Float32 [n, latents] on `device`: of rows, of one row, of maps [n, c, h, w], of a posterior its mean.
 
     Raises:
-        ConfigError: the shape does not fit.
+        ConfigError: the shape does not fit, or these are no numbers.
     """
-    values = given.mean if isinstance(given, DiagonalGaussian) else torch.as_tensor(given)
+    values = _tensor(given)
     values = values[None] if values.ndim == 1 else values
-    if not values.numel() or values.flatten(1).shape[1] != latents:
+    if not values.ndim or not values.numel() or values.flatten(1).shape[1] != latents:
         raise ConfigError(f"latents of shape {list(values.shape)} do not fit: this model takes [n, {latents}]")
     return values.detach().flatten(1).to(device, torch.float32)
+
+
+def _tensor(given: Any) -> Tensor:
+    if isinstance(given, DiagonalGaussian):
+        return given.mean
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):  # no numbers, rows of different lengths, an unknown kind of object
+        raise ConfigError(f"a {type(given).__name__} is no latents: give a tensor or an array [n, latents]") from None
 
 
 def is_one_row(given: Any, latents: int) -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from unified_vae.api.card import card, write_card
+from unified_vae.api.card import CARD, card, write_card
 from unified_vae.core.durable import reason
-from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.models.config import ModelConfig
 from unified_vae.models.latent_stats import LatentStats
-from unified_vae.models.pretrained import DENSITY, LATENT_STATS, save_density, save_pretrained, save_stats
+from unified_vae.models.pretrained import CONFIG, DENSITY, LATENT_STATS, save_density, save_pretrained, save_stats
 from unified_vae.models.vae import VAE
 
 WRITTEN_ANEW = ("format", "model", DENSITY, LATENT_STATS)
@@ -32,9 +33,11 @@ def save(
 
     Raises:
         EnvironmentProblem: the folder cannot be written.
-        ConfigError: the licence in the description is no identifier; nothing was written.
+        ConfigError: the licence in the description is no identifier, or `folder` is something else's; nothing was
+            written.
     """
     card(model, description, stats)
+    refuse_other(folder)
     about = {name: value for name, value in description.items() if name not in WRITTEN_ANEW}
     of_density = {name: value for name, value in description.get(DENSITY, {}).items() if name not in SHAPE}
     try:
@@ -48,3 +51,25 @@ def save(
             f"the model cannot be written to {folder} ({reason(problem)}). Free space, or name another folder."
         ) from problem
     return folder
+
+
+def refuse_other(folder: Path) -> None:
+    """Raise ConfigError where the folder is not a model's and a file in it would be written over."""
+    if (folder / "checkpoints").exists():
+        what = "is the folder of a run"
+    elif _is_model(folder / CONFIG):
+        return
+    elif present := [name for name in (CONFIG, CARD) if (folder / name).exists()]:
+        what = f"holds a {present[0]} that is no model's"
+    else:
+        return
+    raise ConfigError(f"{folder} {what}, and nothing in it was changed: save the model to a folder of its own")
+
+
+def _is_model(file: Path) -> bool:
+    """Whether this is the config file of a model, of any version."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"format", "model"} <= content.keys()

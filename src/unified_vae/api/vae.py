@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
+from unified_vae.api.drawing import DensityName, Randomness, at_least_one, draw_latents
 from unified_vae.api.images import Images, batches
 from unified_vae.api.latents import as_rows, is_one_row
 from unified_vae.api.pictures import grid, to_pil
@@ -25,12 +26,10 @@ from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.data.packing.decode import PixelFormat, colour
 from unified_vae.models import vae as network
 from unified_vae.models.config import ModelConfig
-from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.latent_stats import LatentStats
 from unified_vae.models.pretrained import open_pretrained
 
 BATCH = 64
-DensityName = Literal["fitted", "normal"]
 
 
 class VAE:
@@ -114,7 +113,7 @@ class VAE:
 
         Raises:
             EnvironmentProblem: the folder cannot be written.
-            ConfigError: `license` is no identifier.
+            ConfigError: `license` is no identifier, or the folder is a run's or holds other things of these names.
         """
         description = dict(self.description)
         if license is not None:
@@ -189,10 +188,10 @@ class VAE:
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: SupportsIndex,
         density: DensityName = "fitted",
         temperature: float = 1.0,
-        generator: torch.Generator | int | None = None,
+        generator: Randomness = None,
         batch_size: int = BATCH,
     ) -> Tensor:
         """New images [n, channels, size, size].
@@ -208,24 +207,13 @@ class VAE:
     @torch.no_grad()
     def sample_latents(
         self,
-        n: int,
+        n: SupportsIndex,
         density: DensityName = "fitted",
         temperature: float = 1.0,
-        generator: torch.Generator | int | None = None,
+        generator: Randomness = None,
     ) -> Tensor:
         """The latents [n, latents] that `sample` decodes, on the model's device."""
-        if n < 1:
-            raise ConfigError(f"{n} samples are asked for: give at least 1")
-        if density not in ("fitted", "normal"):
-            raise ConfigError(f"there is no density {density!r}: give 'fitted' or 'normal'")
-        if isinstance(generator, int):
-            generator = torch.Generator().manual_seed(generator)
-        source = NormalDensity(self.latents) if density == "normal" else self.model.density
-        try:
-            drawn = source.sample(n, generator or torch.default_generator, temperature)
-        except ValueError as problem:
-            raise ConfigError(str(problem)) from None
-        return drawn.to(self.device)
+        return draw_latents(self.model, n, density, temperature, generator).to(self.device)
 
     @torch.no_grad()
     def interpolate(self, a: Any, b: Any, n: int = 8, spherical: bool = False, batch_size: int = BATCH) -> Tensor:
@@ -245,12 +233,12 @@ class VAE:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     def _posteriors(self, images: Images, batch_size: int) -> Iterator[DiagonalGaussian]:
-        for some in batches(images, self.form, _positive(batch_size), self.device):
+        for some in batches(images, self.form, at_least_one(batch_size, "batch_size"), self.device):
             with self._arithmetic():
                 yield self.model.encode(some)
 
     def _decoded(self, latents: Tensor, batch_size: int) -> Iterator[Tensor]:
-        return (self._images(some) for some in latents.split(_positive(batch_size)))
+        return (self._images(some) for some in latents.split(at_least_one(batch_size, "batch_size")))
 
     def _images(self, latents: Tensor) -> Tensor:
         with self._arithmetic():
@@ -265,9 +253,3 @@ class VAE:
         if len(means) != 1:
             raise ConfigError(f"a walk goes from one image to one other, and one end has {len(means)}")
         return means[0]
-
-
-def _positive(batch_size: int) -> int:
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}: give at least 1")
-    return batch_size
