@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+from unified_vae.models import half_precision
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ConvConfig, ResidualConfig
-from unified_vae.models.half_precision import MARGIN, audit, half_copy
+from unified_vae.models.half_precision import MARGIN, HalfResult, audit, half_copy
 
 
 @pytest.fixture(scope="module", params=[ConvConfig, ResidualConfig])
@@ -109,3 +110,26 @@ def test_the_copy_computes_in_half_and_speaks_float32(model, images):
         posterior = twin.encode(images.float() / 255)
         assert posterior.mean.dtype == posterior.logvar.dtype == twin.decode(posterior.mean).dtype == torch.float32
         assert (posterior.mean - model.encode(images.float() / 255).mean).abs().max() < 0.02
+
+
+def test_what_was_not_tried_is_not_safe(model, images, monkeypatch):
+    """Headroom alone does not say that the numbers stay finite, nor what is lost."""
+    result = HalfResult("fp16", 41, "x", 0, True, None)
+    assert not result.safe and result.line("fp32") == "fp16: not tried on this device: use fp32"
+
+    def lacking(*_):
+        raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
+
+    monkeypatch.setattr(half_precision, "half_copy", lacking)
+    found = audit(model, images[:2])
+    assert not found.fp16.safe and not found.bf16.safe and found.verdict().count("use fp32") == 2
+
+
+@pytest.mark.parametrize("words", ["DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory"])
+def test_too_little_memory_is_no_verdict(model, images, monkeypatch, words):
+    def full(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(half_precision, "half_copy", full)
+    with pytest.raises(RuntimeError, match=words):
+        audit(model, images[:2])

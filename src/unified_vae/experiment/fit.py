@@ -13,6 +13,7 @@ from torch import Tensor
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
+from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import gather, validation_batches
 from unified_vae.data.open import DataSets
@@ -53,7 +54,6 @@ from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.checkpoint import Checkpoint
 from unified_vae.training.foreign import refuse_foreign
 from unified_vae.training.loop import Loop
-from unified_vae.training.memory import is_out_of_memory
 from unified_vae.training.metrics_log import MetricsLog, TimingLog
 from unified_vae.training.non_finite import SkippedLog
 from unified_vae.training.observers import Difference, Observer, Observers, RunFinished

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.models.vae import VAE
 
 HalfName = Literal["fp16", "bf16"]
@@ -54,9 +55,14 @@ class HalfResult:
         return not self.finite or self.headroom < 1
 
     @property
+    def lost_little(self) -> bool:
+        """Whether next to nothing was lost; what was not tried may lose anything."""
+        return self.psnr_loss is not None and self.psnr_loss <= MOST_LOST_DB
+
+    @property
     def safe(self) -> bool:
         """Whether it may be used: room above the largest activation, and next to nothing lost."""
-        return not self.overflows and self.headroom >= MARGIN and (self.psnr_loss or 0.0) <= MOST_LOST_DB
+        return not self.overflows and self.headroom >= MARGIN and self.lost_little
 
     def line(self, instead: str) -> str:
         """The verdict, e.g. `fp16: safe, headroom 41x at decoder.stages.2.norm, loses 0.00 dB`.
@@ -136,6 +142,9 @@ def audit(model: VAE, images: Tensor, progress: Progress | None = None) -> HalfA
     Args:
         model: in float32, on the device that is asked about.
         images: uint8 [n, channels, size, size], n >= 1.
+
+    Raises:
+        RuntimeError: out of memory.
     """
     tell = progress or (lambda what, done, total: None)
     device = next(model.parameters()).device
@@ -235,7 +244,12 @@ def _cast(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
 def _tried(model: VAE, images: Tensor, name: HalfName, headroom: float, layer: str) -> HalfResult:
     try:
         loss, culprit = _compare(model, half_copy(model, DTYPES[name]), images)
-    except RuntimeError:  # a kernel that this device lacks in this precision
+    except RuntimeError as problem:
+        if is_out_of_memory(problem) and "primitive descriptor" not in str(
+            problem
+        ):  # oneDNN's word for "not supported"
+            raise
+        # a kernel that this device lacks in this precision
         return HalfResult(name, headroom, layer, 0, True, None)
     return HalfResult(name, headroom, culprit or layer, len(images), culprit is None, loss)
 

@@ -1,32 +1,16 @@
-"""Running out of memory: recognised wherever it comes from, and met with smaller micro-batches of the same batch."""
+"""Running out of memory, met with smaller micro-batches of the same batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.training.runtime import Runtime
 
 T = TypeVar("T")
-
-WORDS = (
-    "out of memory",  # CUDA, MPS, HIP
-    "can't allocate memory",  # the CPU's allocator
-    "ALLOC_FAILED",  # cuBLAS, cuDNN
-    "could not create a primitive",  # oneDNN, whatever it lacked; on a CPU that is memory
-)
-"""What an error says that torch raises as a plain RuntimeError where an allocation failed."""
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an error means that memory does not suffice."""
-    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in WORDS)
 
 
 def attempted(work: Callable[[], T], runtime: Runtime, why: Callable[[str], None] | None = None) -> T | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from unified_vae.api.card import CARD, half_precision
 from unified_vae.core.durable import write_text
-from unified_vae.core.errors import ConfigError, DataError, UserError
+from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem, UserError
+from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.data.batches import gather
 from unified_vae.data.open import open_data
 from unified_vae.experiment.export.model_folder import finished_model
@@ -29,6 +30,7 @@ def audited(request: ExportRequest, subject: Subject, observer: Observer) -> tup
 
     Raises:
         ConfigError: half precision was asked for and is not safe, or there are no images to find out.
+        EnvironmentProblem: memory does not suffice.
     """
     images = _images(request, subject, observer)
     if images is None:
@@ -37,9 +39,15 @@ def audited(request: ExportRequest, subject: Subject, observer: Observer) -> tup
         why = "--images 0" if request.images == 0 else "name images with --data"
         return None, [f"half precision was not audited: {why}"]
     with open_runtime(request.device or subject.config.device, "fp32") as runtime:
-        model = subject.model.to(runtime.device)
         try:
-            found = audit(model, images, observer.phase)
+            found = audit(subject.model.to(runtime.device), images, observer.phase)
+        except RuntimeError as problem:
+            if not is_out_of_memory(problem):
+                raise
+            raise EnvironmentProblem(
+                f"{runtime.device} ran out of memory in the audit of half precision: name another with --device, or "
+                "leave the audit out with --images 0"
+            ) from problem
         finally:
             subject.model.to("cpu")
     if request.half is not None and not found.of(request.half.value).safe:
