@@ -104,6 +104,7 @@ def test_links_to_the_run_and_the_images(settings: Path, capsys: pytest.CaptureF
     [
         ("~nobody-of-that-name/x", "run", "home of that user is not known", 2),
         ("n" * 300, "run", "no file or folder", 2),
+        ("a/" * 900, "run", "a/'... (1,800 letters)", 2),
         ("loop", "run", "no file or folder", 2),
         (NAMES["no text"], "run", "bytes that are no text", 2),
         ("images", "n" * 300, "File name too long", 3),

@@ -20,6 +20,7 @@ ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 ARRAY_SUFFIXES = (".npy", ".npz")
 
+LONGEST_SHOWN = 400  # letters of a name in a message
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
@@ -48,7 +49,7 @@ def check_source(text: str) -> None:
     except OSError as error:
         if error.errno not in _ABSENT:
             raise DataError(f"{text!r} cannot be looked at ({error.strerror}); mend its permissions.") from None
-        raise DataError(f"There is no file or folder {text!r}{_suggestion(path)}; --data takes {FORMS}.") from None
+        raise DataError(f"There is no file or folder {_shown(text)}{_suggestion(path)}; --data takes {FORMS}.") from None
     folder = stat.S_ISDIR(status.st_mode)
     readable = path.name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES, *ARRAY_SUFFIXES))
     if not folder and not (stat.S_ISREG(status.st_mode) and readable):
@@ -58,6 +59,13 @@ def check_source(text: str) -> None:
     except OSError as error:
         kind = "folder" if folder else "file"
         raise DataError(f"The {kind} {text!r} may not be read ({error.strerror}); mend its permissions.") from None
+
+
+def _shown(text: str) -> str:
+    """The text in quotes; of a very long one, which a file may have put there, its beginning."""
+    if len(text) <= LONGEST_SHOWN:
+        return repr(text)
+    return f"{text[:LONGEST_SHOWN]!r}... ({len(text):,} letters)"
 
 
 def _try(path: Path, folder: bool) -> None:
