@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from unified_vae.cli.commands.edit import spread
 from unified_vae.core.errors import ConfigError, DataError, UserError
 from unified_vae.experiment.using.attributes import Attribute, chosen, is_table, of_table
-from unified_vae.experiment.using.directions import fit, score
+from unified_vae.experiment.using.directions import Directions, score
 from unified_vae.experiment.using.edit import EditRequest, edit
 from unified_vae.training.observers import Observer
 
@@ -37,7 +37,7 @@ def world(count: int, correlated: bool) -> tuple[np.ndarray, list[Attribute], np
 @pytest.mark.parametrize("correlated", [False, True])
 def test_directions_are_what_an_attribute_adds_and_nothing_of_others(correlated: bool) -> None:
     latents, attributes, truth = world(4000, correlated)
-    found = fit(latents, attributes)
+    found = Directions(latents, attributes)
     assert np.allclose(found.direction("beard", 1), truth[3], atol=0.2)
     assert np.allclose(found.direction("hair", 2), truth[2] - (truth[0] + truth[1]) / 2, atol=0.2)
     moved = latents + found.shifts("hair", 2, latents)
@@ -47,9 +47,23 @@ def test_directions_are_what_an_attribute_adds_and_nothing_of_others(correlated:
     assert (found.told("beard", back) == 0).mean() > 0.98
 
 
+def test_an_effect_that_depends_on_another_attribute_is_found() -> None:
+    """Glasses lie elsewhere on a face that looks left: the average of both places is wrong for either."""
+    rng = np.random.default_rng(0)
+    turn, glasses = rng.integers(0, 2, 4000), rng.integers(0, 2, 4000)
+    places = np.array([[0, 0, 2.0, 0], [0, 0, 0, 2.0]])
+    latents = turn[:, None] * np.array([4.0, 0, 0, 0]) + glasses[:, None] * places[turn]
+    latents += 0.2 * rng.normal(size=latents.shape)
+    attributes = [Attribute("turn", ["left", "right"], turn), Attribute("glasses", ["no", "yes"], glasses)]
+    without = latents[glasses == 0]
+    shifts = Directions(latents, attributes).shifts("glasses", 1, without)
+    assert np.abs(shifts - places[turn[glasses == 0]]).mean() < 0.15
+    assert np.abs(Directions(latents, attributes).direction("glasses", 1)[2:] - 1).max() < 0.15
+
+
 def test_the_probe_is_judged_on_images_it_has_not_seen() -> None:
     latents, attributes, _ = world(1000, False)
-    found = fit(latents[:800], [Attribute(a.name, a.values, a.numbers[:800]) for a in attributes])
+    found = Directions(latents[:800], [Attribute(a.name, a.values, a.numbers[:800]) for a in attributes])
     told = score(found, latents[800:], Attribute("hair", ["a", "b", "c"], attributes[0].numbers[800:]))
     assert told is not None and told.accuracy > 0.97 and told.images == 200 and told.majority < 0.5
     chance = score(found, np.random.default_rng(1).permutation(latents[800:]), attributes[0].__class__(
@@ -62,7 +76,7 @@ def test_unknown_labels_are_left_out_and_dead_attributes_too() -> None:
     half = attributes[1].numbers.copy()
     half[::2] = -1
     dead = Attribute("hat", ["no", "yes"], np.zeros(4000, np.int64))
-    found = fit(latents, [attributes[0], Attribute("beard", ["no", "yes"], half), dead])
+    found = Directions(latents, [attributes[0], Attribute("beard", ["no", "yes"], half), dead])
     assert np.allclose(found.direction("beard", 1), truth[3], atol=0.25) and "hat" not in found.effects
     assert dead.is_dead and not attributes[0].is_dead
 
@@ -71,7 +85,7 @@ def test_more_latents_than_images_stay_finite() -> None:
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(30, 200))
     labels = Attribute("x", ["no", "yes"], (np.arange(30) % 2).astype(np.int64))
-    assert np.isfinite(fit(latents, [labels]).direction("x", 1)).all()
+    assert np.isfinite(Directions(latents, [labels]).direction("x", 1)).all()
 
 
 IDS = [f"train/{number:06}.jpg" for number in range(1, 31)]

@@ -1,6 +1,6 @@
 """Directions in latent space that change one attribute of an image and move the others least, from labelled images.
 
-Two linear fits to the posteriors' means z and the labels, as indicators x of all attributes' values together:
+Three linear fits to the posteriors' means z and the labels, as indicators x of all attributes' values together:
 
 - effects, z on x: what a value adds to z while all other attributes stay. With one attribute it is the difference of
   class means (Larsen et al. 2016, arXiv 1512.09300; White 2016, arXiv 1609.04468); with several, the part of the
@@ -8,12 +8,18 @@ Two linear fits to the posteriors' means z and the labels, as indicators x of al
   al. 2020, arXiv 2005.09635) and the pattern rather than the filter of a linear probe (Haufe et al. 2014).
 - probes, x on z: a regularised linear classifier (ridge on indicators, which is Fisher's discriminant whitened by the
   covariance of z; Hastie et al. 1995). They say which value an image has, and how well z tells it at all.
+- effects in context, z on x and on products of one attribute's indicators with those of all others: glasses on a face
+  that looks left are elsewhere. For an image to edit, the probes say what its others are.
+
+Moving along the probes themselves, whitened and with the other probes held still, was measured as well and is worse
+(benchmarks/attribute_edit.py): what the probes see and what the decoder draws are not the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +29,10 @@ from unified_vae.experiment.using.attributes import Attribute, choices
 Array = npt.NDArray[np.float64]
 RIDGE = 1e-2
 """Of the mean variance of what is regressed on: keeps directions finite where images are fewer than latents."""
+CONTEXT_RIDGE = 3e-2
+"""Likewise, for effects in context, which are many."""
+IMAGES_FOR_A_PRODUCT = 4
+MOST_PRODUCTS = 2000
 
 
 @dataclass(frozen=True)
@@ -41,40 +51,69 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Context:
+    """What the effects of one attribute are among the others.
+
+    Attributes:
+        effects: [values, latents].
+        products: [values * others, latents].
+        spread: [others], by which their indicators are divided.
+        weights: [others, latents], of the probes that say what they are.
+    """
+
+    effects: Array
+    products: Array
+    spread: Array
+    weights: Array
+
+
 class Directions:
-    """What was learnt.
+    """What is learnt from the means [n, latents] of labelled images.
 
     Attributes:
         effects: attribute -> [values, latents].
         weights: attribute -> [values, latents], of its probe.
-        offsets: attribute -> [values].
         values: attribute -> names of its values.
     """
 
-    effects: Mapping[str, Array]
-    weights: Mapping[str, Array]
-    offsets: Mapping[str, Array]
-    values: Mapping[str, Sequence[str]]
+    def __init__(self, latents: Array, attributes: Sequence[Attribute]) -> None:
+        """Attributes are of the same images; those that are dead are left out."""
+        living = [attribute for attribute in attributes if not attribute.is_dead]
+        self.values: Mapping[str, Sequence[str]] = {attribute.name: attribute.values for attribute in living}
+        self._mean = latents.mean(0)
+        self._latents = latents - self._mean
+        self._indicators = {attribute.name: _indicators(attribute) for attribute in living}
+        self._shares = {attribute.name: attribute.counts() / attribute.counts().sum() for attribute in living}
+        together = np.concatenate(list(self._indicators.values()), axis=1)
+        cuts = np.cumsum([part.shape[1] for part in self._indicators.values()])[:-1]
+        effects, weights = _ridge(together, self._latents), _ridge(self._latents, together)
+        self.effects: Mapping[str, Array] = dict(zip(self._indicators, np.split(effects, cuts), strict=True))
+        self.weights: Mapping[str, Array] = dict(zip(self._indicators, np.split(weights.T, cuts), strict=True))
+        self._in_context = lru_cache(maxsize=1)(self._fit_context)
 
     def told(self, attribute: str, latents: Array) -> npt.NDArray[np.int64]:
         """The value that the probe sees in latents [n, latents]: [n]."""
-        scores = latents @ self.weights[attribute].T + self.offsets[attribute]
+        scores = (latents - self._mean) @ self.weights[attribute].T + self._shares[attribute]
         return scores.argmax(1)
 
     def direction(self, attribute: str, value: int) -> Array:
-        """[latents]: from the mean of the other values to this one."""
-        effects = self.effects[attribute]
-        return effects[value] - np.delete(effects, value, axis=0).mean(0)
+        """[latents]: from the mean of the other values to this one, on average over what else is in an image."""
+        return _against_others(len(self.values[attribute]), value) @ self.effects[attribute]
 
     def shifts(self, attribute: str, value: int, latents: Array) -> Array:
         """What takes each of the latents [n, latents] to a value at strength 1, [n, latents].
 
         From the value that the probe sees in it; for images that have the value already, from the mean of the others.
         """
-        effects, now = self.effects[attribute], self.told(attribute, latents)
-        from_now = effects[value] - effects[now]
-        from_now[now == value] = self.direction(attribute, value)
-        return from_now
+        now, count = self.told(attribute, latents), len(self.values[attribute])
+        change = np.eye(count)[value] - np.eye(count)[now]
+        change[now == value] = _against_others(count, value)
+        context = self._in_context(attribute)
+        if context is None:
+            return change @ self.effects[attribute]
+        own = (np.eye(count)[now] - self._shares[attribute]) @ self.effects[attribute]
+        others = (latents - self._mean - own) @ context.weights.T / context.spread
+        return change @ context.effects + _products(change, others) @ context.products
 
     def named(self, attributes: Sequence[Attribute]) -> dict[str, Array]:
         """The direction of all that may be asked for: word -> [latents]."""
@@ -85,29 +124,31 @@ class Directions:
             for word, value in choices(attribute).items()
         }
 
+    def _fit_context(self, attribute: str) -> Context | None:
+        """None where there is no other attribute, or the images are too few for so many products."""
+        names = [name for name in self._indicators if name != attribute]
+        own = self._indicators[attribute]
+        count = own.shape[1] * sum(self._indicators[name].shape[1] for name in names)
+        if not 0 < count <= min(MOST_PRODUCTS, len(own) // IMAGES_FOR_A_PRODUCT):
+            return None
+        others = np.concatenate([self._indicators[name] for name in names], axis=1)
+        spread = np.maximum(others.std(0), 1e-9)
+        features = np.concatenate([own, others, _products(own, others / spread)], axis=1)
+        found = _ridge(features, self._latents, CONTEXT_RIDGE)
+        weights = np.concatenate([self.weights[name] for name in names])
+        return Context(found[: own.shape[1]], found[own.shape[1] + others.shape[1] :], spread, weights)
 
-def fit(latents: Array, attributes: Sequence[Attribute]) -> Directions:
-    """Learn directions from the means [n, latents] of labelled images.
 
-    Args:
-        attributes: of the same images; those that are dead are left out.
-    """
-    living = [attribute for attribute in attributes if not attribute.is_dead]
-    indicators = np.concatenate([_indicators(attribute) for attribute in living], axis=1)
-    mean = latents.mean(0)
-    centred = latents - mean
-    effects = _ridge(indicators, centred)
-    weights = _ridge(centred, indicators)
-    cuts = np.cumsum([len(attribute.values) for attribute in living])[:-1]
-    names = [attribute.name for attribute in living]
-    by_name = dict(zip(names, np.split(weights.T, cuts), strict=True))
-    shares = {attribute.name: attribute.counts() / attribute.counts().sum() for attribute in living}
-    return Directions(
-        effects=dict(zip(names, np.split(effects, cuts), strict=True)),
-        weights=by_name,
-        offsets={name: shares[name] - part @ mean for name, part in by_name.items()},
-        values={attribute.name: attribute.values for attribute in living},
-    )
+def _against_others(count: int, value: int) -> Array:
+    """[values]: this value, and the mean of the others with the opposite sign."""
+    found = np.full(count, -1.0 / (count - 1))
+    found[value] = 1.0
+    return found
+
+
+def _products(own: Array, others: Array) -> Array:
+    """[n, values * others]: each of one with each of the others."""
+    return (own[:, :, None] * others[:, None, :]).reshape(len(own), -1)
 
 
 def score(directions: Directions, latents: Array, attribute: Attribute) -> Score | None:
@@ -128,8 +169,8 @@ def _indicators(attribute: Attribute) -> Array:
     return found
 
 
-def _ridge(of: Array, to: Array) -> Array:
+def _ridge(of: Array, to: Array, ridge: float = RIDGE) -> Array:
     """Coefficients [k, m] that predict `to` [n, m] from `of` [n, k], both centred."""
     moment = of.T @ of / len(of)
-    moment[np.diag_indices_from(moment)] += RIDGE * max(np.trace(moment) / len(moment), np.finfo(float).tiny)
+    moment[np.diag_indices_from(moment)] += ridge * max(np.trace(moment) / len(moment), np.finfo(float).tiny)
     return np.asarray(np.linalg.solve(moment, of.T @ to / len(of)), np.float64)

@@ -22,7 +22,7 @@ from unified_vae.core.tensor_file import write_tensors
 from unified_vae.experiment.subject import Subject, find
 from unified_vae.experiment.using import attributes as labelled
 from unified_vae.experiment.using.attributes import Attribute
-from unified_vae.experiment.using.directions import Directions, Score, fit, score
+from unified_vae.experiment.using.directions import Directions, Score, score
 from unified_vae.experiment.using.encode import posterior_of
 from unified_vae.experiment.using.identity import fingerprint
 from unified_vae.experiment.using.outputs import refuse_other_suffix, write_png
@@ -138,7 +138,7 @@ def learn(
     own = [Attribute(each.name, each.values, each.numbers[train]) for each in attributes]
     if all(each.is_dead for each in own):
         raise DataError("all images have the same labels: there is nothing to tell apart")
-    directions = fit(seen, own)
+    directions = Directions(seen, own)
     kept_out = [Attribute(each.name, each.values, each.numbers[held_out]) for each in attributes]
     scores = {each.name: score(directions, other, each) for each in kept_out if each.name in directions.effects}
     return Learnt(directions, own, scores, len(train))
@@ -196,7 +196,8 @@ def write_directions(path: Path, learnt: Learnt, subject: Subject) -> list[Path]
     about = {
         "format": 1,
         "model": {"name": subject.name, "fingerprint": fingerprint(subject.model)},
-        "use": "latents + strength * direction: strength 1 goes from the mean of the other values to this one",
+        "use": "latents + strength * direction: strength 1 goes from the mean of the other values to this one, averaged "
+        "over images; the sheet takes into account what else is in each",
         "learnt_from": learnt.images,
         "attributes": {
             name: {"values": list(values), "kept_out": (told := learnt.scores.get(name)) and asdict(told)}
