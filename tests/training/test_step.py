@@ -1,5 +1,8 @@
 """One optimizer step: what it depends on, and what it refuses."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -52,6 +55,20 @@ def test_micro_batches_change_nothing_but_rounding(pieces):
             whole.take(IMAGES, step, 0.1, 1e-3), parts.take(IMAGES, step, 0.1, 1e-3), rtol=2e-4, atol=2e-5
         )
     torch.testing.assert_close(whole.objective.state_dict(), parts.objective.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+def test_what_took_steps_is_freed_when_nobody_names_it_any_more():
+    """Without a collection: on a GPU nothing asks for one before memory is short."""
+    some = stepper()
+    some.take(IMAGES, 0, 0.1, 1e-3)
+    held = [weakref.ref(each) for each in (some, some.model, some.ema.model, some.optimizer, some.objective)]
+    gc.collect()
+    gc.disable()
+    try:
+        del some
+        assert [each() for each in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_a_step_depends_on_its_number_and_its_rate():

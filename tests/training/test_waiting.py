@@ -13,7 +13,7 @@ from unified_vae.optim.build import build_optimizer
 from unified_vae.optim.config import AdamConfig, AdamWConfig, SGDConfig
 from unified_vae.training.ema import EMA
 from unified_vae.training.runtime import Runtime
-from unified_vae.training.step import Stepper, in_unit_range
+from unified_vae.training.step import Stepper, in_unit_range, network
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 PIXELS = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -139,8 +139,8 @@ def test_fixed_weights_are_followed_only_where_they_were_written():
 def test_network_and_distortions_are_one_graph_for_the_compiler(family):
     some = stepper(family(image_size=16, latents=5, base_channels=8, channels=3))
     images, noise = in_unit_range(PIXELS), torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
-    one_graph = torch.compile(some._network, fullgraph=True, backend="aot_eager", dynamic=False)
-    output, terms = one_graph(images, noise)
-    expected, expected_terms = some._network(images, noise)
+    one_graph = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=False)
+    output, terms = one_graph(some.model, some.objective, images, noise)
+    expected, expected_terms = network(some.model, some.objective, images, noise)
     torch.testing.assert_close(output.reconstruction, expected.reconstruction)
     torch.testing.assert_close(terms, expected_terms)

@@ -6,6 +6,7 @@ returns its input.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -152,6 +153,7 @@ class Runtime:
 
     def free_memory(self) -> None:
         """Give unused memory of the device back, so that pieces of another size find room."""
+        gc.collect()  # what only cycles still hold
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         elif self.device.type == "mps":

@@ -6,6 +6,8 @@ neither averaged weights nor the scale of the distortion. The device itself deci
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,6 +24,8 @@ from unified_vae.training.runtime import Runtime
 
 MEASURED = ("loss.total", "loss.nll", "rate.nats")
 NORM = "gradient.norm"
+
+Network = Callable[[VAE, Objective, Tensor, Tensor], tuple[VAEOutput, dict[str, Tensor]]]
 
 
 class Stepper:
@@ -60,7 +64,8 @@ class Stepper:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.term_names = list(objective.terms)
         self.names = [*MEASURED, *(f"loss.{name}" for name in self.term_names), NORM]
-        self._forward = with_the_compiler(self._network) if compiled else self._network
+        # a method of its own object kept here would be a cycle, and hold a trial's memory until the next collection
+        self._compiled: Network | None = with_the_compiler(network) if compiled else None
 
     def take(self, images: Tensor, step: int, progress: float, lr: float) -> Tensor:
         """Take step number `step` (counted from 0).
@@ -126,10 +131,8 @@ class Stepper:
     def _pixels(self, images: Tensor) -> Tensor:
         return in_unit_range(images, self.runtime.layout)
 
-    def _network(self, images: Tensor, noise: Tensor) -> tuple[VAEOutput, dict[str, Tensor]]:
-        """All that is computed of tensors alone, whatever the step: what may be compiled."""
-        output = self.model(images, noise)
-        return output, self.objective.measure(output, images)
+    def _forward(self, images: Tensor, noise: Tensor) -> tuple[VAEOutput, dict[str, Tensor]]:
+        return (self._compiled or network)(self.model, self.objective, images, noise)
 
     def _differentiate(self, loss: Tensor) -> None:
         loss.backward()
@@ -171,6 +174,12 @@ class Stepper:
     def _excess(self, norm: Tensor) -> Tensor | None:
         """By how much the gradients are too long, at least 1."""
         return None if self.clip_norm is None else (norm / self.clip_norm).clamp(min=1.0)
+
+
+def network(model: VAE, objective: Objective, images: Tensor, noise: Tensor) -> tuple[VAEOutput, dict[str, Tensor]]:
+    """All of a step that is computed of tensors alone, whatever its number: what may be compiled."""
+    output = model(images, noise)
+    return output, objective.measure(output, images)
 
 
 def any_not_finite(numbers: Tensor) -> Tensor:

@@ -184,10 +184,10 @@ class _Steps:
     def flops(self) -> float:
         """Take a step, and count its operations where the compiler does not hide them."""
         stepper = self.parts.stepper
-        usual, stepper._forward = stepper._forward, stepper._network
+        usual, stepper._compiled = stepper._compiled, None
         with FlopCounterMode(display=False) as counter:
             self.take()
-        stepper._forward = usual
+        stepper._compiled = usual
         return float(counter.get_total_flops())
 
     def traced(self) -> Callable[[Path], None]:
