@@ -104,7 +104,7 @@ def test_links_to_the_run_and_the_images(settings: Path, capsys: pytest.CaptureF
     [
         ("~nobody-of-that-name/x", "run", "home of that user is not known", 2),
         ("n" * 300, "run", "no file or folder", 2),
-        ("a/" * 900, "run", "a/'... (1,800 letters)", 2),
+        ("a/" * 900, "run", "a/a... (1,802 letters)", 2),
         ("loop", "run", "no file or folder", 2),
         (NAMES["no text"], "run", "bytes that are no text", 2),
         ("images", "n" * 300, "File name too long", 3),
@@ -180,3 +180,9 @@ def test_names_made_from_names_are_never_too_long(name: str, tmp_path: Path) -> 
     assert made.name.startswith(".") and made.name.endswith(".holder.json")
     made.touch()
     assert made != sibling(tmp_path / (name[:-1] + "y"), ".", ".holder.json")
+
+
+def test_a_run_to_be_fixed_whose_name_is_too_long_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert enter(run_mode.app, "train.py", ["--mode", "resume_fix", "--run-dir", "a" * 5000]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: there is no run to fix in aaa") and error.count("\n") == 1 and len(error) < 1000

@@ -10,6 +10,8 @@ from unified_vae.core.errors import ConfigError
 
 LONGEST_NAME = 255
 """Bytes that file systems allow for one name."""
+LONGEST_SHOWN = 400
+"""Letters of a name in a message."""
 
 
 def written_out(text: str, setting: str) -> Path:
@@ -31,6 +33,19 @@ def written_out(text: str, setting: str) -> Path:
         raise ConfigError(
             f"{setting}: {text!r} begins with {user}, and the home of that user is not known; write the path out"
         ) from None
+
+
+def shown(text: str) -> str:
+    """A name for a message; of a very long one, which a file may have put there, its beginning."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} letters)"
+
+
+def is_file(path: Path) -> bool:
+    """As `Path.is_file`, which raises OSError where a name is too long to be one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def sibling(path: Path, before: str = "", after: str = "") -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unified_vae.core.errors import ConfigError
-from unified_vae.core.paths import sibling
+from unified_vae.core.paths import is_file, shown, sibling
 from unified_vae.experiment.presets.book_file import read_record
 from unified_vae.experiment.presets.layers import Settings
 
@@ -53,9 +53,9 @@ def read_earlier_run(run_dir: Path) -> EarlierRun:
         ConfigError: there is no run, or its record is damaged.
     """
     record = run_dir / RECORD
-    if not record.is_file():
+    if not is_file(record):
         raise ConfigError(
-            f"there is no run to fix in {run_dir}: name its folder with --run-dir, "
+            f"there is no run to fix in {shown(str(run_dir))}: name its folder with --run-dir, "
             "or train one first with --mode fast_high_quality"
         )
     file = read_record(record)

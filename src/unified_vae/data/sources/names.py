@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from unified_vae.core.errors import DataError
-from unified_vae.core.paths import written_out
+from unified_vae.core.paths import shown, written_out
 from unified_vae.core.spelling import alike
 
 BUILTIN = "builtin"
@@ -20,7 +20,6 @@ ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 ARRAY_SUFFIXES = (".npy", ".npz")
 
-LONGEST_SHOWN = 400  # letters of a name in a message
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
@@ -33,6 +32,13 @@ def library(text: str) -> tuple[str, str] | None:
 def source_path(text: str) -> Path:
     """The path that `--data` names; raises ConfigError where none can be of that name."""
     return written_out(text, "--data")
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two texts name the same source, however a path is written."""
+    if one == other or BUILTIN in (one, other) or library(one) or library(other):
+        return one == other
+    return source_path(one).resolve() == source_path(other).resolve()
 
 
 def check_source(text: str) -> None:
@@ -49,7 +55,9 @@ def check_source(text: str) -> None:
     except OSError as error:
         if error.errno not in _ABSENT:
             raise DataError(f"{text!r} cannot be looked at ({error.strerror}); mend its permissions.") from None
-        raise DataError(f"There is no file or folder {_shown(text)}{_suggestion(path)}; --data takes {FORMS}.") from None
+        raise DataError(
+            f"There is no file or folder {shown(repr(text))}{_suggestion(path)}; --data takes {FORMS}."
+        ) from None
     folder = stat.S_ISDIR(status.st_mode)
     readable = path.name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES, *ARRAY_SUFFIXES))
     if not folder and not (stat.S_ISREG(status.st_mode) and readable):
@@ -59,13 +67,6 @@ def check_source(text: str) -> None:
     except OSError as error:
         kind = "folder" if folder else "file"
         raise DataError(f"The {kind} {text!r} may not be read ({error.strerror}); mend its permissions.") from None
-
-
-def _shown(text: str) -> str:
-    """The text in quotes; of a very long one, which a file may have put there, its beginning."""
-    if len(text) <= LONGEST_SHOWN:
-        return repr(text)
-    return f"{text[:LONGEST_SHOWN]!r}... ({len(text):,} letters)"
 
 
 def _try(path: Path, folder: bool) -> None:
