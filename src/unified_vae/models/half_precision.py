@@ -245,11 +245,9 @@ def _tried(model: VAE, images: Tensor, name: HalfName, headroom: float, layer: s
     try:
         loss, culprit = _compare(model, half_copy(model, DTYPES[name]), images)
     except RuntimeError as problem:
-        if is_out_of_memory(problem) and "primitive descriptor" not in str(
-            problem
-        ):  # oneDNN's word for "not supported"
+        if is_out_of_memory(problem) and "primitive descriptor" not in str(problem):  # oneDNN lacks the kernel
             raise
-        # a kernel that this device lacks in this precision
+        # else the device lacks a kernel in this precision
         return HalfResult(name, headroom, layer, 0, True, None)
     return HalfResult(name, headroom, culprit or layer, len(images), culprit is None, loss)
 

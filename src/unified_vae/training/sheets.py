@@ -60,8 +60,8 @@ def sheet(pictures: np.ndarray, columns: int, caption: str, group: int = 1) -> I
 
 
 def below_one_another(blocks: Sequence[Image.Image]) -> Image.Image:
-    """Sheets of the same width as one."""
-    canvas = Image.new("RGB", (blocks[0].width, sum(block.height for block in blocks)), "white")
+    """Sheets as one, as wide as the widest."""
+    canvas = Image.new("RGB", (max(block.width for block in blocks), sum(block.height for block in blocks)), "white")
     top = 0
     for block in blocks:
         canvas.paste(block, (0, top))

@@ -15,7 +15,7 @@ from unified_vae.experiment.evaluation.networks import Networks
 from unified_vae.experiment.evaluation.pictures import Pictures
 from unified_vae.experiment.evaluation.request import Group, Settings
 from unified_vae.losses.lpips import LPIPS
-from unified_vae.metrics import likelihood, similarity, sliced_wasserstein
+from unified_vae.metrics import likelihood, similarity
 from unified_vae.metrics.inception import InceptionFeatures
 from unified_vae.metrics.likelihood import LatentDraws
 from unified_vae.metrics.sharpness import SpectrumSums
@@ -150,8 +150,3 @@ def draw_latents(
 def _noise(seed: int, draw: int, first: int, shape: torch.Size) -> Tensor:
     rows = uniforms(key(seed, "importance draws", draw), np.arange(first, first + shape[0]), shape[1:].numel())
     return torch.special.ndtri(torch.from_numpy(np.maximum(rows, 2.0**-54))).float().view(shape)
-
-
-def patches_can_be_compared(pictures: Pictures) -> bool:
-    """Whether images of this size have a pyramid."""
-    return sliced_wasserstein.is_measurable(pictures.size)
