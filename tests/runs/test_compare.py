@@ -86,7 +86,17 @@ def test_other_images_are_refused_unless_common_ones_are_named(runs, tmp_path):
     found = compare(CompareRequest(pair, data=str(common), output=tmp_path, settings=QUICK), recorder)
     assert "all images of 12 images" in found.images and not recorder.notices
     compare(CompareRequest(pair, data=str(runs / "others.npy"), output=tmp_path, settings=QUICK), recorder)
-    assert ["c at step" in line and "trained on some" in line for line in recorder.notices] == [True]
+    assert ["c at step" in line and line.endswith(" of these 40 images") for line in recorder.notices] == [True]
+
+
+def test_a_row_of_few_images_does_not_cut_the_others(runs, tmp_path):
+    """Three images, and eight new pictures below them."""
+    common = write_images(tmp_path / "few.npy", 3, seed=7)
+    pair = [runs / "a", runs / "b"]
+    found = compare(CompareRequest(pair, data=str(common), output=tmp_path, settings=QUICK), Observer())
+    with Image.open(found.sheet) as picture:
+        last = np.asarray(picture)[-60:, -60:]
+        assert picture.width >= 8 * 64 and last.std() > 0
 
 
 def test_other_sizes_are_measured_at_their_own_and_nothing_is_best(runs, tmp_path):

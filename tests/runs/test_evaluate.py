@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from lives import Recorder, request, write_images
 from unified_vae.cli.door import enter
 from unified_vae.cli.main import app
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
-from unified_vae.experiment.evaluation.evaluate import evaluate
+from unified_vae.experiment import subject as subject_module
+from unified_vae.experiment.evaluation.evaluate import _subjects, evaluate
 from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings, Weights
 from unified_vae.experiment.fit import fit
+from unified_vae.training import checkpoint_ring
 from unified_vae.training.observers import Observer
+from unified_vae.training.saver import run_state
 
 QUICK = Settings(samples=12, draws=3, device="cpu")
 
@@ -108,6 +112,38 @@ def test_an_exported_model_is_measured_as_the_weights_it_was_made_of(run, both, 
     foreign = evaluate(EvaluateRequest(model, data=str(others), settings=QUICK), Observer())
     assert foreign.file == model / "evaluation.json" and "all images of 20 images" in foreign.images
     assert {figure.images for figure in foreign.figures[Weights.EMA] if figure.name == "ssim"} == {20}
+
+
+def test_both_weights_are_of_one_step_although_the_run_goes_on(run, monkeypatch):
+    """A better validation comes between the two readings."""
+    steps = checkpoint_ring.saved_steps(run / "checkpoints")
+    states = iter([steps[0]])
+    assert len(steps) > 1
+
+    def training(saved):
+        return replace(run_state(saved), best_step=next(states, steps[-1]))
+
+    monkeypatch.setattr(subject_module, "run_state", training)
+    (_, first), (_, second) = _subjects(EvaluateRequest(run), Observer())[0]
+    assert (first.step, second.step) == (steps[0], steps[0]) and (first.weights, second.weights) == ("ema", "raw")
+
+
+def test_images_that_were_trained_on_are_told_however_they_are_named(run, tmp_path):
+    settings = Settings(samples=4, device="cpu", skip=frozenset(set(Group) - {Group.LATENTS}))
+
+    def heard(source):
+        seen = Recorder()
+        where = EvaluateRequest(run, data=str(source), weights=Weights.EMA, file=tmp_path / "x.json", settings=settings)
+        return evaluate(where, seen).images, [line for line in seen.notices if "trained on" in line]
+
+    folder = run.parent
+    images, notes = heard(f"{folder}/../{folder.name}/images.npy")
+    assert "the run's validation images" in images and not notes
+    np.save(tmp_path / "copy.npy", np.load(folder / "images.npy")[::-1])
+    images, notes = heard(tmp_path / "copy.npy")
+    assert "all images of 80" in images and "was trained on 74 of these 80 images" in notes[0]
+    np.save(tmp_path / "others.npy", np.random.default_rng(8).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
+    assert heard(tmp_path / "others.npy")[1] == []
 
 
 def test_labels_of_two_factors_bring_disentanglement(run, tmp_path):

@@ -7,13 +7,21 @@ import shutil
 import pytest
 import torch
 from exports import exported, model_of, trained
+from lives import Recorder
 
 from unified_vae.cli import main as command
 from unified_vae.cli.door import enter
-from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.errors import CheckpointError, ConfigError, EnvironmentProblem
 from unified_vae.core.tensor_file import write_tensors
-from unified_vae.experiment.export import model_folder, place
-from unified_vae.experiment.export.request import Half, Weights
+from unified_vae.data import open as data_open
+from unified_vae.experiment.evaluation.evaluate import evaluate
+from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings
+from unified_vae.experiment.evaluation.request import Weights as Measured
+from unified_vae.experiment.export import diffusers_folder, model_folder, place
+from unified_vae.experiment.export.request import ExportRequest, Format, Half, Weights
+from unified_vae.experiment.same_weights import finished_model
+from unified_vae.experiment.subject import find
+from unified_vae.experiment.subject_images import open_images
 from unified_vae.models.pretrained import load_pretrained
 
 
@@ -37,6 +45,50 @@ def test_raw_weights_are_those_that_were_stepped_and_bring_no_density(run, tmp_p
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in raw.state_dict().items())
     assert any(not torch.equal(value, raw.state_dict()[name]) for name, value in model_of(run).state_dict().items())
     assert again.density.kind == "normal" and any("density" in text for text in seen.notices)
+
+
+def test_exported_raw_weights_stay_raw_wherever_they_go(run, tmp_path):
+    """In the figures of the folder, in what is exported of it, and beside the run's own model of averaged weights."""
+    first, _ = exported(run, "safetensors", output=tmp_path / "raw", weights=Weights.RAW, images=0)
+    subject = find(first.folder, None, None, print, looks=False)
+    assert subject.weights == "raw" and "raw weights" in subject.name
+    images = str(run.parent / "images.npy")
+    settings = Settings(samples=4, max_images=8, device="cpu", skip=frozenset(set(Group) - {Group.LATENTS}))
+    found = evaluate(EvaluateRequest(first.folder, data=images, settings=settings), Recorder())
+    assert [weights.value for weights in found.figures] == ["raw"] and "raw weights alone" in found.notes[0]
+    for asked in (Measured.EMA, Measured.BOTH):
+        with pytest.raises(ConfigError, match="raw weights alone"):
+            evaluate(EvaluateRequest(first.folder, data=images, weights=asked, settings=settings), Recorder())
+    again, _ = exported(first.folder, "safetensors", output=tmp_path / "again", images=0)
+    for folder in (first.folder, again.folder):
+        assert json.loads((folder / "config.json").read_text())["run"]["weights"] == "raw"
+        assert json.loads((folder / "export.json").read_text())["weights"] == "raw"
+    exported(run, "safetensors", output=first.folder, weights=Weights.RAW, images=0)  # over what evaluate wrote
+
+
+def test_the_folder_of_the_same_weights_is_told_by_the_weights(run, tmp_path):
+    """Not by its step, which raw and averaged weights share."""
+    averaged, raw = (find(run, None, None, print, weights=weights) for weights in ("ema", "raw"))
+    assert finished_model(averaged).folder == run / "model" and finished_model(raw) is None
+    copied = shutil.copytree(run / "model", tmp_path / "copy")
+    assert finished_model(find(copied, None, None, print, looks=False)).folder == copied
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="damaged"):
+        finished_model(find(tmp_path / "run", None, None, print))
+    done, seen = exported(tmp_path / "run", "safetensors", output=tmp_path / "out", images=0)
+    assert load_pretrained(done.folder) and any("is damaged" in text for text in seen.notices)
+
+
+def test_the_images_of_a_run_are_packed_once_for_all_that_looks_at_them(run, monkeypatch):
+    """Of a run whose channels were found in the images."""
+    subject = find(run, None, None, print)
+    assert subject.record.requested.model.channels == "auto"
+    monkeypatch.setattr(data_open, "pack_source", lambda *_: pytest.fail("the images are packed again"))
+    for source in (None, f"{run.parent}/../{run.parent.name}/images.npy"):
+        assert open_images(subject, source, Recorder()).channels == 3
+    raw = find(run, None, None, print, weights="raw")  # without statistics, which are measured
+    assert diffusers_folder._statistics(raw, ExportRequest(run, Format.DIFFUSERS), Recorder()).images > 0
 
 
 def test_the_verdict_is_in_the_export_and_in_the_runs_model(run, tmp_path):

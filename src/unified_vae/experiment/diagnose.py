@@ -18,7 +18,7 @@ from torch import Tensor
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import DataError, EnvironmentProblem
 from unified_vae.data.batches import gather
-from unified_vae.data.open import DataSets, open_data
+from unified_vae.data.open import DataSets
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.experiment import preflight
 from unified_vae.experiment.diagnosis import Diagnosis, Row
@@ -28,6 +28,7 @@ from unified_vae.experiment.pca_line import PCALine
 from unified_vae.experiment.remedy import Remedy, Situation, remedy
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.subject_images import open_images, refuse_other_channels
 from unified_vae.models.vae import VAE
 from unified_vae.training.observers import Observer
 from unified_vae.training.random import fixed_noise
@@ -128,19 +129,13 @@ def _images(subject: Subject, source: str | None, observer: Observer) -> DataSet
     Raises:
         DataError: they are gone, or of other channels than the model.
     """
-    config = subject.config.data if source is None else subject.config.data.model_copy(update={"source": source})
-    wanted = subject.record.requested.model.channels if subject.record and source is None else subject.model.channels
     try:
-        data = open_data(config, subject.model.image_size, None if wanted == "auto" else wanted, observer.phase)
+        data = open_images(subject, source, observer, max_images=subject.config.data.max_images)
     except DataError as problem:
         if source is not None:
             raise
         raise DataError(f"{problem} A diagnosis looks at the run's images: give their place with --data.") from problem
-    if data.channels != subject.model.channels:
-        raise DataError(
-            f"the images have {data.channels} channel(s) now and the model {subject.model.channels}: "
-            "give those it was trained on with --data"
-        )
+    refuse_other_channels(data, subject)
     before = subject.record.data["fingerprint"] if subject.record else data.fingerprint
     if before != data.fingerprint:
         observer.notice("these are not the images that the run was trained on: some may be in both of its sides")

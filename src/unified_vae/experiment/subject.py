@@ -20,7 +20,7 @@ from unified_vae.experiment.run_folder import RunFolder, RunRecord
 from unified_vae.losses.config import LossConfig
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ModelConfig
-from unified_vae.models.pretrained import CONFIG, WEIGHTS, load_pretrained
+from unified_vae.models.pretrained import CONFIG, WEIGHTS, open_pretrained
 from unified_vae.models.vae import VAE
 from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.checkpoint import Checkpoint
@@ -28,6 +28,9 @@ from unified_vae.training.saver import load_weights, run_state
 from unified_vae.training.state import TrainState
 
 PIXEL_TERMS = ("mse", "l1", "charbonnier")  # means of pixel errors
+WORDS = {"ema": "averaged", "raw": "raw"}
+WeightsName = Literal["ema", "raw"]
+"""Averaged over the steps, or as stepped."""
 _STEP = re.compile(r"step-(\d{9})")
 
 
@@ -45,6 +48,8 @@ class Subject:
         step: of the weights; None where unknown.
         state: the numbers of the newest checkpoint; None without one.
         terms: name -> running mean of a distortion term.
+        weights: which of the two sets of weights the model has.
+        folder: the exported model's that it was read from; None for a checkpoint.
     """
 
     name: str
@@ -56,6 +61,8 @@ class Subject:
     step: int | None = None
     state: TrainState | None = None
     terms: Mapping[str, float] = field(default_factory=dict)
+    weights: WeightsName = "ema"
+    folder: Path | None = None
 
     def pixel_share(self) -> float | None:
         """The part of the distortion that is a mean of pixel errors."""
@@ -71,7 +78,7 @@ def find(
     data: str | None,
     notice: Callable[[str], None],
     *,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: WeightsName | None = None,
     looks: bool = True,
 ) -> Subject:
     """Read what `target` names.
@@ -80,26 +87,26 @@ def find(
         target: a run's folder, a checkpoint's folder inside it, or the folder of an exported model.
         which: a step, `best` or `last`; None takes the best where the run knows one.
         data: the images, for a model without its run.
-        weights: of a checkpoint, the averaged ones (`ema`) or those that were stepped (`raw`).
+        weights: None takes the averaged ones of a checkpoint, and of an exported model those it has.
         looks: whether images will be looked at; false: a model without its run needs no `data`.
 
     Raises:
-        ConfigError: it is none of these, or a model without its run and without `data`.
+        ConfigError: it is none of these, a model without its run and without `data`, or one that has other weights.
         CheckpointError: the run has no such checkpoint, or none that is whole.
     """
     if match := _STEP.fullmatch(target.resolve().name):
         if which is not None:
             raise ConfigError(f"{target} is one checkpoint already: leave --checkpoint out, or name the run's folder")
-        return _of_run(target.resolve().parents[1], match[1], notice, weights)
+        return _of_run(target.resolve().parents[1], match[1], notice, weights or "ema")
     if (target / WEIGHTS).is_file() and (target / CONFIG).is_file():
         return _of_model(target, which, data, weights, looks)
     if not RunFolder(target).has_run():
         known = "Name the folder of a run (runs/NAME), of one of its checkpoints, or of an exported model"
         raise ConfigError(f"{target} is {'no run' if target.is_dir() else 'not there'}. {known}.")
-    return _of_run(target, which, notice, weights)
+    return _of_run(target, which, notice, weights or "ema")
 
 
-def _of_run(run_dir: Path, which: str | None, notice: Callable[[str], None], weights: str) -> Subject:
+def _of_run(run_dir: Path, which: str | None, notice: Callable[[str], None], weights: WeightsName) -> Subject:
     root = RunFolder(run_dir).checkpoints
     newest = checkpoint_ring.newest_good(root, notice, set_aside=False)
     if newest is None:
@@ -120,6 +127,7 @@ def _of_run(run_dir: Path, which: str | None, notice: Callable[[str], None], wei
         step=saved.step,
         state=state,
         terms=_floats(means),
+        weights=weights,
     )
 
 
@@ -140,31 +148,40 @@ def _chosen(root: Path, which: str | None, newest: Checkpoint, state: TrainState
     return checkpoint.load(root, int(which)), ""
 
 
-def _of_model(folder: Path, which: str | None, data: str | None, weights: str, looks: bool) -> Subject:
+def _of_model(folder: Path, which: str | None, data: str | None, weights: WeightsName | None, looks: bool) -> Subject:
     if which is not None:
         raise ConfigError(f"{folder} is an exported model, which has one set of weights: leave --checkpoint out")
-    if weights == "raw":
-        raise ConfigError(f"{folder} is an exported model, which has averaged weights alone: name its run for the raw")
-    model = load_pretrained(folder)
-    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    step = about.get("run", {}).get("step")
+    opened = open_pretrained(folder)
+    model, about = opened.model, opened.description
+    run = about.get("run", {})
+    step, has = run.get("step"), _weights_of(run)
+    if weights not in (None, has):
+        raise ConfigError(
+            f"{folder} is an exported model, which has {WORDS[has]} weights alone: name its run for others"
+        )
+    name = f"{folder.as_posix()}{'' if has == 'ema' else ', raw weights'}"
     record = _record_beside(folder)
     if record is not None:
         run_dir = folder.resolve().parent
-        return Subject(f"{folder.as_posix()}", model, record.resolved, run_dir, run_dir, record, step)
+        return Subject(name, model, record.resolved, run_dir, run_dir, record, step, weights=has, folder=folder)
     if data is None and looks:
         raise ConfigError(f"{folder} is a model without its run: name the images to look at with --data")
     try:
         loss = LossConfig.model_validate_json(json.dumps(about["loss"]))
     except (KeyError, ValidationError) as problem:
         if not looks:
-            return Subject(f"{folder.as_posix()}", model, _bare(about, data), folder, step=step)
+            return Subject(name, model, _bare(about, data), folder, step=step, weights=has, folder=folder)
         raise CheckpointError(
             f"the model in {folder} was exported by another version of unified-vae: its {CONFIG} says nothing of the "
             "loss that this one understands. Diagnose it with that version."
         ) from problem
     config = _bare(about, data).model_copy(update={"loss": loss})
-    return Subject(f"{folder.as_posix()}", model, config, folder, step=step)
+    return Subject(name, model, config, folder, step=step, weights=has, folder=folder)
+
+
+def _weights_of(run: Mapping[str, Any]) -> WeightsName:
+    """What a model's config file says of them; those that a run exports by itself are averaged."""
+    return "raw" if run.get("weights") == "raw" else "ema"
 
 
 def _bare(about: Mapping[str, Any], data: str | None) -> RunConfig:

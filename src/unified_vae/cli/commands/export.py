@@ -28,7 +28,10 @@ To = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option(help="Folder to write.", show_default="RUN/exports/...")]
 Checkpoint = Annotated[str | None, typer.Option(help="Weights of: best, last or a step.", show_default="best")]
-Which = Annotated[Weights, typer.Option(help="ema: averaged over the steps; raw: as stepped.")]
+Which = Annotated[
+    Weights | None,
+    typer.Option(help="ema: averaged over the steps; raw: as stepped.", show_default="ema; of a model what it has"),
+]
 Precision = Annotated[Half | None, typer.Option(help="Half precision, where the audit finds it safe.")]
 Data = Annotated[str | None, typer.Option(help="Images of the half-precision audit.", show_default="the run's")]
 Images = Annotated[int, typer.Option(help="How many images the audit looks at; 0: no audit.", min=0)]
@@ -40,7 +43,7 @@ def export(
     to: To,
     output: Output = None,
     checkpoint: Checkpoint = None,
-    weights: Which = Weights.EMA,
+    weights: Which = None,
     half: Precision = None,
     data: Data = None,
     images: Images = 256,

@@ -59,13 +59,23 @@ class Inventory:
         return "" if before is None else _compared(before, self.entries)
 
 
+def contents_kept(folder: Path, side: str) -> frozenset[str]:
+    """Contents of all images that any inventory in a folder has on one side; empty without one."""
+    kept = (_lines(path) or [] for path in folder.glob("images-*.tsv"))
+    return frozenset(entry.content for entries in kept for entry in entries if entry.side == side)
+
+
 def _path(folder: Path, fingerprint: str) -> Path:
     return folder / f"images-{fingerprint[:_HASH_DIGITS]}.tsv"
 
 
 def _read(folder: Path, fingerprint: str) -> list[Entry] | None:
+    return _lines(_path(folder, fingerprint))
+
+
+def _lines(path: Path) -> list[Entry] | None:
     try:
-        lines = _path(folder, fingerprint).read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         return [Entry(*line.split("\t")) for line in lines]
     except (OSError, ValueError, TypeError):  # it is a help, not needed to go on
         return None

@@ -149,10 +149,11 @@ def _content(found: Comparison, results: Sequence[Result], request: CompareReque
     models = [
         {
             "label": result.entrant.label,
+            "weights": result.entrant.subject.weights,
             **described(result.entrant.subject, result.entrant.pictures, request.settings),
             "figures": [figure.to_json() for figure in result.figures],
         }
         for result in results
     ]
     marks = {row.first.name: dict(zip(found.labels, row.marks, strict=True)) for row in found.rows}
-    return {"format": FORMAT, "weights": "ema", "notes": list(found.notes), "marks": marks, "models": models}
+    return {"format": FORMAT, "notes": list(found.notes), "marks": marks, "models": models}

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from unified_vae.core.durable import STAGE_PREFIX, discard, reason, write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
@@ -21,13 +21,14 @@ from unified_vae.experiment.evaluation.measure import Bench, densities_of, measu
 from unified_vae.experiment.evaluation.pictures import Pictures, open_pictures
 from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings, Weights
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.subject import WORDS, Subject, WeightsName, find
 from unified_vae.metrics.bootstrap import LEVEL
 from unified_vae.training.config import Precision
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import open_runtime
 
 FORMAT = 1
+ASKED: Mapping[Weights, WeightsName] = {Weights.EMA: "ema", Weights.RAW: "raw"}
 PRECISION: Precision = "fp32"  # whatever the run trained with: the figures are of the weights
 
 
@@ -72,23 +73,26 @@ def evaluate(request: EvaluateRequest, observer: Observer) -> Evaluation:
 def _subjects(request: EvaluateRequest, observer: Observer) -> tuple[list[tuple[Weights, Subject]], list[str]]:
     """The model with each of the weights asked for, and what to say of it."""
 
-    def found(weights: Literal["ema", "raw"]) -> Subject:
-        said = observer.notice if weights == first else lambda _: None  # the second reading has nothing new to say
-        return find(request.target, request.checkpoint, request.data, said, weights=weights, looks=False)
-
-    first: Literal["ema", "raw"] = "raw" if request.weights is Weights.RAW else "ema"
-    subject = found(first)
-    if request.weights in (Weights.EMA, Weights.RAW):
-        return [(request.weights, subject)], []
-    if subject.state is None:
+    asked: WeightsName | None = None if request.weights is None else ASKED.get(request.weights)
+    subject = find(request.target, request.checkpoint, request.data, observer.notice, weights=asked, looks=False)
+    has = Weights(subject.weights)
+    if asked is not None:
+        return [(has, subject)], []
+    if subject.run_dir is None or subject.folder is not None:
+        words = WORDS[subject.weights]
         if request.weights is Weights.BOTH:
             raise ConfigError(
-                f"{request.target} is an exported model, which has averaged weights alone: leave --weights out"
+                f"{request.target} is an exported model, which has {words} weights alone: leave --weights out"
             )
-        return [(Weights.EMA, subject)], [
-            "an exported model has averaged weights (EMA) alone; its run has the raw ones too"
-        ]
-    return [(Weights.EMA, subject), (Weights.RAW, found("raw"))], []
+        short = " (EMA)" if has is Weights.EMA else ""
+        return [(has, subject)], [f"this exported model has {words} weights{short} alone; its run has both"]
+    return [(Weights.EMA, subject), (Weights.RAW, _raw_of(subject, request.data))], []
+
+
+def _raw_of(subject: Subject, data: str | None) -> Subject:
+    """The raw weights of the very step, whatever became the best or last one of a run that is training."""
+    assert subject.run_dir is not None
+    return find(subject.run_dir, str(subject.step), data, lambda _: None, weights="raw", looks=False)
 
 
 def _measured(weights: Weights, subject: Subject, bench: Bench, observer: Observer) -> list[Figure]:

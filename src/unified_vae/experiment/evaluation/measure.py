@@ -7,18 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from unified_vae.core.errors import CheckpointError
 from unified_vae.experiment.evaluation import of_factors, of_images, of_samples, seeing
 from unified_vae.experiment.evaluation.figure import Figure
 from unified_vae.experiment.evaluation.networks import Networks, at_hand
 from unified_vae.experiment.evaluation.pictures import Pictures
 from unified_vae.experiment.evaluation.request import Group, Settings
 from unified_vae.experiment.evaluation.seeing import Originals, Progress
-from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.experiment.same_weights import finished_model_or_notice
 from unified_vae.experiment.subject import Subject
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.normal import NormalDensity
-from unified_vae.models.pretrained import load_pretrained
 from unified_vae.models.vae import VAE
 from unified_vae.training.observers import Observer
 
@@ -91,21 +89,9 @@ def measure(model: VAE, densities: Sequence[LatentDensity], bench: Bench, label:
 def densities_of(subject: Subject, observer: Observer) -> list[LatentDensity]:
     """N(0, I), and the density that was fitted to these very weights, where there is one."""
     found: list[LatentDensity] = [NormalDensity(subject.model.latents)]
-    fitted = subject.model.density if subject.model.density.kind != "normal" else _beside(subject, observer)
-    return found if fitted is None else [*found, fitted]
-
-
-def _beside(subject: Subject, observer: Observer) -> LatentDensity | None:
-    """Of the run's exported model, where that has the weights of the subject's step."""
-    if subject.run_dir is None or subject.step is None:
-        return None
-    folder = RunFolder(subject.run_dir).model
-    if not folder.is_dir():
-        return None
-    try:
-        exported = load_pretrained(folder)
-    except CheckpointError as problem:
-        observer.notice(f"{problem} So samples are drawn from N(0, I) alone.")
-        return None
-    same = all(torch.equal(a, b) for a, b in zip(exported.parameters(), subject.model.parameters(), strict=True))
-    return exported.density if same and exported.density.kind != "normal" else None
+    fitted = subject.model.density
+    if fitted.kind == "normal":
+        so = "So samples are drawn from N(0, I) alone."
+        finished = finished_model_or_notice(subject, observer.notice, so)
+        fitted = fitted if finished is None else finished.content.model.density
+    return found if fitted.kind == "normal" else [*found, fitted]

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.data.batches import gather
-from unified_vae.data.open import DataSets, open_data
+from unified_vae.data.open import DataSets
+from unified_vae.data.packing.inventory import contents_kept
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject_images import is_own, open_images, refuse_other_channels
 from unified_vae.training.observers import Observer
 
 MOST_VALUES = 1 << 22  # pixel values of a batch
@@ -89,16 +91,12 @@ def open_pictures(
         ConfigError: a model without its run, and no source.
         DataError: they are gone, or of other channels than the model.
     """
-    known = subject.record is not None and source in (None, subject.config.data.source)
+    known = is_own(subject, source)
     own = known and (source is None or not whole)
     if source is None and subject.record is None:
         raise ConfigError(f"{subject.name} is a model without its run: name the images to measure on with --data")
-    data = _opened(subject, source, own, most, observer)
-    if data.channels != subject.model.channels:
-        raise DataError(
-            f"the images have {data.channels} channel(s) and the model has {subject.model.channels}: "
-            "name others with --data"
-        )
+    data = _opened(subject, None if own else source, most, observer)
+    refuse_other_channels(data, subject)
     if own and subject.record is not None and subject.record.data["fingerprint"] != data.fingerprint:
         observer.notice("the run's images changed since it began: some of these may have been trained on")
     splits = [data.validation] if own else [data.train, data.validation]
@@ -108,24 +106,30 @@ def open_pictures(
     side = "the run's validation images" if own else "all images"
     sides = ("validation",) if own else ("train", "validation")
     contents = [entry.content for name in sides for entry in data.inventory.entries if entry.side == name][:count]
-    if known and not own:
-        observer.notice(f"{subject.name} was trained on some of these images")
+    if not own:
+        _tell_of_training(subject, contents, known, observer)
     return Pictures(splits, count, f"{part}{side} of {data.description}", contents)
 
 
-def _opened(subject: Subject, source: str | None, own: bool, most: int | None, observer: Observer) -> DataSets:
-    config, wanted = subject.config.data, _channels(subject) if own else subject.model.channels
-    if not own:
-        config = config.model_copy(update={"source": source, "max_images": most})  # no more are decoded
+def _opened(subject: Subject, source: str | None, most: int | None, observer: Observer) -> DataSets:
     try:
-        return open_data(config, subject.model.image_size, wanted, observer.phase)
+        return open_images(subject, source, observer, max_images=most)  # of others no more are decoded
     except DataError as problem:
-        if not own:
+        if source is not None:
             raise
         raise DataError(f"{problem} To measure on other images, name them with --data.") from problem
 
 
-def _channels(subject: Subject) -> int | None:
-    """As the run asked for them, so that its own packed images are found; None follows the images."""
-    asked = subject.model.channels if subject.record is None else subject.record.requested.model.channels
-    return None if asked == "auto" else asked
+def _tell_of_training(subject: Subject, contents: Sequence[str], named: bool, observer: Observer) -> None:
+    """Say where images of another source are some that the run learnt from.
+
+    Args:
+        named: the source is the run's.
+    """
+    if subject.run_dir is None:
+        return
+    trained = contents_kept(subject.run_dir, "train")
+    if count := sum(content in trained for content in contents):
+        observer.notice(f"{subject.name} was trained on {count:,} of these {len(contents):,} images")
+    elif named and not trained:
+        observer.notice(f"{subject.name} was trained on some of these images")

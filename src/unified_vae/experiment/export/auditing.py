@@ -10,13 +10,13 @@ from torch import Tensor
 
 from unified_vae.api.card import CARD, half_precision
 from unified_vae.core.durable import write_text
-from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem, UserError
+from unified_vae.core.errors import ConfigError, EnvironmentProblem, UserError
 from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.data.batches import gather
-from unified_vae.data.open import open_data
-from unified_vae.experiment.export.model_folder import finished_model
 from unified_vae.experiment.export.request import ExportRequest
+from unified_vae.experiment.same_weights import finished_model_or_notice
 from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject_images import open_images, refuse_other_channels
 from unified_vae.models.half_precision import HalfAudit, audit
 from unified_vae.models.pretrained import CONFIG, describe
 from unified_vae.training.observers import Observer
@@ -59,27 +59,23 @@ def _images(request: ExportRequest, subject: Subject, observer: Observer) -> Ten
     """Validation images, uint8; None where none were named and those of the run are not there."""
     if request.images == 0 or (request.data is None and subject.record is None):
         return None
-    config, model = subject.config.data, subject.model
-    if request.data is not None:
-        config = config.model_copy(update={"source": request.data})
-    wanted = subject.record.requested.model.channels if subject.record and request.data is None else model.channels
     try:
-        data = open_data(config, model.image_size, None if wanted == "auto" else wanted, observer.phase)
+        data = open_images(subject, request.data, observer, max_images=subject.config.data.max_images)
     except UserError as problem:
         if request.data is not None:
             raise
         observer.notice(f"the run's images cannot be opened: {problem}")
         return None
-    if data.channels != model.channels:
-        raise DataError(f"the images have {data.channels} channel(s) now and the model {model.channels}: see --data")
+    refuse_other_channels(data, subject)
     return gather(data.validation, np.arange(min(request.images, len(data.validation))))
 
 
-def keep_with_run(found: HalfAudit, subject: Subject, request: ExportRequest, observer: Observer) -> None:
+def keep_with_run(found: HalfAudit, subject: Subject, observer: Observer) -> None:
     """Write the verdict into the run's own model folder, where it holds these weights."""
-    folder = finished_model(subject, request.weights)
-    if folder is None:
+    finished = finished_model_or_notice(subject, observer.notice, "So the verdict on half precision is not kept there.")
+    if finished is None:
         return
+    folder = finished.folder
     try:
         keep(folder, found)
     except UserError as problem:

@@ -17,17 +17,16 @@ import torch
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.tensor_file import write_tensors
-from unified_vae.data.open import open_data
 from unified_vae.experiment.export.comparison import Checked, compare
 from unified_vae.experiment.export.diffusers_card import card
-from unified_vae.experiment.export.model_folder import finished_model
 from unified_vae.experiment.export.parts import parts
 from unified_vae.experiment.export.request import ExportRequest
+from unified_vae.experiment.same_weights import finished_model_or_notice
 from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject_images import open_images, refuse_other_channels
 from unified_vae.models.config import SpatialConfig
 from unified_vae.models.half_precision import HalfAudit
 from unified_vae.models.latent_stats import LatentStats, measure
-from unified_vae.models.pretrained import open_pretrained
 from unified_vae.models.spatial import foreign_name
 from unified_vae.models.spatial_blocks import norm_groups
 from unified_vae.training.latents import posteriors
@@ -111,17 +110,16 @@ def description(config: SpatialConfig, stats: LatentStats, upcast: bool) -> dict
 
 def _statistics(subject: Subject, request: ExportRequest, observer: Observer) -> LatentStats:
     """Those of the run's own model folder where it holds these weights, else measured."""
-    folder = finished_model(subject, request.weights)
-    stats = None if folder is None or request.data is not None else open_pretrained(folder).stats
-    if stats is not None:
-        return stats
+    if request.data is None:
+        finished = finished_model_or_notice(subject, observer.notice, "So the scale of the latents is measured anew.")
+        if finished is not None and finished.content.stats is not None:
+            return finished.content.stats
     if request.data is None and subject.record is None:
         raise ConfigError(
             f"{subject.name} says nothing of its latents' scale: name images to measure it on with --data"
         )
-    given = subject.config.data
-    source = given if request.data is None else given.model_copy(update={"source": request.data})
-    data = open_data(source, subject.model.image_size, subject.model.channels, observer.phase)
+    data = open_images(subject, request.data, observer, max_images=subject.config.data.max_images)
+    refuse_other_channels(data, subject)
 
     def encoded(done: int, total: int) -> None:
         observer.phase("measuring the scale of the latents", done, total)

@@ -15,10 +15,12 @@ from unified_vae.experiment.export.auditing import HALF_PRECISION, audited, keep
 from unified_vae.experiment.export.comparison import Checked
 from unified_vae.experiment.export.parts import Part, parts
 from unified_vae.experiment.export.place import check, default_output, staged, write_about
-from unified_vae.experiment.export.request import ExportRequest, Format
-from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.export.request import ExportRequest, Format, Weights
+from unified_vae.experiment.subject import Subject, WeightsName, find
 from unified_vae.models.half_precision import DTYPES, HalfAudit, half_copy
 from unified_vae.training.observers import Observer
+
+ASKED: dict[Weights, WeightsName] = {Weights.EMA: "ema", Weights.RAW: "raw"}
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,11 @@ def export(request: ExportRequest, observer: Observer) -> Exported:
         UserError: no such run or weights, half precision is not safe, or the files do not give the model's numbers.
     """
     check(request)
-    subject = find(
-        request.target, request.checkpoint, request.data, observer.notice, weights=request.weights.value, looks=False
-    )
+    asked: WeightsName | None = None if request.weights is None else ASKED[request.weights]
+    subject = find(request.target, request.checkpoint, request.data, observer.notice, weights=asked, looks=False)
     if request.to is Format.DIFFUSERS:
         diffusers_folder.shape_of(subject)  # a model that cannot be one is told so at once
-    folder = request.output or default_output(request, subject.home, subject.step)
+    folder = request.output or default_output(request, subject.home, subject.step, subject.weights)
     with staged(folder) as stage:
         found, verdicts = audited(request, subject, observer)
         checked = _write(stage, request, subject, found, observer)
@@ -59,7 +60,7 @@ def export(request: ExportRequest, observer: Observer) -> Exported:
             keep(stage, found)
         write_about(stage, {**_facts(request, subject), **entry, "compared": [vars(one) for one in checked]})
     if found is not None:
-        keep_with_run(found, subject, request, observer)
+        keep_with_run(found, subject, observer)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return Exported(subject.name, folder, files, checked, verdicts)
 
@@ -77,7 +78,7 @@ def _write(
         case Format.AOTI:
             return torch_programs.write_compiled(stage, _parts(request, subject), half, observer)
         case Format.SAFETENSORS:
-            return model_folder.write(stage, subject, request.weights, observer)
+            return model_folder.write(stage, subject, observer)
         case Format.DIFFUSERS:
             return diffusers_folder.write(stage, subject, found, request, observer)
 
@@ -95,7 +96,7 @@ def _facts(request: ExportRequest, subject: Subject) -> dict[str, Any]:
         "producer": f"unified-vae {version('unified-vae')}, torch {torch.__version__}",
         "model": subject.name,
         "family": subject.config.model.family,
-        "weights": str(request.weights),
+        "weights": subject.weights,
         "precision": "fp32" if request.half is None else str(request.half),
         "pixels": f"{pixels}; {'RGB' if model.channels == 3 else 'grey'}; clip what the decoder gives",
         "image_size": model.image_size,

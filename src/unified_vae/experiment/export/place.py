@@ -19,6 +19,7 @@ from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.experiment.export.request import ExportRequest, Format, Half
 
 ABOUT = "export.json"  # what marks a folder as one of ours
+BESIDE = ("evaluation.json", "diagnosis.json", "diagnosis.png")  # what other verbs write into a model's folder
 FORMAT = 1
 _PACKAGES = {Format.ONNX: ("onnx", "onnxruntime", "onnxscript"), Format.DIFFUSERS: ("diffusers",)}
 
@@ -73,12 +74,13 @@ def _has_compiler() -> bool:
 
 
 def refuse_other(folder: Path) -> None:
-    """Raise ConfigError where something lies that is not, all of it, an earlier export."""
+    """Raise ConfigError where something lies that is not, all of it, an earlier export and what was measured of it."""
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
-    known = {ABOUT, *_files_of(folder)}
+    files = _files_of(folder)
+    known = {ABOUT, *files, *BESIDE}
     others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
-    if not folder.is_dir() or folder.is_symlink() or known == {ABOUT} or others:
+    if not folder.is_dir() or folder.is_symlink() or not files or others:
         what = f"holds {others[0]}, which no export wrote" if others else "is no folder of an earlier export"
         raise ConfigError(f"{folder} {what}, so it is not overwritten: name another folder with --output")
 
@@ -104,12 +106,12 @@ def _unwritable(folder: Path, why: str) -> EnvironmentProblem:
     )
 
 
-def default_output(request: ExportRequest, home: Path, step: int | None) -> Path:
+def default_output(request: ExportRequest, home: Path, step: int | None, weights: str) -> Path:
     """A folder of its own for each combination, below `exports` beside the run's checkpoints."""
     words = [str(request.to)]
     one = request.target.resolve().parent.name == "checkpoints"  # of the checkpoints, and not the best
     words += [f"step-{step}"] if one or request.checkpoint not in (None, "best") else []
-    words += [] if request.weights == "ema" else [str(request.weights)]
+    words += [] if weights == "ema" else [weights]
     words += [] if request.half is None else [str(request.half)]
     return home / "exports" / "-".join(words)
 

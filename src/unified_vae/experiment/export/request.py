@@ -40,7 +40,7 @@ class ExportRequest:
         to: what to write.
         output: folder to write; None is a folder of its own below the run's `exports`.
         checkpoint: a step, `best` or `last`; None takes the best there is.
-        weights: the averaged ones or those that were stepped.
+        weights: the averaged ones or those that were stepped; None takes the averaged ones, and of a model what it has.
         half: half precision, where the audit allows it; None is float32.
         data: images for the audit, other than the run's.
         images: how many images the audit looks at.
@@ -51,7 +51,7 @@ class ExportRequest:
     to: Format
     output: Path | None = None
     checkpoint: str | None = None
-    weights: Weights = Weights.EMA
+    weights: Weights | None = None
     half: Half | None = None
     data: str | None = None
     images: int = 256

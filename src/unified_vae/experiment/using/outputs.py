@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageFont
 from torch import Tensor
 
@@ -91,9 +90,3 @@ def write_png(picture: Image.Image, path: Path) -> Path:
         return write_picture(picture, path)
     except OSError as problem:
         raise EnvironmentProblem(f"{path} cannot be written ({problem.strerror}): name another place") from problem
-
-
-def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """dB of each image [n, channels, h, w] in [0, 1] against its like: [n]."""
-    error = (images.double() - others.double()).square().flatten(1).mean(1)
-    return -10 * torch.log10(error.clamp_min(1e-12))

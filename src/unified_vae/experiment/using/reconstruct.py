@@ -14,8 +14,9 @@ from unified_vae.api.pictures import to_pil
 from unified_vae.api.vae import BATCH
 from unified_vae.core.errors import ConfigError
 from unified_vae.experiment.using.model_at import open_model
-from unified_vae.experiment.using.outputs import Places, Sheet, psnr, write_png
+from unified_vae.experiment.using.outputs import Places, Sheet, write_png
 from unified_vae.experiment.using.sample import told
+from unified_vae.metrics.similarity import psnr_of_images, squared_errors
 from unified_vae.training.observers import Observer
 
 PAIRS_IN_A_ROW = 4
@@ -50,7 +51,7 @@ def reconstruct(request: ReconstructRequest, observer: Observer) -> list[str]:
         some = files[start : start + BATCH]
         originals = next(batches(some, vae.form, BATCH, vae.device))
         images = vae.reconstruct(originals)
-        quality.append(psnr(images, originals))
+        quality.append(psnr_of_images(squared_errors(images, originals)))
         sheet.add(torch.stack([originals, images], dim=1).flatten(0, 1))
         for picture, path in zip(to_pil(images), names[start : start + BATCH], strict=False):
             write_png(picture, path)

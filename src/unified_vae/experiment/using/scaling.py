@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.experiment.same_weights import finished_model
 from unified_vae.experiment.subject import Subject
-from unified_vae.experiment.using.identity import fingerprint
-from unified_vae.models.latent_stats import LatentStats
-from unified_vae.models.pretrained import CONFIG, open_pretrained
 
 
 @dataclass(frozen=True)
@@ -41,24 +37,13 @@ def scaling_of(subject: Subject) -> Scaling:
 
     Raises:
         ConfigError: these weights have no statistics.
+        CheckpointError: the model's folder is damaged.
     """
-    stats = _stats(subject)
+    finished = finished_model(subject)
+    stats = None if finished is None else finished.content.stats
     if stats is None:
         raise ConfigError(
             f"{subject.name} has no statistics of its latents, which --scale needs: a run writes them beside its model "
             "when it is finished"
         )
     return Scaling(stats.shift, stats.scale)
-
-
-def _stats(subject: Subject) -> LatentStats | None:
-    folder = _model_folder(subject)
-    if folder is None:
-        return None
-    found = open_pretrained(folder)
-    return found.stats if fingerprint(found.model) == fingerprint(subject.model) else None
-
-
-def _model_folder(subject: Subject) -> Path | None:
-    folder = subject.home if subject.run_dir is None else RunFolder(subject.run_dir).model
-    return folder if (folder / CONFIG).is_file() else None

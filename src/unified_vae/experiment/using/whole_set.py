@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from unified_vae.core.errors import ConfigError, DataError
-from unified_vae.data.open import DataSets, open_data
+from unified_vae.data.open import DataSets
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject_images import open_images
 from unified_vae.training.observers import Observer
 
 
@@ -115,14 +116,9 @@ def open_whole(subject: Subject, source: str | None, observer: Observer) -> Whol
     """
     if source is None and subject.record is None:
         raise ConfigError(f"{subject.name} is a model without its run: name the images")
-    config, model = subject.config.data, subject.model
-    own = source is None or source == config.source
-    if source is not None:
-        config = config.model_copy(update={"source": source, "max_images": None})
-    asked = subject.record.requested.model.channels if subject.record and own else model.channels
-    data = open_data(config, model.image_size, None if asked == "auto" else asked, observer.phase)
-    if data.channels != model.channels:  # as the run opened them they follow the images, which have changed since
-        data = open_data(config, model.image_size, model.channels, observer.phase)
+    data = open_images(subject, source, observer)
+    if data.channels != subject.model.channels:  # as the run opened them; they have changed since
+        data = open_images(replace(subject, record=None), source, observer)
     for note in data.notes:
         observer.notice(note)
     return WholeSet.of(data)
