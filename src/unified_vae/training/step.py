@@ -7,6 +7,7 @@ neither averaged weights nor the scale of the distortion. The device itself deci
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.objective import Objective
 from unified_vae.models.vae import VAE
 from unified_vae.optim.light_start import take_step
-from unified_vae.training.compiler import with_the_compiler
+from unified_vae.training.compiler import its_failures_told, with_the_compiler
 from unified_vae.training.ema import EMA
 from unified_vae.training.memory import MicroBatches
 from unified_vae.training.random import latent_noise
@@ -135,7 +136,8 @@ class Stepper:
         return (self._compiled or network)(self.model, self.objective, images, noise)
 
     def _differentiate(self, loss: Tensor) -> None:
-        loss.backward()
+        with its_failures_told() if self._compiled else nullcontext():
+            loss.backward()
 
     @torch.no_grad()
     def _mean_kl(self, images: Tensor, pieces: int) -> Tensor:
