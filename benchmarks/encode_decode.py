@@ -68,6 +68,8 @@ class Interleaved(Observer):
         self.verb: dict[str, list[float]] = {"encoding images": [], "decoding latents": []}
         self.spent = 0.0
         self._left_at: float | None = None
+        for text in self.bare:
+            self._pass(text)  # the first one prepares
 
     def phase(self, text: str, done: int, total: int | None) -> None:
         if text not in self.bare:

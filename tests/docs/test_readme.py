@@ -176,6 +176,8 @@ def test_every_file_that_is_named_exists(page: str) -> None:
         "state.json",
         "MANIFEST.json",
         "mine.json",
+        "x.json",
+        "directions.json",
         "export.json",
         "profile.json",
         "trace.json",

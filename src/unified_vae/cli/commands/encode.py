@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from unified_vae.experiment.using.encode import Encoded
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a run, of its checkpoint, or of a model.")]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="Folder of a run, of its checkpoint, or of a model; or owner/name on the hub."
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Argument(

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import torch
 
 from unified_vae.core.errors import ConfigError, DataError
-from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.subject import Subject
 from unified_vae.experiment.using.identity import fingerprint
 from unified_vae.experiment.using.image_output import ImageOutput, check_output, file_names, output_for
 from unified_vae.experiment.using.latent_source import Latents, batches, open_latents
 from unified_vae.experiment.using.scaling import Scaling, scaling_of
 from unified_vae.experiment.using.stage import Stage, alone, check_room
+from unified_vae.experiment.using.subject_at import subject_at
 from unified_vae.models.vae import VAE
 from unified_vae.training.config import Precision
 from unified_vae.training.observers import Observer
@@ -73,7 +74,7 @@ def decode(request: DecodeRequest, observer: Observer) -> Decoded:
     """
     check_output(request.output)
     latents = open_latents(request.latents)
-    subject = find(request.target, request.checkpoint, None, observer.notice, looks=False)
+    subject = subject_at(request.target, request.checkpoint, None, observer)
     weights = fingerprint(subject.model)
     _check(latents, subject, weights, request)
     scaling = _scaling(latents, subject, request)

@@ -19,13 +19,14 @@ from unified_vae.core.counter import key, permutation
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.core.tensor_file import write_tensors
-from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.subject import Subject
 from unified_vae.experiment.using import attributes as labelled
 from unified_vae.experiment.using.attributes import Attribute
 from unified_vae.experiment.using.directions import Directions, Score, score
 from unified_vae.experiment.using.encode import posterior_of
 from unified_vae.experiment.using.identity import fingerprint
 from unified_vae.experiment.using.outputs import refuse_other_suffix, write_png
+from unified_vae.experiment.using.subject_at import subject_at
 from unified_vae.experiment.using.whole_set import Rows, WholeSet, open_whole
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import Runtime, open_runtime
@@ -100,7 +101,7 @@ def edit(request: EditRequest, observer: Observer) -> Edited:
     refuse_other_suffix(request.sheet, (".png",), "--sheet")
     refuse_other_suffix(request.directions, (".safetensors",), "--directions")
     files = picture_files(list(request.images))
-    subject = find(request.target, request.checkpoint, request.data, observer.notice, looks=False)
+    subject = subject_at(request.target, request.checkpoint, request.data, observer)
     with open_runtime(request.device or subject.config.device, "fp32") as runtime:
         images, attributes = _labelled(request, subject, observer)
         if request.attribute is not None:
@@ -196,7 +197,7 @@ def write_directions(path: Path, learnt: Learnt, subject: Subject) -> list[Path]
     about = {
         "format": 1,
         "model": {"name": subject.name, "fingerprint": fingerprint(subject.model)},
-        "use": "latents + strength * direction: strength 1 goes from the mean of the other values to this one, averaged "
+        "use": "latents + strength * direction: strength 1 goes from the mean of the other values to this one, as a mean "
         "over images; the sheet takes into account what else is in each",
         "learnt_from": learnt.images,
         "attributes": {

@@ -21,12 +21,13 @@ from torch import Tensor
 from unified_vae.core.counter import key, uniforms
 from unified_vae.core.durable import sync_folder, write_text
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.subject import Subject
 from unified_vae.experiment.using.identity import fingerprint, latent_shape
 from unified_vae.experiment.using.latent_formats import Format, format_of
 from unified_vae.experiment.using.latent_layout import Region, RowWriter, Shard
 from unified_vae.experiment.using.scaling import Scaling, scaling_of
 from unified_vae.experiment.using.stage import Stage, alone, check_room, refuse_existing
+from unified_vae.experiment.using.subject_at import subject_at
 from unified_vae.experiment.using.whole_set import Rows, WholeSet, open_whole
 from unified_vae.models.vae import VAE
 from unified_vae.training.config import Precision
@@ -95,7 +96,7 @@ def encode(request: EncodeRequest, observer: Observer) -> Encoded:
     """
     form = format_of(request.output)
     form.check()
-    subject = find(request.target, request.checkpoint, request.data, observer.notice, looks=False)
+    subject = subject_at(request.target, request.checkpoint, request.data, observer)
     with (
         open_runtime(request.device or subject.config.device, request.precision) as runtime,
         alone(request.output),
