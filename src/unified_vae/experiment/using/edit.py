@@ -197,8 +197,8 @@ def write_directions(path: Path, learnt: Learnt, subject: Subject) -> list[Path]
     about = {
         "format": 1,
         "model": {"name": subject.name, "fingerprint": fingerprint(subject.model)},
-        "use": "latents + strength * direction: strength 1 goes from the mean of the other values to this one, as a mean "
-        "over images; the sheet takes into account what else is in each",
+        "use": "latents + strength * direction: strength 1 goes from the mean of the other values to this one. The "
+        "sheet takes into account what else is in each image; these are means over images",
         "learnt_from": learnt.images,
         "attributes": {
             name: {"values": list(values), "kept_out": (told := learnt.scores.get(name)) and asdict(told)}
