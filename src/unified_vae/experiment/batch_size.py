@@ -51,7 +51,7 @@ def _found(config: RunConfig, data: DataSets, runtime: Runtime) -> tuple[int, st
     """A number and its reason; the same on every process."""
     at_once = config.training.accumulate * runtime.world_size  # images of a batch for each one in a micro-batch
     most = max(len(data.train) // STEPS_AN_EPOCH, min(len(data.train), at_once)) // at_once
-    parts = build_parts(shared_batch(config, at_once, len(data.train), runtime.world_size), data, runtime)
+    parts = build_parts(_tried(config, at_once, data, runtime), data, runtime)
     calibrate(parts, *_batch(parts, data, 1), runtime)
     if runtime.device.type == "cuda":
         micro, reason = _largest(parts, data, runtime, max(most, 1))
@@ -61,6 +61,12 @@ def _found(config: RunConfig, data: DataSets, runtime: Runtime) -> tuple[int, st
     runtime.free_memory()
     runtime.forget_peak()
     return micro * at_once, f"auto: {reason}"
+
+
+def _tried(config: RunConfig, batch: int, data: DataSets, runtime: Runtime) -> RunConfig:
+    """The settings to try sizes with: uncompiled, for each size would be compiled, and torch stops after a few."""
+    shared = shared_batch(config, batch, len(data.train), runtime.world_size)
+    return shared.model_copy(update={"training": shared.training.model_copy(update={"compile": False})})
 
 
 def _batch(parts: Parts, data: DataSets, count: int) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,10 @@ def keep_compiled_in(folder: Path) -> None:
 
 
 def with_the_compiler(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """`function` compiled at its first call, once for each shape.
+    """`function` compiled at its first call, and again for each other shape of what it is given.
+
+    That ends at 8 versions of a function in a process (`torch._dynamo.config.recompile_limit`): further shapes are then
+    computed uncompiled, and torch warns of it. A run has a few shapes: its batch, and pieces where memory ran out.
 
     Raises:
         EnvironmentProblem: (when called) the compiler cannot be used here; the sentence names the setting.
