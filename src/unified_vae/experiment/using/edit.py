@@ -108,9 +108,9 @@ def edit(request: EditRequest, observer: Observer) -> Edited:
             labelled.chosen(attributes, request.attribute)  # a wrong word is told before the work
         subject.model.to(runtime.device).eval()
         learnt = learn(subject, images, attributes, request.at_most, runtime, observer)
-        rows = _rows(learnt)
         if request.attribute is None:
-            return Edited(rows, [], learnt.images)
+            return Edited(_rows(learnt, learnt.attributes), [], learnt.images)
+        rows = _rows(learnt, [labelled.chosen(learnt.attributes, request.attribute)[0]])
         written = write_directions(request.directions, learnt, subject)
         shown = _to_edit(files, images, subject, runtime)
         picture = _sheet(subject, learnt, shown, request, runtime)
@@ -173,9 +173,9 @@ def _labelled(request: EditRequest, subject: Subject, observer: Observer) -> tup
     return images, labelled.of_labels(images.labels, images.label_names)
 
 
-def _rows(learnt: Learnt) -> list[tuple[str, str, str]]:
+def _rows(learnt: Learnt, attributes: Sequence[Attribute]) -> list[tuple[str, str, str]]:
     rows = []
-    for attribute in learnt.attributes:
+    for attribute in attributes:
         told = learnt.scores.get(attribute.name)
         counts = attribute.counts()
         for word, value in labelled.choices(attribute).items():
