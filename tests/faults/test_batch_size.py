@@ -55,7 +55,7 @@ def test_trials_leave_no_smaller_pieces_behind_and_take_no_step(opened):
     assert all((old == new).all() for old, new in zip(before, parts.model.parameters(), strict=True))
 
 
-def test_trials_are_not_compiled_also_where_the_run_is(opened, monkeypatch):
+def test_trials_are_not_compiled_also_where_the_run_is(opened, source, monkeypatch):
     _, data, runtime = opened
     built, build = [], batch_size.build_parts
 
@@ -64,7 +64,7 @@ def test_trials_are_not_compiled_also_where_the_run_is(opened, monkeypatch):
         return build(config, *rest)
 
     monkeypatch.setattr(batch_size, "build_parts", noted)
-    config = request("unused", "unused", {"training": {**AUTO["training"], "compile": True}}).run.config
+    config = request("unused", source, {"training": {**AUTO["training"], "compile": True}}).run.config
     config = config.model_copy(update={"model": config.model.model_copy(update={"channels": 3})})
     batch_size._found(config, data, runtime)
     assert built == [False]
