@@ -11,7 +11,7 @@ from lives import Recorder, outcome, request, write_images
 from unified_vae.experiment.continuation import differences
 from unified_vae.experiment.fit import fit
 from unified_vae.experiment.run_folder import RunFolder, RunRecord
-from unified_vae.experiment.tuning import LONG_SECONDS, LONG_STEPS, choose
+from unified_vae.experiment.tuning import LONG_SECONDS, LONG_STEPS, _kept, choose
 from unified_vae.training.config import TrainingConfig
 from unified_vae.training.runtime import Runtime
 
@@ -70,6 +70,22 @@ def test_a_run_of_minutes_says_that_it_does_not_compile():
 
 def test_no_memory_for_a_trial_leaves_the_usual():
     assert choose(TrainingConfig(), GPU, LONG_STEPS, Trial(0.1, None)).memory_format == "channels_last"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "taken"),
+    [
+        (TrainingConfig(), ("contiguous", False)),  # before there was a choice
+        (TrainingConfig(memory_format="channels_last", compile=True), ("channels_last", True)),
+    ],
+)
+def test_a_run_that_goes_on_measures_nothing(recorded, taken):
+    trial = Trial(0.1, 0.05, 0.01)
+    kept = TrainingConfig(**_kept(TrainingConfig(), recorded))
+    found = choose(kept, GPU, 10**6, trial)
+    assert ((found.memory_format, found.compile), trial.asked) == (taken, [])
+    asked = TrainingConfig(memory_format="channels_last", compile=False)
+    assert _kept(asked, recorded) == {}, "what is asked for now is taken"
 
 
 def test_what_is_asked_for_is_taken():

@@ -39,6 +39,9 @@ LONG_SECONDS = 20 * 60.0
 GAIN = 0.97
 """Part of the time that the other way has to take at most: less is noise."""
 
+BEFORE: dict[str, object] = {"memory_format": "contiguous", "compile": False}
+"""How the runs were computed whose records hold `auto`: there was no choice then."""
+
 Trial = Callable[[str, bool], float | None]
 """(memory format, compiled) -> seconds of a step; None where it cannot be done."""
 
@@ -82,9 +85,15 @@ def tuned(
 
 
 def _kept(asked: TrainingConfig, recorded: TrainingConfig | None) -> dict[str, object]:
-    """What `auto` was found to be when the run began."""
-    found = {} if recorded is None else {"memory_format": recorded.memory_format, "compile": recorded.compile}
-    return {name: value for name, value in found.items() if value != "auto" and getattr(asked, name) == "auto"}
+    """What `auto` was found to be when the run began, or stood for when records did not say so yet."""
+    if recorded is None:
+        return {}
+    found = {name: getattr(recorded, name) for name in BEFORE}
+    return {
+        name: BEFORE[name] if value == "auto" else value
+        for name, value in found.items()
+        if getattr(asked, name) == "auto"
+    }
 
 
 def _steps(config: RunConfig, data: DataSets) -> int:
