@@ -247,7 +247,7 @@ def _sheet(subject: Subject, learnt: Learnt, images: Tensor, request: EditReques
     pictures = to_pixels(torch.cat([images[:, None], found], dim=1).flatten(0, 1))
     columns = 1 + len(request.strengths)
     drawn = sheet(pictures, columns, f"{request.attribute}: the image, then its reconstruction at each strength")
-    return _with_heads(drawn, ["image", *(f"{strength:+g}" for strength in request.strengths)])
+    return _with_heads(drawn, ["image", *(f"{strength:+g}" if strength else "0" for strength in request.strengths)])
 
 
 def _with_heads(drawn: Image.Image, heads: Sequence[str]) -> Image.Image:
