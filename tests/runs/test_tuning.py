@@ -68,6 +68,29 @@ def test_a_run_of_minutes_says_that_it_does_not_compile():
     assert found.compile_reason == "auto: a run of about 20 min is too short to repay compiling"
 
 
+@pytest.mark.parametrize(
+    ("asked", "steps", "trial", "why"),
+    [
+        ({"deterministic": True}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
+        ({"deterministic": True, "memory_format": "contiguous"}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
+        ({}, 10**6, Trial(None, None), "memory does not suffice"),
+        ({"memory_format": "contiguous"}, 10**6, Trial(None, None), "memory does not suffice"),
+        ({}, 10**6, Trial(0.2, 0.1, None), "memory does not suffice"),
+        ({}, 999, Trial(0.2, 0.1), "999 steps do not repay a trial"),
+    ],
+)
+def test_the_record_says_why_a_run_is_not_compiled(asked, steps, trial, why):
+    found = choose(TrainingConfig(**asked), GPU, steps, trial)
+    assert not found.compile and why in found.compile_reason and "too short" not in found.compile_reason
+
+
+def test_a_run_that_is_to_be_compiled_has_its_formats_measured_so():
+    trial = Trial(0.1, 0.1, 0.05)
+    found = choose(TrainingConfig(compile=True), GPU, LONG_STEPS, trial)
+    assert trial.asked == [("contiguous", True), ("channels_last", True)]
+    assert found.compile is True and found.format_reason.endswith("compiled")
+
+
 def test_no_memory_for_a_trial_leaves_the_usual():
     assert choose(TrainingConfig(), GPU, LONG_STEPS, Trial(0.1, None)).memory_format == "channels_last"
 

@@ -43,7 +43,12 @@ BEFORE: dict[str, object] = {"memory_format": "contiguous", "compile": False}
 """How the runs were computed whose records hold `auto`: there was no choice then."""
 
 Trial = Callable[[str, bool], float | None]
-"""(memory format, compiled) -> seconds of a step; None where it cannot be done."""
+"""(memory format, compiled) -> seconds of a step; None where memory does not suffice."""
+
+Pace = float | str
+"""Seconds of a step, or why they are not known."""
+
+NO_ROOM = "memory does not suffice for a trial"
 
 
 @dataclass(frozen=True)
@@ -112,45 +117,51 @@ def choose(asked: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial) 
     memory_format, format_reason, pace = _format(asked, runtime, steps, seconds)
     if asked.compile != "auto":
         return Choice(memory_format, asked.compile, format_reason, "as asked")
-    compiled, compile_reason = _compile(runtime, steps, pace, lambda: seconds(memory_format, True))
+    compiled, compile_reason = _compile(steps, pace, lambda: seconds(memory_format, True))
     return Choice(memory_format, compiled, format_reason, compile_reason)
 
 
-def _format(asked: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial) -> tuple[str, str, float | None]:
-    """The format, why, and the seconds of a step where they are known."""
-    usual = _usual(runtime)
-    on_gpu = runtime.device.type == "cuda" and not asked.deterministic
+def _format(asked: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial) -> tuple[str, str, Pace]:
+    """The format, why, and the seconds of a step: uncompiled, unless compiling is asked for anyway."""
+    unmeasured, compiled = _unmeasured(asked, runtime, steps), asked.compile is True
     if asked.memory_format != "auto":
-        long = on_gpu and asked.compile == "auto" and steps >= LONG_STEPS
-        return asked.memory_format, "as asked", seconds(asked.memory_format, False) if long else None
-    if not on_gpu:
-        return usual, f"auto: the usual one on {runtime.device.type} (docs/performance.md)", None
-    if steps < LONG_STEPS:
-        return usual, f"auto: usual for {_word(runtime.dtype)} on a GPU; {steps:,} steps do not repay a trial", None
-    found = {name: seconds(name, False) for name in ("contiguous", "channels_last")}
+        needed = not unmeasured and asked.compile == "auto"
+        took = seconds(asked.memory_format, compiled) if needed else None
+        return asked.memory_format, "as asked", took or unmeasured or NO_ROOM
+    usual = _usual(runtime)
+    known = f"auto: usual for {_word(runtime.dtype)} on {runtime.device.type}"
+    if unmeasured:
+        return usual, f"{known}; {unmeasured}", unmeasured
+    found = {name: seconds(name, compiled) for name in ("contiguous", "channels_last")}
     other = "contiguous" if usual == "channels_last" else "channels_last"
     mine, theirs = found[usual], found[other]
     if mine is None or theirs is None:
-        return usual, f"auto: usual for {_word(runtime.dtype)} on a GPU; memory does not suffice for a trial", mine
+        return usual, f"{known}; {NO_ROOM}", mine or NO_ROOM
     taken = other if theirs < GAIN * mine else usual
     told = ", ".join(f"{1e3 * took:.1f} ms a step {name}" for name, took in found.items() if took is not None)
-    return taken, f"auto: measured {told}", found[taken]
+    return taken, f"auto: measured {told}{', compiled' if compiled else ''}", theirs if taken == other else mine
 
 
-def _compile(
-    runtime: Runtime, steps: int, pace: float | None, compiled_seconds: Callable[[], float | None]
-) -> tuple[bool, str]:
+def _unmeasured(asked: TrainingConfig, runtime: Runtime, steps: int) -> str:
+    """Why nothing is measured; empty where it is."""
     if runtime.device.type != "cuda":
-        return False, f"auto: not on {runtime.device.type}"
-    if pace is None or steps * pace < LONG_SECONDS:
-        about = "" if pace is None else f" of about {max(steps * pace / 60, 1):.0f} min"
-        return False, f"auto: a run{about} is too short to repay compiling"
+        return f"nothing is timed on {runtime.device.type} (docs/performance.md)"
+    if asked.deterministic:
+        return "training.deterministic takes no kernels by their timing"
+    return f"{steps:,} steps do not repay a trial" if steps < LONG_STEPS else ""
+
+
+def _compile(steps: int, pace: Pace, compiled_seconds: Callable[[], float | None]) -> tuple[bool, str]:
+    if isinstance(pace, str):
+        return False, f"auto: off; {pace}"
+    if steps * pace < LONG_SECONDS:
+        return False, f"auto: a run of about {max(steps * pace / 60, 1):.0f} min is too short to repay compiling"
     try:
         took = compiled_seconds()
     except EnvironmentProblem as problem:
         return False, f"auto: {problem}"
     if took is None:
-        return False, "auto: memory does not suffice for a trial"
+        return False, f"auto: off; {NO_ROOM}"
     return took < GAIN * pace, f"auto: measured {1e3 * took:.1f} ms a step compiled, {1e3 * pace:.1f} ms without"
 
 
