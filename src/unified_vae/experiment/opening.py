@@ -13,6 +13,7 @@ from unified_vae.experiment import preflight
 from unified_vae.experiment.assemble import Parts, Resolved
 from unified_vae.experiment.constraint_facts import constraint_facts
 from unified_vae.experiment.preflight import Preflight
+from unified_vae.experiment.tuning import NOT_TIMED
 from unified_vae.losses import constraint
 from unified_vae.losses.config import KLConfig, TermConfig
 from unified_vae.losses.constraint import Geco
@@ -114,7 +115,7 @@ def _computed(resolved: Resolved) -> list[tuple[str, str]]:
         ("compile", "on" if training.compile is True else "off"),
     ):
         reason = resolved.reasons.get(f"training.{name}", "")
-        if reason and not reason.startswith(("as asked", "auto: the usual one", "auto: not on", "auto: as when")):
+        if reason and not reason.startswith(("as asked", "auto: as when")) and NOT_TIMED not in reason:
             facts.append((name.replace("_", " "), f"{value}, {reason}"))
     return facts
 

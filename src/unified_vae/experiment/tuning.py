@@ -48,6 +48,7 @@ Trial = Callable[[str, bool], float | None]
 Pace = float | str
 """Seconds of a step, or why they are not known."""
 
+NOT_TIMED = "nothing is timed"
 NO_ROOM = "memory does not suffice for a trial"
 
 
@@ -145,7 +146,7 @@ def _format(asked: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial)
 def _unmeasured(asked: TrainingConfig, runtime: Runtime, steps: int) -> str:
     """Why nothing is measured; empty where it is."""
     if runtime.device.type != "cuda":
-        return f"nothing is timed on {runtime.device.type} (docs/performance.md)"
+        return f"{NOT_TIMED} on {runtime.device.type} (docs/performance.md)"
     if asked.deterministic:
         return "training.deterministic takes no kernels by their timing"
     return f"{steps:,} steps do not repay a trial" if steps < LONG_STEPS else ""
