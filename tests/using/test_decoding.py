@@ -20,7 +20,7 @@ from unified_vae.core.errors import ConfigError, DataError, UserError
 from unified_vae.experiment.using import stage
 from unified_vae.experiment.using.decode import DecodeRequest, decode
 from unified_vae.experiment.using.encode import EncodeRequest, encode
-from unified_vae.experiment.using.image_output import file_names
+from unified_vae.experiment.using.image_output import FolderOutput, file_names
 from unified_vae.experiment.using.latent_source import open_latents
 from unified_vae.training.observers import Observer
 
@@ -101,6 +101,41 @@ def test_names_stay_inside_the_folder_and_apart() -> None:
         assert not name.startswith("/") and ".." not in name.split("/") and ":" not in name
         assert all(len(part.encode()) < 250 for part in name.split("/"))
     assert names[3] == "a" and names[0] == "etc/passwd"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("//tmp/x.png", "tmp/x"),
+        ("\\\\tmp\\x", "tmp/x"),
+        ("\\/tmp//./x/", "tmp/x"),
+        ("C:/x.png", "x"),
+        ("a/D:C:x", "a/x"),
+        (".. /. /x", "x"),
+        ("x/...png", "x"),
+        ("//", "image"),
+    ],
+)
+def test_no_name_is_an_absolute_path(tmp_path: Path, name: str, expected: str) -> None:
+    assert file_names([name]) == [expected]
+    output = FolderOutput(tmp_path, file_names([name]))
+    output.put(0, np.zeros((1, 2, 2, 3), np.uint8))
+    output.sync()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "images" / f"{expected}.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("link", ["images", "images/a", "images/a/b.png"])
+def test_no_link_leads_out_of_the_folder(tmp_path: Path, link: str) -> None:
+    outside = tmp_path / "outside"
+    (outside / "a").mkdir(parents=True)
+    place = tmp_path / "stage" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to(outside / "c.png" if link.endswith(".png") else outside)
+    for name in ("a/b", str(outside / "c"), "../c"):  # the others, as if names were not made safe
+        with pytest.raises(DataError, match="leads out of the folder"):
+            FolderOutput(tmp_path / "stage", [name]).put(0, np.zeros((1, 2, 2, 3), np.uint8))
+    assert not [path for path in outside.rglob("*") if path.is_file()]
 
 
 class Killer(Observer):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from unified_vae.core.durable import sync_file, sync_folder
-from unified_vae.core.errors import ConfigError
+from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.data.sources.layout import READABLE
 from unified_vae.experiment.using.stage import refuse_existing
 from unified_vae.training.sheets import sheet, write_picture
@@ -27,6 +27,7 @@ _WRITERS = 2
 _COMPRESSION = 1  # of 9: files are a tenth larger and take a quarter of the time
 _LONGEST_PART = 200  # bytes
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')  # in names on Windows
+_DRIVE = re.compile(r"^([A-Za-z]:)+")
 
 
 class ImageOutput(ABC):
@@ -86,6 +87,7 @@ class FolderOutput(ImageOutput):
     def __init__(self, stage: Path, names: Sequence[str]) -> None:
         self.folder, self.names = stage / "images", names
         self.folder.mkdir(exist_ok=True)
+        self._root = stage.resolve() / self.folder.name
         self._pool = ThreadPoolExecutor(_WRITERS)
         self._waiting: list[Future[None]] = []
         self._made: set[Path] = set()
@@ -93,11 +95,24 @@ class FolderOutput(ImageOutput):
     def put(self, first: int, pixels: Pixels) -> None:
         self._wait()
         for number, image in enumerate(pixels, start=first):
-            path = self.folder / f"{self.names[number]}.png"
+            path = self._place(self.names[number])
             if path.parent not in self._made:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._made.add(path.parent)
             self._waiting.append(self._pool.submit(_write_png, path, image))
+
+    def _place(self, name: str) -> Path:
+        """Where an image goes; asked of the disk, as a link may lie in a folder that was begun before.
+
+        Raises:
+            DataError: it is not in the folder.
+        """
+        path = self.folder / f"{name}.png"
+        if not path.resolve().is_relative_to(self._root):
+            raise DataError(
+                f"{path} leads out of the folder of images: remove the link, and give the same command again"
+            )
+        return path
 
     def _wait(self) -> None:
         for future in self._waiting:
@@ -186,11 +201,12 @@ def file_names(ids: Sequence[str]) -> list[str]:
 
 
 def _safe(name: str) -> str:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.suffix.lower() in READABLE:
-        path = path.with_suffix("")
-    parts = [_FORBIDDEN.sub("_", part).rstrip(". ") for part in path.parts if part not in ("/", ".", "..")]
-    return "/".join(_short(part) for part in parts if part) or "image"
+    """Cut by hand: pathlib keeps the two slashes that a name begins with, and the path is then an absolute one."""
+    *folders, file = name.replace("\\", "/").rstrip("/").split("/")
+    if PurePosixPath(file).suffix.lower() in READABLE:
+        file = PurePosixPath(file).stem
+    parts = [_FORBIDDEN.sub("_", _DRIVE.sub("", part)).rstrip(". ") for part in (*folders, file)]
+    return "/".join(_short(part) for part in parts if part not in ("", ".", "..")) or "image"
 
 
 def _short(part: str) -> str:
