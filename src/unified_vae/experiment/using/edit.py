@@ -19,13 +19,14 @@ from unified_vae.core.counter import key, permutation
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.core.tensor_file import write_tensors
+from unified_vae.data.sources.layout import is_picture
 from unified_vae.experiment.subject import Subject
 from unified_vae.experiment.using import attributes as labelled
 from unified_vae.experiment.using.attributes import Attribute
 from unified_vae.experiment.using.directions import Directions, Score, score
 from unified_vae.experiment.using.encode import posterior_of
 from unified_vae.experiment.using.identity import fingerprint
-from unified_vae.experiment.using.outputs import refuse_other_suffix, write_png
+from unified_vae.experiment.using.outputs import refuse_originals, refuse_other_suffix, write_png
 from unified_vae.experiment.using.subject_at import subject_at
 from unified_vae.experiment.using.whole_set import Rows, WholeSet, open_whole
 from unified_vae.training.observers import Observer
@@ -101,6 +102,7 @@ def edit(request: EditRequest, observer: Observer) -> Edited:
     refuse_other_suffix(request.sheet, (".png",), "--sheet")
     refuse_other_suffix(request.directions, (".safetensors",), "--directions")
     files = picture_files(list(request.images))
+    refuse_originals(_written(request), [*files, *_learnt_from(request)])
     subject = subject_at(request.target, request.checkpoint, request.data, observer)
     with open_runtime(request.device or subject.config.device, "fp32") as runtime:
         images, attributes = _labelled(request, subject, observer)
@@ -156,6 +158,24 @@ def means(
             found[start : start + len(some)] = posterior_of(subject.model, reader.take(some), runtime).mean.cpu()
             observer.phase("encoding labelled images", start + len(some), len(rows))
     return found
+
+
+def _written(request: EditRequest) -> list[Path]:
+    if request.attribute is None:
+        return []
+    return [request.sheet, request.directions, request.directions.with_suffix(".json")]
+
+
+def _learnt_from(request: EditRequest) -> list[Path]:
+    """The files that labels and their images are in, as far as they could be written over."""
+    sources = [Path(text) for text in (request.labels, request.data) if text is not None]
+    inside = [
+        path
+        for path in _written(request)
+        if is_picture(path.name) and path.is_file()
+        if any(path.resolve().is_relative_to(source.resolve()) for source in sources if source.is_dir())
+    ]
+    return [*sources, *inside]
 
 
 def _labelled(request: EditRequest, subject: Subject, observer: Observer) -> tuple[WholeSet, list[Attribute]]:

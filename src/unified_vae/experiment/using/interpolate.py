@@ -11,7 +11,7 @@ from unified_vae.api.vae import VAE
 from unified_vae.core.errors import ConfigError
 from unified_vae.experiment.using.model_at import open_model
 from unified_vae.experiment.using.movie import check_movie, write_movie
-from unified_vae.experiment.using.outputs import Places, Sheet, write_png
+from unified_vae.experiment.using.outputs import Places, Sheet, refuse_originals, write_png
 from unified_vae.experiment.using.sample import file_name, noise_seed, told
 from unified_vae.training.observers import Observer
 
@@ -47,6 +47,10 @@ def interpolate(request: InterpolateRequest, observer: Observer) -> list[str]:
     if request.movie is not None:
         check_movie(request.movie)
     first, last = _end(request.a), _end(request.b)
+    folder = request.places.folder
+    files = [] if folder is None else [file_name(folder, number) for number in range(1, request.frames + 1)]
+    read = [end for end in (first, last) if isinstance(end, Path)]
+    refuse_originals([request.places.sheet, request.movie, *files], read)
     vae = open_model(request.target, request.checkpoint, request.device, observer)
     observer.phase("walking", 0, request.frames)
     images = vae.interpolate(_given(vae, first), _given(vae, last), request.frames, request.spherical)
@@ -56,10 +60,9 @@ def interpolate(request: InterpolateRequest, observer: Observer) -> list[str]:
     caption = f"from {_called(first)} to {_called(last)}, {way}"
     sheets = sheet.write(min(COLUMNS, request.frames), caption, 1, observer)
     pictures = to_pil(images)
-    if request.places.folder is not None:
-        for number, picture in enumerate(pictures, 1):
-            write_png(picture, file_name(request.places.folder, number))
-    lines = told(sheets, request.places.folder, len(pictures))
+    for picture, path in zip(pictures, files, strict=False):
+        write_png(picture, path)
+    lines = told(sheets, folder, len(pictures))
     if request.movie is not None:
         lines.append(f"movie: {write_movie(pictures, request.movie, request.frames_a_second).as_posix()}")
     return [f"{request.frames:,} pictures {caption}", *lines]

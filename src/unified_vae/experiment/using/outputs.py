@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def refuse_other_suffix(path: Path, suffixes: tuple[str, ...], option: str) -> N
         raise ConfigError(f"{option} {path}: the name of the file ends in {' or '.join(suffixes)}")
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder: name a file")
+
+
+def refuse_originals(written: Sequence[Path | None], read: Sequence[Path]) -> None:
+    """Raise ConfigError where something would be written over a file that is to be read; None is not written."""
+    originals = {path.resolve() for path in read}
+    for path in written:
+        if path is not None and path.resolve() in originals:
+            raise ConfigError(f"{path} is one of the files to be read and would be overwritten: name another place")
 
 
 def write_png(picture: Image.Image, path: Path) -> Path:

@@ -12,9 +12,8 @@ from torch import Tensor
 from unified_vae.api.images import batches, picture_files
 from unified_vae.api.pictures import to_pil
 from unified_vae.api.vae import BATCH
-from unified_vae.core.errors import ConfigError
 from unified_vae.experiment.using.model_at import open_model
-from unified_vae.experiment.using.outputs import Places, Sheet, write_png
+from unified_vae.experiment.using.outputs import Places, Sheet, refuse_originals, write_png
 from unified_vae.experiment.using.sample import told
 from unified_vae.metrics.similarity import psnr_of_images, squared_errors
 from unified_vae.training.observers import Observer
@@ -44,7 +43,7 @@ def reconstruct(request: ReconstructRequest, observer: Observer) -> list[str]:
     request.places.check()
     files = picture_files(request.images)
     names = output_names(files, request.places.folder)
-    refuse_originals([*names, *(path for path in [request.places.sheet] if path)], files)
+    refuse_originals([*names, request.places.sheet], files)
     vae = open_model(request.target, request.checkpoint, request.device, observer)
     sheet, quality = Sheet(request.places.sheet), list[Tensor]()
     for start in range(0, len(files), BATCH):
@@ -75,14 +74,6 @@ def output_names(files: Sequence[Path], folder: Path | None) -> list[Path]:
         taken.add(name.lower())
         names.append(folder / f"{name}.png")
     return names
-
-
-def refuse_originals(written: Sequence[Path], read: Sequence[Path]) -> None:
-    """Raise ConfigError where a picture would be written over an image that is to be read."""
-    originals = {path.resolve() for path in read}
-    for path in written:
-        if path.resolve() in originals:
-            raise ConfigError(f"{path} is one of the images to be read and would be overwritten: name another place")
 
 
 def _figures(quality: Tensor, files: Sequence[Path]) -> str:
