@@ -76,6 +76,17 @@ def test_scaling_is_taken_back(model: Path, pictures: Path, latents: Path, tmp_p
     assert not np.array_equal(np.load(tmp_path / "scaled-unlike.npy"), truth)
 
 
+def test_a_shard_of_arrays_is_what_its_encoding_says(
+    model: Path, pictures: Path, latents: Path, tmp_path: Path
+) -> None:
+    encode(EncodeRequest(model, str(pictures), tmp_path / "x.npy", batch_size=1, scale=True, shard_size=20), SILENT)
+    shard = tmp_path / "x-00002-of-00002.npy"
+    truth = np.load(decoded(model, latents / "scaled.npy", tmp_path / "truth.npy"))
+    assert np.array_equal(np.load(decoded(model, shard, tmp_path / "images.npy")), truth[20:])
+    with pytest.raises(ConfigError, match="other weights"):
+        decoded(write_model(tmp_path / "other", seed=5), shard, tmp_path / "never.npy")
+
+
 def test_latents_of_other_programs(model: Path, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -21,6 +22,8 @@ from unified_vae.experiment.using.latent_layout import told
 
 CHUNK = 4096
 """Rows between two openings of a file that is mapped: what was read is then no memory of the process any more."""
+
+_SHARD = re.compile(r"-\d{5,}-of-\d{5,}$")
 
 
 class Latents(Protocol):
@@ -140,7 +143,7 @@ class NpyLatents:
         self.rows, self.width = array.shape[0], int(np.prod(array.shape[1:]))
         self.about: dict[str, Any] = {}
         with suppress(OSError, ValueError):
-            self.about = told(path.with_suffix(".json").read_text(encoding="utf-8"))
+            self.about = told(_index_of(path).read_text(encoding="utf-8"))
         self.ids = self._names()
 
     def _mapped(self) -> npt.NDArray[Any]:
@@ -162,6 +165,12 @@ class NpyLatents:
         for start in range(0, self.rows, CHUNK):
             piece = self._mapped()[start : start + CHUNK]
             yield np.array(piece, np.float32).reshape(len(piece), -1)
+
+
+def _index_of(path: Path) -> Path:
+    """What describes the encoding that the file is of, or is a shard of."""
+    own = path.with_suffix(".json")
+    return own if own.is_file() else path.with_name(f"{_SHARD.sub('', path.stem)}.json")
 
 
 class PartedLatents:
