@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from lives import Recorder, outcome, request, write_images
+from pydantic import ValidationError
 
 from unified_vae.experiment.continuation import differences
 from unified_vae.experiment.fit import fit
@@ -82,6 +83,15 @@ def test_a_run_of_minutes_says_that_it_does_not_compile():
 def test_the_record_says_why_a_run_is_not_compiled(asked, steps, trial, why):
     found = choose(TrainingConfig(**asked), GPU, steps, trial)
     assert not found.compile and why in found.compile_reason and "too short" not in found.compile_reason
+
+
+def test_kernels_chosen_by_timing_and_the_same_bits_are_not_both_to_be_had():
+    with pytest.raises(ValidationError, match=r"training\.compile=true .* leave one of them out"):
+        TrainingConfig(compile=True, deterministic=True)
+    asked = TrainingConfig(deterministic=True)
+    kept = _kept(asked, TrainingConfig(memory_format="channels_last", compile=True))
+    found = choose(asked.model_copy(update=kept), GPU, 10**6, Trial(0.2, 0.1, 0.05))
+    assert (found.memory_format, found.compile) == ("channels_last", False)
 
 
 def test_a_run_that_is_to_be_compiled_has_its_formats_measured_so():

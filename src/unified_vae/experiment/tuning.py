@@ -98,7 +98,7 @@ def _kept(asked: TrainingConfig, recorded: TrainingConfig | None) -> dict[str, o
     return {
         name: BEFORE[name] if value == "auto" else value
         for name, value in found.items()
-        if getattr(asked, name) == "auto"
+        if getattr(asked, name) == "auto" and not (name == "compile" and asked.deterministic)
     }
 
 

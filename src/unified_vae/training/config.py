@@ -87,10 +87,11 @@ class TrainingConfig(Config):
     long run to do, and goes by a table elsewhere (docs/performance.md). Results differ by rounding."""
     compile: Literal["auto"] | bool = "auto"
     """Let torch.compile make kernels for this network: about a minute at the start; `auto` does where a long run on a
-    GPU was measured to be faster with them. Results differ by rounding."""
+    GPU was measured to be faster with them. Results differ by rounding. Not with `deterministic`."""
     deterministic: bool = False
     """Take only kernels that give the same bits each time, so that a run that was interrupted on a GPU ends in the same
-    bits as one that was not; slower there. On the CPU all runs do."""
+    bits as one that was not; slower there. On the CPU all runs do. Nothing is compiled then, as the compiler may choose
+    kernels by their timing."""
     optimizer: OptimizerConfig = AdamWConfig()
     lr_schedule: LRScheduleConfig = CosineLR()
     clip_norm: float | None = Field(default=1.0, gt=0)
@@ -111,6 +112,15 @@ class TrainingConfig(Config):
         """`batch_size`, once it is a number."""
         assert self.batch_size != "auto", "resolved before the first step"
         return self.batch_size
+
+    @model_validator(mode="after")
+    def _same_bits_are_not_chosen_by_timing(self) -> TrainingConfig:
+        if self.deterministic and self.compile is True:
+            raise ValueError(
+                "training.compile=true may choose kernels by their timing, and training.deterministic=true promises "
+                "the same bits: leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_hold_images(self) -> TrainingConfig:
