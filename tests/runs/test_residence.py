@@ -1,11 +1,20 @@
 """Where the images lie changes nothing but speed, and is said at the start."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from lives import Recorder, outcome, request, write_images
 
+from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.data.config import DataConfig
+from unified_vae.experiment import residence
 from unified_vae.experiment.fit import fit
+from unified_vae.training.runtime import Runtime
+
+GPU = Runtime(torch.device("cuda"), torch.float32)  # said, never used
+SPLIT = SimpleNamespace(shape=(4, 8, 8, 3))
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +33,21 @@ def test_a_run_with_its_images_in_memory_ends_in_the_same_bits_and_says_where_th
         assert shares and all(0 <= share < 1 for share in shares)
     assert ends[0] == ends[1]
     assert "mapped from the disk" in words[0] and "in the memory of cpu" in words[1]
+
+
+def test_only_a_lack_of_memory_is_one(monkeypatch):
+    def failing(problem):
+        def load(*_):
+            raise problem
+
+        monkeypatch.setattr(residence, "load_all", load)
+
+    monkeypatch.setattr(residence, "_room", lambda *_: True)
+    monkeypatch.setattr(Runtime, "free_memory", lambda _: None)
+    failing(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        residence.place(SPLIT, DataConfig(source="unused"), GPU)
+    failing(torch.OutOfMemoryError("CUDA out of memory"))
+    assert residence.place(SPLIT, DataConfig(source="unused"), GPU)[0] is None
+    with pytest.raises(EnvironmentProblem, match="has no room"):
+        residence.place(SPLIT, DataConfig(source="unused", resident=True), GPU)

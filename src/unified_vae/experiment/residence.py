@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.data.config import DataConfig
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.data.resident import fits, load_all
@@ -26,13 +26,15 @@ def place(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tuple[Ten
     if asked or (config.resident == "auto" and runtime.device.type == "cuda" and _room(split, runtime)):
         try:
             return load_all(split, runtime.device), f"all {size:.2g} GiB in the memory of {runtime.device}"
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as problem:
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
+                raise
             if asked:
                 raise EnvironmentProblem(
                     f"the training images take {size:.2g} GiB, and {runtime.device} has no room for them: "
                     "leave data.resident out."
                 ) from problem
-            runtime.free_memory()
+        runtime.free_memory()  # outside of the clause above, where the traceback still holds them
     free = runtime.available_memory() / GIB
     if size < free / 2:
         return None, f"{size:.2g} GiB mapped from the disk, which stay in main memory once they were read"
