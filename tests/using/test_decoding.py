@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -94,7 +95,7 @@ def test_latents_of_other_programs(model: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(5, LATENTS))
     np.save(tmp_path / "double.npy", rows)
     save_file({"z": rows.astype(np.float32), "step": np.zeros(1, np.int64)}, tmp_path / "z.safetensors")
-    parquet.write_table(pa.table({"embedding": list(rows.astype(np.float32)), "n": range(5)}), tmp_path / "z.parquet")
+    parquet.write_table(pa.table({"embedding": list(rows.astype(np.float32)), "id": range(5)}), tmp_path / "z.parquet")
     found = [
         np.load(decoded(model, tmp_path / name, tmp_path / f"{name}.images.npy"))
         for name in ("double.npy", "z.safetensors", "z.parquet")
@@ -188,6 +189,14 @@ def test_mistakes_are_one_sentence(model: Path, latents: Path, tmp_path: Path) -
     np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "flat.npy", np.zeros(6, np.float32))
     np.save(tmp_path / "none.npy", np.zeros((0, LATENTS), np.float32))
+    told = {"model": {}, "latents": {}}
+    (tmp_path / "own.json").write_text(json.dumps({**told, "parts": [{"files": ["own.json"]}]}))
+    values = np.zeros((3, LATENTS), np.float32)
+    names = {"ids": np.frombuffer(b"ab", np.uint8), "id_ends": np.array([1, 2])}
+    save_file({"mean": values, **names}, tmp_path / "unnamed.safetensors")
+    save_file({"mean": values, **names, "id_ends": np.array(["a"]).view(np.uint32)}, tmp_path / "ends.safetensors")
+    values[2, 1] = np.nan
+    np.save(tmp_path / "nan.npy", values)
     full = tmp_path / "full"
     full.mkdir()
     (full / "precious").touch()
@@ -202,6 +211,10 @@ def test_mistakes_are_one_sentence(model: Path, latents: Path, tmp_path: Path) -
         (DataError, "no .npy file", model, tmp_path / "pickle.npy", target),
         (DataError, "latents are float", model, tmp_path / "flat.npy", target),
         (DataError, "has no rows", model, tmp_path / "none.npy", target),
+        (DataError, "names another .json", model, tmp_path / "own.json", target),
+        (DataError, "names 2 images and holds 3 rows", model, tmp_path / "unnamed.safetensors", target),
+        (DataError, "names 1 images and holds 3 rows", model, tmp_path / "ends.safetensors", target),
+        (DataError, "row 2 .* NaN or infinite", model, tmp_path / "nan.npy", target),
         (DataError, "log variances", model, latents / "x.logvar.npy", target),
         (DataError, "not there", model, tmp_path / "nowhere.npy", target),
         (DataError, "latents are read from", model, full / "precious", target),

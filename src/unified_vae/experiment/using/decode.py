@@ -88,7 +88,11 @@ def decode(request: DecodeRequest, observer: Observer) -> Decoded:
         if request.output.suffix:
             check_room(request.output, latents.rows * int(np.prod(_shape(subject.model))))
         model = subject.model.to(runtime.device).eval()
-        found = _fill(model, latents, output, stage, scaling, runtime, request, observer)
+        try:
+            found = _fill(model, latents, output, stage, scaling, runtime, request, observer)
+        except DataError:
+            stage.remove()  # from these latents nothing can be taken up again
+            raise
         stage.remove()
     return found
 
@@ -108,6 +112,7 @@ def _fill(
     begun, computed = time.monotonic(), 0
     for rows in batches(latents, first, request.batch_size):
         rows = rows[: count - first]
+        _refuse_not_finite(rows, first, request.latents)
         output.put(first, pixels_of(model, rows, scaling, runtime))
         first, computed = first + len(rows), computed + len(rows)
         observer.phase("decoding latents", first, count)
@@ -120,6 +125,15 @@ def _fill(
     if count < latents.rows:
         observer.notice(f"the sheet shows the first {count:,} of {latents.rows:,} images")
     return Decoded(request.output, count, computed, time.monotonic() - begun)
+
+
+def _refuse_not_finite(rows: npt.NDArray[np.float32], first: int, path: Path) -> None:
+    good = np.isfinite(rows).all(1)
+    if not good.all():
+        raise DataError(
+            f"{path}: row {first + int(good.argmin()):,} (from 0) holds NaN or infinite numbers, which are no latents: "
+            "mend the file or make it anew"
+        )
 
 
 @torch.no_grad()

@@ -100,6 +100,8 @@ class SafetensorsLatents:
             shape = file.get_slice(self.name).get_shape()
             self.rows, self.width = shape[0], int(np.prod(shape[1:]))
             self.ids = self._names(file) if {"ids", "id_ends"} <= set(names) else None
+        if self.ids is not None and len(self.ids) != self.rows:
+            raise DataError(f"{path} is damaged: it names {len(self.ids):,} images and holds {self.rows:,} rows")
 
     def _open(self) -> Any:
         from safetensors import safe_open
@@ -182,6 +184,8 @@ class PartedLatents:
             files = [index.parent / Path(part["files"][0]).name for part in self.about["parts"]]
         except (OSError, ValueError, KeyError, TypeError, IndexError) as problem:
             raise DataError(f"{index} does not describe an encoding: name the files of latents") from problem
+        if any(path.suffix.lower() == ".json" for path in files):
+            raise DataError(f"{index} names another .json as a file of latents: name the files of latents")
         self.parts = [open_latents(path) for path in files]
         self.rows = sum(part.rows for part in self.parts)
         self.width = self.parts[0].width if self.parts else 0

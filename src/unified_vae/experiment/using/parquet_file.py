@@ -114,7 +114,8 @@ class ParquetLatents:
                 raise DataError(f"{path} has no column `latents` or `mean` (columns: {', '.join(schema.names)})")
             self.rows = file.metadata.num_rows
             self.about = told((schema.metadata or {}).get(ABOUT, b"{}").decode("utf-8", "replace"))
-            self.ids = file.read(["id"])["id"].to_pylist() if "id" in schema.names else None
+            named = "id" in schema.names
+            self.ids = [str(name) for name in file.read(["id"])["id"].to_pylist()] if named else None
             first = next(file.iter_batches(1, columns=[self.column]), None)
             self.width = 0 if first is None else len(first.column(0)[0])
 
