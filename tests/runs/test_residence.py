@@ -9,8 +9,10 @@ from lives import Recorder, outcome, request, write_images
 
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.config import DataConfig
+from unified_vae.experiment import fit as fitting
 from unified_vae.experiment import residence
 from unified_vae.experiment.fit import fit
+from unified_vae.experiment.profiling import profile
 from unified_vae.training.runtime import Runtime
 
 GPU = Runtime(torch.device("cuda"), torch.float32)  # said, never used
@@ -33,6 +35,24 @@ def test_a_run_with_its_images_in_memory_ends_in_the_same_bits_and_says_where_th
         assert shares and all(0 <= share < 1 for share in shares)
     assert ends[0] == ends[1]
     assert "mapped from the disk" in words[0] and "in the memory of cpu" in words[1]
+
+
+def test_images_take_their_place_before_the_batch_is_measured(source, tmp_path, monkeypatch):
+    order = []
+
+    def noted(module, name):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: (order.append((module, name)), function(*given))[1])
+
+    for module in (fitting, profile):
+        for name in ("place", "with_batch_size"):
+            noted(module, name)
+    some = request(tmp_path / "run", source, {"training": {"max_steps": 1}, "data": {"resident": True}})
+    fit(some, [Recorder()])
+    monkeypatch.setattr(profile, "MOST_STEPS", 1)
+    monkeypatch.setattr(profile, "peak_flops", lambda _: 1.0)
+    profile.profile(some.run, tmp_path / "profile", Recorder())
+    assert order == [(module, name) for module in (fitting, profile) for name in ("place", "with_batch_size")]
 
 
 def test_only_a_lack_of_memory_is_one(monkeypatch):

@@ -142,6 +142,8 @@ class _Fit:
         flight, basis = self._preflight(data, record)
         resolved = resolve(self.request.run, data, self.runtime, known, flight)
         begun_with = record.resolved.training.images_a_step if record else None
+        # before anything is measured, so that it is measured with the memory they leave; a resumed run measures none
+        placed = None if record else place(data.train, resolved.config.data, self.runtime)
         resolved = with_batch_size(resolved, data, self.runtime, begun_with)
         resolved = tuned(resolved, data, self.runtime, record.resolved.training if record else None, self.observer)
         self.runtime = self.runtime.laid_out(resolved.config.training.memory_format)
@@ -172,7 +174,7 @@ class _Fit:
             data.inventory.write(self.folder.root)
             write_text(self.folder.preflight, json.dumps(flight.to_json(beta), indent=2) + "\n")
         self._add_file_observers(resolved, state)
-        resident, where = place(data.train, resolved.config.data, self.runtime)
+        resident, where = placed or place(data.train, resolved.config.data, self.runtime)
         point = first_point(parts, images, noise, self.runtime, parts.plan.progress(state.step))
         self.observer.run_started(
             opening(self.folder.root, self.runtime, parts, resolved, data, state, found, flight, point, where)

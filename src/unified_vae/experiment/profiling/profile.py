@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -97,8 +98,9 @@ def _to_json(found: Profile) -> dict[str, object]:
 
 def _measured(run: ComposedRun, runtime: Runtime, observer: Observer) -> tuple[Profile, Callable[[Path], None]]:
     data = open_images(run, runtime, observer)
+    resident, _ = place(data.train, run.config.data, runtime)  # first, as in a run
     parts, runtime = _prepared(run, data, runtime, observer)
-    with closing(_batches(parts, data, runtime, observer)) as batches:
+    with closing(_batches(parts, data, runtime, observer, resident)) as batches:
         steps = _Steps(parts, runtime, batches)
         observer.phase("warming up", 0, None)
         pace = [steps.timed() for _ in range(WARM_UP_STEPS)][-1]
@@ -133,8 +135,9 @@ def _prepared(run: ComposedRun, data: DataSets, runtime: Runtime, observer: Obse
     return parts, runtime
 
 
-def _batches(parts: Parts, data: DataSets, runtime: Runtime, observer: Observer) -> Generator[TrainBatch, None, None]:
-    resident, _ = place(data.train, parts.plan.data, runtime)
+def _batches(
+    parts: Parts, data: DataSets, runtime: Runtime, observer: Observer, resident: Tensor | None
+) -> Generator[TrainBatch, None, None]:
     return train_batches(
         data.train,
         seed=parts.plan.seed,
