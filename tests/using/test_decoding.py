@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from unified_vae import VAE
 from unified_vae.core.errors import ConfigError, DataError, UserError
+from unified_vae.experiment.using import decode as verb
 from unified_vae.experiment.using import stage
 from unified_vae.experiment.using.decode import DecodeRequest, decode
 from unified_vae.experiment.using.encode import EncodeRequest, encode
@@ -172,6 +173,27 @@ def test_after_a_kill_the_same_command_gives_the_same_images(
     assert process.exitcode == -signal.SIGKILL and not request.output.exists()
     assert 0 < decode(request, SILENT).computed < IMAGES
     assert content(request.output) == content(whole)
+
+
+class Stopper(Observer):
+    """Ends the work in the middle, as Ctrl+C would."""
+
+    def phase(self, text: str, done: int, total: int | None) -> None:
+        if text == "decoding latents" and done > 11:
+            raise KeyboardInterrupt
+
+
+def test_a_resume_needs_room_for_the_rest_alone(
+    model: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "SECONDS_BETWEEN_SAVES", 0.0)
+    asked: list[int] = []
+    monkeypatch.setattr(verb, "check_room", lambda _, needed: asked.append(needed))
+    request = DecodeRequest(model, latents / "x.npy", tmp_path / "x.npy", batch_size=1, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        decode(request, Stopper())
+    decode(request, SILENT)
+    assert asked == [IMAGES * 3 * SIZE**2, (IMAGES - 11) * 3 * SIZE**2]
 
 
 def content(path: Path) -> dict[str, bytes]:

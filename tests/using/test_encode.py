@@ -168,6 +168,31 @@ def test_after_kills_the_same_command_gives_the_same_bytes(
     assert encode(request, SILENT).computed == 0
 
 
+class Stopper(Observer):
+    """Ends the work in the middle, as Ctrl+C would."""
+
+    def phase(self, text: str, done: int, total: int | None) -> None:
+        if text == "encoding images" and done > 11:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("suffix", "shard_size"), [(".npy", None), (".npy", 8), (".parquet", None)])
+def test_a_resume_needs_room_for_the_rest_alone(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, shard_size: int | None
+) -> None:
+    monkeypatch.setattr(stage, "SECONDS_BETWEEN_SAVES", 0.0)
+    asked: list[int] = []
+    monkeypatch.setattr(verb, "check_room", lambda _, needed: asked.append(needed))
+    request = EncodeRequest(
+        model, str(pictures), tmp_path / f"x{suffix}", batch_size=2, shard_size=shard_size, device="cpu"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        encode(request, Stopper())
+    encode(request, SILENT)
+    row = asked[0] // IMAGES // (2 if suffix == ".parquet" else 1)
+    assert asked[0] - asked[1] == 10 * row
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".npy", ".parquet"])
 def test_a_stop_between_two_files_of_the_end_is_made_up(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str

@@ -86,7 +86,8 @@ def decode(request: DecodeRequest, observer: Observer) -> Decoded:
         stage = Stage(request.output, _plan(request, latents, weights, names, scaling), observer.notice)
         output = output_for(request.output, stage.folder, names, _shape(subject.model))
         if request.output.suffix:
-            check_room(request.output, latents.rows * int(np.prod(_shape(subject.model))))
+            rows = latents.rows - stage.rows if output.resumes else min(latents.rows, output.at_most or latents.rows)
+            check_room(request.output, rows * int(np.prod(_shape(subject.model))))
         model = subject.model.to(runtime.device).eval()
         try:
             found = _fill(model, latents, output, stage, scaling, runtime, request, observer)

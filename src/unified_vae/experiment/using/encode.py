@@ -159,7 +159,7 @@ class _Work:
             refuse_existing(path for part in unfinished for path in self.targets(part))
         if stage.part == 0:
             refuse_existing([self.index])
-        check_room(self.request.output, self.form.copies * self._bytes(unfinished))
+        check_room(self.request.output, self._room(unfinished, stage.rows))
         begun = time.monotonic()
         for part in unfinished:
             self._make(part, stage)
@@ -168,9 +168,10 @@ class _Work:
         files = [path for part in range(len(self.starts)) for path in self.targets(part)]
         return Encoded(self.index, files, len(self.images), self.computed, time.monotonic() - begun)
 
-    def _bytes(self, parts: range) -> int:
+    def _room(self, parts: range, done: int) -> int:
+        """Bytes that the disk has to take yet, where `done` rows of the first part are on it."""
         rows = sum(len(self.rows_of(part)) for part in parts)
-        return rows * (len(self.arrays) * 4 * self.model.latents + 64)
+        return (self.form.copies * rows - done) * (len(self.arrays) * 4 * self.model.latents + 64)
 
     def _index(self) -> dict[str, Any]:
         parts = [
