@@ -17,6 +17,9 @@ from torch import nn
 
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.experiment.fit import fit
+from unified_vae.losses.build import build_objective
+from unified_vae.losses.config import KLConfig, LossConfig
+from unified_vae.losses.constraint import Geco
 from unified_vae.optim.build import build_optimizer
 from unified_vae.optim.config import AdamWConfig
 from unified_vae.training import checkpoint, checkpoint_ring, loop
@@ -80,6 +83,21 @@ def is_of_one_step(root, step):
     return found.state["train"]["step"] == step and all(
         bool((value == step).all()) for tensors in found.groups.values() for value in tensors.values()
     )
+
+
+def test_going_back_keeps_the_beta_that_geco_found_from_another_first_weight(tmp_path):
+    def objective(weight):
+        return build_objective(LossConfig(kl=KLConfig(weight=weight, constraint=Geco())), 3, 16)
+
+    before, now, run = objective(1.0), objective(10.0), Run(tmp_path / "run")
+    before.beta_multiplier.fill_(3.0)
+    run.saver.stepper.objective = before
+    run.saver.about["record"] = {"config": {"loss": before.config.model_dump(mode="json")}}
+    run.step_and_save()
+    run.saver.wait()
+    run.saver.stepper.objective = now
+    run.saver.go_back(1)
+    assert now.beta(1.0) == pytest.approx(3.0)
 
 
 # --- order and completeness -----------------------------------------------------------------------------------

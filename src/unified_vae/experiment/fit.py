@@ -49,7 +49,6 @@ from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, reso
 from unified_vae.experiment.sampling import add_density
 from unified_vae.experiment.tuning import tuned
 from unified_vae.losses.build import Substitution
-from unified_vae.losses.constraint import Geco
 from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.checkpoint import Checkpoint
 from unified_vae.training.foreign import refuse_foreign
@@ -154,8 +153,6 @@ class _Fit:
         saver = self._saver(parts, new_record)
         state = saver.restore(saved) if saved else TrainState()
         adopt_changes(state, [difference.path for difference in found])
-        if saved and record and isinstance(record.resolved.loss.kl.constraint, Geco):
-            parts.objective.started_from(record.resolved.loss.kl.weight)
         parts.stepper.micro_batches.pieces = state.pieces or resolved.config.training.accumulate
         if state.step < parts.plan.settled == parts.plan.total_steps:
             state.forget_best()  # nothing is settled before the end, and the end has moved

@@ -270,6 +270,7 @@ class Saver:
         load_weights(self.ema.model, saved.group("ema"), "ema")
         load_weights(self.stepper.objective, saved.group("objective"), "objective")
         load_optimizer_tensors(self.stepper.optimizer, self.stepper.model, saved.group("optimizer"))
+        self._keep_beta(saved.state.get("record"))
         if scaler := saved.part("scaler"):
             self._restore_scaler(scaler)
         state = run_state(saved)
@@ -313,6 +314,12 @@ class Saver:
                 checkpoint_ring.delete_after(self.root, step)
         except (OSError, CheckpointError) as problem:
             self.observer.notice(f"checkpoints after step {step:,} cannot be deleted ({reason(problem)})")
+
+    def _keep_beta(self, record: Mapping[str, Any] | None) -> None:
+        """Where GECO moved beta from another `kl.weight`: the checkpoint has the factor, and it is beta that stays."""
+        kl = record["config"]["loss"]["kl"] if record else {}
+        if kl.get("constraint", {}).get("kind") == "geco":
+            self.stepper.objective.started_from(kl["weight"])
 
     def _restore_scaler(self, values: Any) -> None:
         try:
