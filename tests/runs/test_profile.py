@@ -7,7 +7,7 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
-from unified_vae.core.errors import ConfigError
+from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.experiment.model_figures import model_figures
 from unified_vae.experiment.profiling import peak, profile
 from unified_vae.experiment.profiling.profile import profile_folder
@@ -44,6 +44,25 @@ def test_a_profile_names_the_parts_and_writes_a_trace(tmp_path, little):
 def test_ranks_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one device"):
+        profile.profile(request(tmp_path / "run", tmp_path).run, tmp_path, Recorder())
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (
+            RuntimeError("max_pool3d_backward_cuda does not have a deterministic implementation"),
+            "no deterministic kernel",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out outside of a training step"),
+    ],
+)
+def test_what_stops_a_run_in_a_sentence_stops_a_profile_so(problem, words, tmp_path, monkeypatch):
+    def fail(*_):
+        raise problem
+
+    monkeypatch.setattr(profile, "_measured", fail)
+    with pytest.raises(EnvironmentProblem, match=words):
         profile.profile(request(tmp_path / "run", tmp_path).run, tmp_path, Recorder())
 
 

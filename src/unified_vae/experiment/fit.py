@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from unified_vae.core.counter import key, permutation
-from unified_vae.core.durable import reason, write_text
+from unified_vae.core.durable import write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
-from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import gather, validation_batches
 from unified_vae.data.open import DataSets
@@ -39,6 +38,7 @@ from unified_vae.experiment.continuation import (
 )
 from unified_vae.experiment.diagnosis import Diagnosis
 from unified_vae.experiment.environment import environment
+from unified_vae.experiment.failures import failures_told
 from unified_vae.experiment.opening import opening
 from unified_vae.experiment.preflight import Preflight, start_at_pca
 from unified_vae.experiment.remedy import Situation
@@ -57,7 +57,7 @@ from unified_vae.training.metrics_log import MetricsLog, TimingLog
 from unified_vae.training.non_finite import SkippedLog
 from unified_vae.training.observers import Difference, Observer, Observers, RunFinished
 from unified_vae.training.run_lock import locked
-from unified_vae.training.runtime import Runtime, lost_another, no_same_bits, open_runtime
+from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.saver import Saver
 from unified_vae.training.sheets import LATENTS_FROM, SheetPainter
 from unified_vae.training.signals import watching
@@ -73,31 +73,16 @@ def fit(request: RunRequest, observers: Sequence[Observer]) -> RunFinished:
     Raises:
         UserError: settings, data or environment that the user can mend.
     """
-    try:
-        training = request.run.config.training
-        with open_runtime(request.run.config.device, training.precision, training.deterministic) as runtime:
-            observer = Observers(observers if runtime.is_main else [])
-            with locked(request.run_dir) if runtime.is_main else nullcontext():
-                folder = RunFolder(request.run_dir)
-                _make_room(request, folder, runtime, observer)
-                return _Fit(request, folder, runtime, observer).run()
-    except (RuntimeError, MemoryError) as problem:
-        if lost_another(problem):
-            raise EnvironmentProblem(
-                "another process of this run has ended, or cannot be reached any more. See what it said; then run the "
-                "same command, which goes on from the newest checkpoint."
-            ) from problem
-        if no_same_bits(problem):
-            raise EnvironmentProblem(
-                f"training.deterministic: this device has no deterministic kernel for a part of this run "
-                f"({reason(problem)}). Leave the setting out, or train on the CPU."
-            ) from problem
-        if not is_out_of_memory(problem):
-            raise
-        raise EnvironmentProblem(
-            f"memory ran out outside of a training step ({reason(problem)}). Take a smaller model or smaller images, "
-            "or close what else uses the memory. What was saved before is kept."
-        ) from problem
+    training = request.run.config.training
+    with (
+        failures_told(),
+        open_runtime(request.run.config.device, training.precision, training.deterministic) as runtime,
+    ):
+        observer = Observers(observers if runtime.is_main else [])
+        with locked(request.run_dir) if runtime.is_main else nullcontext():
+            folder = RunFolder(request.run_dir)
+            _make_room(request, folder, runtime, observer)
+            return _Fit(request, folder, runtime, observer).run()
 
 
 def _make_room(request: RunRequest, folder: RunFolder, runtime: Runtime, observer: Observer) -> None:

@@ -25,6 +25,7 @@ from unified_vae.data.batches import TrainBatch, train_batches
 from unified_vae.data.open import DataSets
 from unified_vae.experiment.assemble import Parts, build_parts, calibrate, first_batch, open_images, resolve
 from unified_vae.experiment.batch_size import with_batch_size
+from unified_vae.experiment.failures import failures_told
 from unified_vae.experiment.preflight import fly
 from unified_vae.experiment.profiling.peak import peak_flops
 from unified_vae.experiment.profiling.sections import Sections, watch
@@ -84,7 +85,7 @@ def profile(run: ComposedRun, folder: Path, observer: Observer) -> Profile:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--profile looks at one device: start it with python or uv run, without torchrun")
     training = run.config.training
-    with open_runtime(run.config.device, training.precision, training.deterministic) as runtime:
+    with failures_told(), open_runtime(run.config.device, training.precision, training.deterministic) as runtime:
         found, trace = _measured(run, runtime, observer)
         folder.mkdir(parents=True, exist_ok=True)
         trace(folder / "trace.json")
