@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 from unified_vae.cli.commands.edit import spread
 from unified_vae.core.errors import ConfigError, DataError, UserError
+from unified_vae.experiment.using import directions
 from unified_vae.experiment.using.attributes import Attribute, chosen, is_table, of_table
 from unified_vae.experiment.using.directions import Directions, score
 from unified_vae.experiment.using.edit import EditRequest, edit
@@ -86,6 +88,28 @@ def test_more_latents_than_images_stay_finite() -> None:
     latents = rng.normal(size=(30, 200))
     labels = Attribute("x", ["no", "yes"], (np.arange(30) % 2).astype(np.int64))
     assert np.isfinite(Directions(latents, [labels]).direction("x", 1)).all()
+
+
+@pytest.mark.parametrize("width", [39, 40, 41, 300])
+def test_either_moment_gives_the_minimum_of_the_ridge_s_loss(width: int) -> None:
+    rng = np.random.default_rng(0)
+    of, to = rng.normal(size=(40, width)), rng.normal(size=(40, 3))
+    penalty = 0.01 * np.square(of).mean()
+    stacked = np.concatenate([of, np.sqrt(40 * penalty) * np.eye(width)])
+    expected = np.linalg.lstsq(stacked, np.concatenate([to, np.zeros((width, 3))]), rcond=None)[0]
+    assert np.allclose(directions._ridge(of, to), expected, atol=1e-9)
+
+
+def test_no_moment_of_all_latents_is_formed_where_images_are_fewer() -> None:
+    rng = np.random.default_rng(0)
+    labels = Attribute("x", ["no", "yes"], (np.arange(40) % 2).astype(np.int64))
+    latents = rng.normal(size=(40, 3000))
+    tracemalloc.start()
+    try:
+        Directions(latents, [labels])
+        assert tracemalloc.get_traced_memory()[1] < 8 * 3000**2 / 4
+    finally:
+        tracemalloc.stop()
 
 
 IDS = [f"train/{number:06}.jpg" for number in range(1, 31)]

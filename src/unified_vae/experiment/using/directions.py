@@ -170,7 +170,15 @@ def _indicators(attribute: Attribute) -> Array:
 
 
 def _ridge(of: Array, to: Array, ridge: float = RIDGE) -> Array:
-    """Coefficients [k, m] that predict `to` [n, m] from `of` [n, k], both centred."""
-    moment = of.T @ of / len(of)
-    moment[np.diag_indices_from(moment)] += ridge * max(np.trace(moment) / len(moment), np.finfo(float).tiny)
-    return np.asarray(np.linalg.solve(moment, of.T @ to / len(of)), np.float64)
+    """Coefficients [k, m] that predict `to` [n, m] from `of` [n, k], both centred.
+
+    The moment that is solved is the smaller one, [k, k] or [n, n]: (X'X + c)^-1 X' = X' (XX' + c)^-1 (Saunders et al.
+    1998). Latents of a map may be many thousands, and images few.
+    """
+    count, width = of.shape
+    variance = float(np.einsum("ij,ij->", of, of)) / (count * width)
+    penalty = count * ridge * max(variance, np.finfo(float).tiny)
+    moment = of.T @ of if width <= count else of @ of.T
+    moment[np.diag_indices_from(moment)] += penalty
+    found = np.linalg.solve(moment, of.T @ to) if width <= count else of.T @ np.linalg.solve(moment, to)
+    return np.asarray(found, np.float64)
