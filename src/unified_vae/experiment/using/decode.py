@@ -83,7 +83,7 @@ def decode(request: DecodeRequest, observer: Observer) -> Decoded:
         alone(request.output),
     ):
         names = file_names(latents.ids or [f"{row:08}" for row in range(latents.rows)])
-        stage = Stage(request.output, _plan(request, latents, weights, names, scaling), observer.notice)
+        stage = Stage(request.output, _plan(request, latents, weights, names, scaling, runtime), observer.notice)
         output = output_for(request.output, stage.folder, names, _shape(subject.model))
         if request.output.suffix:
             rows = latents.rows - stage.rows if output.resumes else min(latents.rows, output.at_most or latents.rows)
@@ -184,7 +184,12 @@ def _scaling(latents: Latents, subject: Subject, request: DecodeRequest) -> Scal
 
 
 def _plan(
-    request: DecodeRequest, latents: Latents, weights: str, names: list[str], scaling: Scaling | None
+    request: DecodeRequest,
+    latents: Latents,
+    weights: str,
+    names: list[str],
+    scaling: Scaling | None,
+    runtime: Runtime,
 ) -> dict[str, Any]:
     """What decides every byte of the output."""
     status = request.latents.stat()
@@ -193,5 +198,5 @@ def _plan(
         "latents": [request.latents.name, status.st_size, status.st_mtime_ns, latents.rows],
         "names": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "scaling": None if scaling is None else [scaling.shift, scaling.scale],
-        "computed": [request.precision, request.batch_size],
+        "computed": [runtime.device.type, request.precision, request.batch_size],
     }

@@ -122,7 +122,7 @@ class _Work:
         self.shape = latent_shape(subject.config.model)
         self.scaling = scaling_of(subject) if request.scale else None
         self.arrays = ("latents",) if request.sample else ("mean", "logvar")
-        self.about = _about(request, subject, images, self.shape, self.scaling)
+        self.about = _about(request, subject, images, self.shape, self.scaling, runtime)
         self.model = subject.model.to(runtime.device).eval()
         size = request.shard_size or len(images)
         self.starts = range(0, len(images), size)
@@ -145,15 +145,17 @@ class _Work:
     def done_before(self) -> Encoded | None:
         """What lies there, if an earlier start of the same command has finished it."""
         try:
-            same = json.loads(self.index.read_text(encoding="utf-8")) == self._index()
-        except (OSError, ValueError):
+            found = json.loads(self.index.read_text(encoding="utf-8"))
+            same = _nameless(found) == _nameless(self._index())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         files = [path for part in range(len(self.starts)) for path in self.targets(part)]
         whole = same and all(path.is_file() for path in files)
         return Encoded(self.index, files, len(self.images), 0, 0.0) if whole else None
 
     def do(self) -> Encoded:
-        stage = Stage(self.request.output, self.about, self.observer.notice)
+        stage = Stage(self.request.output, _nameless(self.about), self.observer.notice)
+        self.about = stage.first("about", self.about)
         unfinished = range(stage.part, len(self.starts))
         if not (stage.resumed and stage.part < len(self.starts) and stage.rows == len(self.rows_of(stage.part))):
             refuse_existing(path for part in unfinished for path in self.targets(part))
@@ -256,7 +258,12 @@ def image_noise(seed: int, contents: npt.NDArray[np.uint64], latents: int) -> Te
 
 
 def _about(
-    request: EncodeRequest, subject: Subject, images: WholeSet, shape: tuple[int, ...], scaling: Scaling | None
+    request: EncodeRequest,
+    subject: Subject,
+    images: WholeSet,
+    shape: tuple[int, ...],
+    scaling: Scaling | None,
+    runtime: Runtime,
 ) -> dict[str, Any]:
     """What decides every byte of the output; kept in it, and compared before an encoding is taken up again."""
     return {
@@ -275,6 +282,17 @@ def _about(
             "seed": request.seed if request.sample else None,
             "scaling": None if scaling is None else {"shift": scaling.shift, "scale": scaling.scale},
         },
-        "computed": {"precision": request.precision, "batch_size": request.batch_size},
+        "computed": {
+            "device": runtime.device.type,
+            "precision": request.precision,
+            "batch_size": request.batch_size,
+        },
         "shard_size": request.shard_size,
     }
+
+
+def _nameless(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What an encoding is of, without how it was spelled: the fingerprints say that."""
+    model = {key: value for key, value in about["model"].items() if key != "name"}
+    images = {key: value for key, value in about["images"].items() if key != "description"}
+    return {**about, "model": model, "images": images}

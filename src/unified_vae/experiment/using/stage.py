@@ -54,6 +54,18 @@ class Stage:
             return False
         return (self.part, self.rows) != (0, 0)
 
+    def first(self, name: str, words: Mapping[str, Any]) -> dict[str, Any]:
+        """What the process that began the work said under this name; `words` where this one begins it."""
+        path = self.folder / f"{name}.json"
+        try:
+            found = json.loads(_read(path) or "")
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            found = dict(words)
+            write_text(path, json.dumps(found, indent=2) + "\n")
+        return found
+
     def due(self) -> bool:
         """Whether it is time to save again."""
         return time.monotonic() - self._saved_at >= SECONDS_BETWEEN_SAVES
