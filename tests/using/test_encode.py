@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file
 from unified_vae import VAE
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem, UserError
 from unified_vae.experiment.using import encode as verb
-from unified_vae.experiment.using import stage
+from unified_vae.experiment.using import latent_layout, stage
 from unified_vae.experiment.using.encode import EncodeRequest, encode, image_noise
 from unified_vae.experiment.using.latent_source import batches, open_latents
 from unified_vae.experiment.using.whole_set import natural
@@ -193,6 +194,32 @@ def test_a_resume_needs_room_for_the_rest_alone(
     assert asked[0] - asked[1] == 10 * row
 
 
+@pytest.mark.parametrize(("suffix", "shard_size"), [(".safetensors", None), (".npy", 8), (".parquet", None)])
+def test_another_spelling_of_the_model_s_path_goes_on_with_the_same_files(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, shard_size: int | None
+) -> None:
+    monkeypatch.setattr(stage, "SECONDS_BETWEEN_SAVES", 0.0)
+    whole, output = tmp_path / "whole" / f"x{suffix}", tmp_path / "cut" / f"x{suffix}"
+    encoded(model, pictures, whole, batch_size=2, shard_size=shard_size)
+    request = EncodeRequest(model, str(pictures), output, batch_size=2, shard_size=shard_size, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        encode(request, Stopper())
+    monkeypatch.chdir(model.parent)
+    other = replace(request, target=Path(model.name), data=os.path.relpath(pictures))
+    assert encode(other, SILENT).computed == IMAGES - 10
+    assert files_of(output.parent) == files_of(whole.parent)
+    assert encode(other, SILENT).computed == 0
+
+
+def test_another_device_is_another_encoding(model: Path, pictures: Path, tmp_path: Path) -> None:
+    encoded(model, pictures, tmp_path / "x.npy")
+    about = json.loads((tmp_path / "x.json").read_text())
+    assert about["computed"].pop("device") == "cpu"
+    (tmp_path / "x.json").write_text(json.dumps({**about, "computed": {**about["computed"], "device": "cuda"}}))
+    with pytest.raises(ConfigError, match="is there already"):
+        encoded(model, pictures, tmp_path / "x.npy")
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".npy", ".parquet"])
 def test_a_stop_between_two_files_of_the_end_is_made_up(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
@@ -225,6 +252,16 @@ def test_what_was_begun_with_other_settings_begins_anew(
     other = write_model(tmp_path / "other", seed=4)
     assert encode(EncodeRequest(other, str(pictures), output, batch_size=2), watcher).computed == IMAGES
     assert any("begins anew" in line for line in said)
+
+
+def test_every_file_is_on_the_disk_before_it_gets_its_name(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    real = latent_layout.sync_file
+    monkeypatch.setattr(latent_layout, "sync_file", lambda path: (synced.add(path.name), real(path)))
+    encoded(model, pictures, tmp_path / "x.npy")
+    assert synced == {"x.npy", "x.logvar.npy", "x.csv"}
 
 
 # --- mistakes --------------------------------------------------------------------------------------------

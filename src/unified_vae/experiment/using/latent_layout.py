@@ -87,6 +87,7 @@ class Layout:
                         file.seek(offset)
                         file.write(data)
                 file.truncate(size)
+            sync_file(path)  # a file without rows, as a table of names, is not written to again
 
 
 # --- safetensors -----------------------------------------------------------------------------------------
