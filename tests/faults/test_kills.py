@@ -12,8 +12,10 @@ from figures import report
 from lives import Recorder, leftovers, live, outcome, request, server, write_images
 
 from unified_vae.core.durable import STAGE_PREFIX
+from unified_vae.core.errors import CheckpointError
 from unified_vae.experiment.fit import fit
 from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.training import checkpoint
 from unified_vae.training.checkpoint_ring import saved_steps, sweep
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
@@ -29,6 +31,7 @@ class Toll:
     runs: int = 0
     different: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
     steps_at_death: list[int] = field(default_factory=list)
 
 
@@ -65,6 +68,15 @@ def killed_after(some, seconds: float) -> bool:
     return process.exitcode == -signal.SIGKILL
 
 
+def reads(run_dir, step: int) -> bool:
+    """Whether the checkpoint of a step is whole."""
+    try:
+        checkpoint.load(run_dir / "checkpoints", step)
+    except CheckpointError:
+        return False
+    return True
+
+
 def newest_step(run_dir) -> int:
     """Step of the newest complete checkpoint, 0 without one."""
     return max(saved_steps(run_dir / "checkpoints"), default=0)
@@ -84,6 +96,7 @@ def taken(kills: int, source, folder, reference, rng, workers: int = 0) -> Toll:
         some = request(run_dir, source, {**SAVE_ALWAYS, "data": {"workers": workers}})
         while toll.kills < kills and killed_after(some, rng.uniform(0.02, 0.9) * seconds):
             toll.kills += 1
+            toll.unreadable += [step for step in saved_steps(run_dir / "checkpoints") if not reads(run_dir, step)]
             toll.steps_at_death.append(newest_step(run_dir))
         assert lived(some) == 0
         if outcome(run_dir) != expected:
@@ -95,20 +108,20 @@ def taken(kills: int, source, folder, reference, rng, workers: int = 0) -> Toll:
 @pytest.mark.parametrize(
     ("kills", "workers"),
     [
-        (60, 0),
+        (100, 0),
         pytest.param(1000, 0, marks=pytest.mark.long),
         pytest.param(100, 2, marks=pytest.mark.long),  # loader workers import torch, seconds a life
     ],
 )
 def test_killed_anywhere(kills, workers, undisturbed, source, tmp_path):
     toll = taken(kills, source, tmp_path, undisturbed, random.Random(kills), workers)
-    assert (toll.different, toll.orphans) == ([], [])
+    assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
     assert len(set(toll.steps_at_death)) > 5, "the kills should fall all over the run"
     report(
         fault=f"SIGKILL at random instants, {workers} loader workers",
         target="bit-identical end, no orphan files, no unreadable checkpoint",
         result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends, "
-        f"{len(toll.orphans)} orphan files",
+        f"{len(toll.orphans)} orphan files, {len(toll.unreadable)} unreadable checkpoints",
     )
 
 

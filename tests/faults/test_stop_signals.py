@@ -83,6 +83,25 @@ def test_usr1_saves_and_goes_on(config, undisturbed, tmp_path):
     assert outcome(tmp_path / "run") == undisturbed[0]
 
 
+@pytest.mark.parametrize("trials", [5, pytest.param(100, marks=pytest.mark.long)])
+def test_usr1_ends_no_run_at_any_moment(trials, config, undisturbed, tmp_path):
+    expected, seconds = undisturbed
+    rng = random.Random(trials)
+    for number in range(trials):
+        run_dir = tmp_path / f"run-{number}"
+        code, _ = after(started(config, run_dir), rng.uniform(0, 1.0) * seconds, "SIGUSR1")
+        if code == -signal.SIGUSR1 and not run_dir.exists():  # before the first line of ours: nothing has begun
+            code = ended(started(config, run_dir))
+        assert code == 0, said_by(run_dir).read_text()
+        assert outcome(run_dir) == expected
+        assert leftovers(run_dir) == []
+    report(
+        fault="SIGUSR1 at random instants, start and end of the process included",
+        target="the run goes on, to the same bits",
+        result=f"{trials} of {trials}",
+    )
+
+
 @pytest.mark.parametrize("trials", [3, pytest.param(40, marks=pytest.mark.long)])
 def test_a_second_interrupt_leaves_at_once_without_damage(trials, config, undisturbed, tmp_path):
     rng = random.Random(trials)

@@ -72,9 +72,15 @@ def _fail(message: str, exit_code: int, details: Sequence[str] = ()) -> int:
 
 
 def _end_in_words_when_terminated() -> None:
-    """While a run prepares, SIGTERM ends it with a line; the training loop, which has to save, brings its own."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    """While a run prepares, SIGTERM ends it with a line, and SIGUSR1, which asks to save, finds nothing to save.
+
+    The training loop, which has to save, brings its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGUSR1"):  # Windows has none
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # by default it would end the process
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
