@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unified_vae.core.durable import STAGE_PREFIX
 from unified_vae.core.printable import printable
 from unified_vae.experiment.diagnosis import Diagnosis
+from unified_vae.experiment.figure_file import save_figure
 from unified_vae.metrics.sharpness import DETAIL, RadialSpectrum
 
 if TYPE_CHECKING:
@@ -67,11 +66,7 @@ def paint(path: Path, name: str, found: Diagnosis, views: Views) -> None:
     _detail(figure.add_subplot(panels[1, 0]), found, views)
     _path(figure.add_subplot(panels[1, 1]), found)
     _pictures(figure, views)
-    stage = path.with_name(f"{STAGE_PREFIX}{path.name}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the name of a run may be in any script
-        figure.savefig(stage, format="png")
-    stage.replace(path)
+    save_figure(figure, path)
 
 
 def _units(axes: Axes, found: Diagnosis, views: Views) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from unified_vae.core.durable import STAGE_PREFIX
 from unified_vae.core.printable import printable
 from unified_vae.experiment.evaluation.entrants import Result, Views
+from unified_vae.experiment.figure_file import save_figure
 from unified_vae.training.sheets import below_one_another, sheet, write_picture
 
 if TYPE_CHECKING:
@@ -66,11 +65,7 @@ def paint_plot(path: Path, results: Sequence[Result]) -> None:
         _course(right, result, number)
     _finish(left, "Rate and PSNR: large marks as measured here, lines the way there", "rate (nats an image)")
     _finish(right, "PSNR over training", "step")
-    stage = path.with_name(f"{STAGE_PREFIX}{path.name}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the name of a run may be in any script
-        figure.savefig(stage, format="png")
-    stage.replace(path)
+    save_figure(figure, path)
 
 
 def _way(axes: Axes, result: Result, number: int) -> None:
