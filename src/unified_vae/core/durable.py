@@ -13,6 +13,7 @@ from pathlib import Path
 from unified_vae.core.errors import EnvironmentProblem
 
 STAGE_PREFIX = ".tmp-"
+PROBE_BYTES = 1 << 16
 
 
 def sync_file(path: Path) -> None:
@@ -87,6 +88,20 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:
         return  # the folder cannot be written: the next start's sweep tries again
+
+
+def probe(folder: Path) -> None:
+    """Write a few bytes and wait until they are on the disk: an empty file would also go onto a full one.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    file = folder / f"{STAGE_PREFIX}probe-{os.getpid()}"
+    try:
+        file.write_bytes(bytes(PROBE_BYTES))
+        sync_file(file)
+    finally:
+        discard(file)
 
 
 def reason(problem: BaseException) -> str:

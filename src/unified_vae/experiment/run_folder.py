@@ -14,13 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from unified_vae.core.durable import STAGE_PREFIX, discard, reason, sweep_stages, sync_file, write_text
+from unified_vae.core.durable import probe, reason, sweep_stages, write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.paths import sibling
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
-
-PROBE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             for place in (self.root, self.checkpoints, self.samples, self.tensorboard, self.model):
                 if place.is_dir() or place.is_symlink():
-                    _probe(place)
+                    probe(place)
         except OSError as problem:
             raise _unwritable(place, reason(problem)) from problem
 
@@ -163,16 +161,6 @@ def _unwritable(place: Path, why: str) -> EnvironmentProblem:
         f"the run folder {place} cannot be written ({why}). "
         "Give another with --run-dir, free space, or mend its permissions."
     )
-
-
-def _probe(folder: Path) -> None:
-    """Write a few bytes and wait until they are on the disk: an empty file would also go onto a full one."""
-    probe = folder / f"{STAGE_PREFIX}probe-{os.getpid()}"
-    try:
-        probe.write_bytes(bytes(PROBE_BYTES))
-        sync_file(probe)
-    finally:
-        discard(probe)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ It takes no lock and writes only its own file, so it may look at a run that is t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unified_vae.core.durable import STAGE_PREFIX, discard, reason, write_text
+from unified_vae.core.durable import probe, reason, write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.experiment.environment import environment
 from unified_vae.experiment.evaluation import of_factors
@@ -143,12 +142,9 @@ def prove_writable(folder: Path, option: str) -> None:
     Raises:
         EnvironmentProblem: it cannot be written.
     """
-    probe = folder / f"{STAGE_PREFIX}probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
+        probe(folder)
     except OSError as problem:
         why = reason(problem)
         raise EnvironmentProblem(f"{folder} cannot be written ({why}): name another place with {option}") from problem
-    finally:
-        discard(probe)
