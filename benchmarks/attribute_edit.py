@@ -29,7 +29,7 @@ from script import overrides, parser, save, settle, start, table
 from unified_vae.core.counter import key
 from unified_vae.core.tensor_file import parse_tensors, write_tensors
 from unified_vae.data.cartoon.faces import ATTRIBUTE_NAMES, draw_faces, face_attributes
-from unified_vae.experiment.subject import find
+from unified_vae.experiment.subject.subject import find
 from unified_vae.experiment.using.attributes import of_labels
 from unified_vae.experiment.using.directions import Array, Directions
 from unified_vae.models.vae import VAE

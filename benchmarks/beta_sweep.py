@@ -15,7 +15,7 @@ import torch
 from runs import NOT_ASKED, Job, images, train_all
 from script import earlier, overrides, parser, save, settle, source, start, table
 from unified_vae.core.errors import ConfigError
-from unified_vae.experiment.preflight import Preflight, fly
+from unified_vae.experiment.diagnosis.preflight import Preflight, fly
 
 NAME = "beta_sweep"
 SET, SIZE = "cifar10", 32

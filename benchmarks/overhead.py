@@ -18,18 +18,18 @@ import torch
 
 from runs import Job, images, train
 from script import overrides, parser, save, settle, source, start, table
-from unified_vae.experiment.preflight import fly
+from unified_vae.experiment.diagnosis.preflight import fly
 
 NAME = "overhead"
 PARTS = {
-    "pre-flight": ("experiment/preflight.py",),
+    "pre-flight": ("experiment/diagnosis/preflight.py",),
     "self-test": ("training/self_test.py",),
     "diagnosis in validation": ("metrics/latent.py", "metrics/aggregate.py", "metrics/sharpness.py"),
-    "diagnosis at the end": ("experiment/closing.py", "experiment/diagnosis.py"),
+    "diagnosis at the end": ("experiment/fitting/closing.py", "experiment/diagnosis/cause.py"),
 }
 OTHERS = {
     "all of validation": ("training/validation.py",),
-    "latent density": ("experiment/sampling.py",),
+    "latent density": ("experiment/fitting/sampling.py",),
     "sheets of pictures": ("training/sheets.py",),
     "checkpoints": ("training/saver.py",),
 }

@@ -23,8 +23,8 @@ import torch
 
 from unified_vae.data.config import DataConfig
 from unified_vae.data.open import DataSets, open_data
-from unified_vae.experiment.fit import fit
-from unified_vae.experiment.plan import Plan, plan_mode, plan_presets
+from unified_vae.experiment.fitting.fit import fit
+from unified_vae.experiment.planning.plan import Plan, plan_mode, plan_presets
 from unified_vae.experiment.presets.overrides import from_command_line
 from unified_vae.experiment.presets.preset_book import PresetBook
 from unified_vae.experiment.request import RunRequest

@@ -59,9 +59,9 @@ def door(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
     result = Door(capsys)
-    module = types.ModuleType("unified_vae.experiment.fit")
+    module = types.ModuleType("unified_vae.experiment.fitting.fit")
     module.fit = result.fit  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "unified_vae.experiment.fit", module)
+    monkeypatch.setitem(sys.modules, "unified_vae.experiment.fitting.fit", module)
     return result
 
 

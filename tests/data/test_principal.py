@@ -46,6 +46,18 @@ def test_the_spectrum_is_the_exact_one(channels):
     assert (basis.covered, basis.images) == (1.0, len(split))
 
 
+@pytest.mark.parametrize(
+    ("count", "off"), [(12, 0.06), (30, 1e-4), (58, 1e-4)]
+)  # randomized, and exact where rows are few
+def test_a_spectrum_that_falls_slowly_is_told_to_its_end(count, off):
+    rng = np.random.default_rng(1)
+    split = Images(rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8))
+    basis = principal_components(split, count, PLAIN, seed=0)
+    np.testing.assert_allclose(basis.eigenvalues, exact(split.images)[:count], rtol=off)
+    flat = basis.components.flatten(1)
+    torch.testing.assert_close(flat @ flat.T, torch.eye(count), atol=1e-5, rtol=0)
+
+
 def test_the_components_are_orthonormal_and_rebuild_the_images():
     split = some_images()
     basis = principal_components(split, 59, PLAIN, seed=0)

@@ -200,8 +200,11 @@ def test_every_file_in_the_tree_of_the_architecture_exists() -> None:
 
 
 def test_every_function_of_the_batch_s_day_exists() -> None:
-    day = next(block for block in blocks(PAGES["docs/architecture.md"], "text") if "experiment.fit.fit" in block)
-    names = re.findall(r"\b((?:cli|experiment(?:\.presets)?|training|data|models|losses)\.\w+)((?:\.\w+)+)", day)
+    day = next(
+        block for block in blocks(PAGES["docs/architecture.md"], "text") if "experiment.fitting.fit.fit" in block
+    )
+    rooms = r"cli|experiment(?:\.(?:presets|planning|fitting|diagnosis))?|training|data|models|losses"
+    names = re.findall(rf"\b((?:{rooms})\.\w+)((?:\.\w+)+)", day)
     assert len(names) > 15
     for module, inner in names:
         text = (PACKAGE / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")

@@ -147,7 +147,7 @@ def injected(*faults: Fault) -> Iterator[None]:
 
 def live_with(some: RunRequest, faults: tuple[Fault, ...], told: Path | None, world: dict[str, str]) -> None:
     """One life in a process of its own; what it said goes to `told`."""
-    from unified_vae.experiment.fit import fit
+    from unified_vae.experiment.fitting.fit import fit
 
     torch.set_num_threads(1)
     os.environ.update(world)

@@ -8,7 +8,7 @@ from figures import report
 from injected import SignalInside, injected
 from lives import Recorder, merged, outcome, request, write_images
 
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.training.checkpoint_ring import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")

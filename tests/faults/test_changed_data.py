@@ -17,7 +17,7 @@ from unified_vae.core.errors import DataError
 from unified_vae.data.config import DataConfig
 from unified_vae.data.open import open_data
 from unified_vae.data.packing.decode import PixelFormat, decode
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 
 COUNT, SIZE = 44, 16
 FILES = {f"{'ab'[number % 2]}/{number // 2:02d}.png": png(number, SIZE) for number in range(COUNT)}

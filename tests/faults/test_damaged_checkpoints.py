@@ -11,7 +11,7 @@ from figures import report
 from lives import Recorder, request, write_images
 
 from unified_vae.core.errors import CheckpointError
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.checkpoint import Checkpoint, folder_name
 from unified_vae.training.manifest import MANIFEST

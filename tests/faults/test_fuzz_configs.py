@@ -13,7 +13,7 @@ from good_book import GOOD
 from mutations import garbled, rearranged
 
 from unified_vae.core.errors import UserError
-from unified_vae.experiment.plan import check, plan_mode, plan_record
+from unified_vae.experiment.planning.plan import check, plan_mode, plan_record
 from unified_vae.experiment.presets.field_paths import field_paths
 from unified_vae.experiment.presets.overrides import from_command_line
 from unified_vae.experiment.presets.preset_book import PresetBook

@@ -20,9 +20,9 @@ from lives import Recorder, request, write_images
 from test_pickles import Payload
 
 from unified_vae.core.errors import UserError
-from unified_vae.experiment import fit as verb
-from unified_vae.experiment.continuation import differences, refuse_impossible
-from unified_vae.experiment.preflight import Preflight
+from unified_vae.experiment.diagnosis.preflight import Preflight
+from unified_vae.experiment.fitting import fit as verb
+from unified_vae.experiment.fitting.continuation import differences, refuse_impossible
 from unified_vae.experiment.run_folder import RunRecord
 from unified_vae.models.pretrained import open_pretrained
 from unified_vae.training import checkpoint_ring

@@ -20,7 +20,7 @@ from PIL import Image
 
 from unified_vae.data.packing.decode import quiet_pillow, read_header
 from unified_vae.data.records import BadImage
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 
 GOOD, BAD, ODD = zoo.good_files(), zoo.bad_files(), zoo.odd_entries()
 PLAIN = 1000

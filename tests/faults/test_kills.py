@@ -13,7 +13,7 @@ from lives import Recorder, leftovers, live, outcome, request, server, write_ima
 
 from unified_vae.core.durable import STAGE_PREFIX
 from unified_vae.core.errors import CheckpointError
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.training import checkpoint
 from unified_vae.training.checkpoint_ring import saved_steps, sweep

@@ -13,7 +13,7 @@ from lives import Recorder, merged, outcome, request, server, write_images
 
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.out_of_memory import is_out_of_memory
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.config import KLConfig, L1Config, LossConfig
 from unified_vae.losses.constraint import Capacity, FreeBits, Geco, Unconstrained

@@ -16,7 +16,7 @@ from test_memory import IMAGES, stepper
 
 from unified_vae.core.errors import Diverged
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizer
 from unified_vae.optim.config import AdamWConfig

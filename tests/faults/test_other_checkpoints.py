@@ -10,8 +10,8 @@ from lives import Recorder, request, write_images
 
 from unified_vae.cli import door
 from unified_vae.core.errors import CheckpointError, ConfigError
-from unified_vae.experiment.continuation import refuse_impossible
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.continuation import refuse_impossible
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.training import checkpoint_ring
 from unified_vae.training.checkpoint import folder_name
@@ -90,7 +90,7 @@ def test_the_nearest_fix_names_the_old_values(trained, source):
 def test_the_nearest_fix_names_mode_or_preset(trained, source, then, now, fix):
     import dataclasses
 
-    from unified_vae.experiment.continuation import differences
+    from unified_vae.experiment.fitting.continuation import differences
     from unified_vae.experiment.run_folder import RunRecord
 
     content = json.loads(RunFolder(trained).config.read_text())

@@ -13,8 +13,8 @@ import torch
 from lives import Recorder, request, write_images
 
 from unified_vae.core.errors import EnvironmentProblem, UserError
-from unified_vae.experiment.fit import fit
-from unified_vae.experiment.subject import find
+from unified_vae.experiment.fitting.fit import fit
+from unified_vae.experiment.subject.subject import find
 from unified_vae.losses import lpips, pretrained
 from unified_vae.losses.vgg import ALEXNET, VGG16
 from unified_vae.models.pretrained import load_pretrained

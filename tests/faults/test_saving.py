@@ -16,7 +16,7 @@ from lives import Recorder, leftovers, outcome, request, server, write_images
 from torch import nn
 
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.config import KLConfig, LossConfig
 from unified_vae.losses.constraint import Geco

@@ -151,7 +151,7 @@ def _wounded_life(some, number: int, steps: tuple[int, ...], told) -> None:
     """A run whose first loader process gets a signal at some steps; the notices are put into `told`."""
     import torch
 
-    from unified_vae.experiment.fit import fit
+    from unified_vae.experiment.fitting.fit import fit
 
     torch.set_num_threads(1)
     loader.SILENCE_SECONDS, loader.RESTARTS = SILENCE, 1

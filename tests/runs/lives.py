@@ -86,7 +86,7 @@ def live(some: RunRequest) -> None:
     """One life: the whole run, unless something ends it before."""
     import torch
 
-    from unified_vae.experiment.fit import fit
+    from unified_vae.experiment.fitting.fit import fit
 
     torch.set_num_threads(1)
     raise SystemExit(fit(some, [Recorder()]).exit_code)
@@ -95,7 +95,7 @@ def live(some: RunRequest) -> None:
 def server() -> multiprocessing.context.ForkServerContext:
     """The context whose processes start in milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["unified_vae.experiment.fit", "torch.utils.tensorboard", "lives", "pytest"])
+    context.set_forkserver_preload(["unified_vae.experiment.fitting.fit", "torch.utils.tensorboard", "lives", "pytest"])
     return context
 
 

@@ -15,7 +15,7 @@ from unified_vae.experiment.evaluation.compare import SIZES_DIFFER, compare, row
 from unified_vae.experiment.evaluation.entrants import labels_of
 from unified_vae.experiment.evaluation.figure import Figure
 from unified_vae.experiment.evaluation.request import CompareRequest, Group, Settings
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.metrics.bootstrap import Interval
 from unified_vae.training.observers import Observer
 

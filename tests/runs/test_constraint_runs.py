@@ -11,7 +11,7 @@ import pytest
 import torch
 from lives import Recorder, outcome, request, write_images
 
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 
 GECO = {"loss": {"kl": {"constraint": {"kind": "geco", "psnr": 45.0, "speed": 0.1}}}}
 

@@ -5,7 +5,7 @@ import torch
 from lives import Recorder, outcome, request, write_images
 
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import open_runtime
 from unified_vae.training.step import Stepper

@@ -12,9 +12,9 @@ from PIL import Image
 from unified_vae.cli import run_diagnose
 from unified_vae.cli.door import enter
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError
-from unified_vae.experiment import diagnosis as causes
-from unified_vae.experiment.diagnose import DiagnoseRequest, diagnose
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.diagnosis import cause as causes
+from unified_vae.experiment.diagnosis.diagnose import DiagnoseRequest, diagnose
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.training.observers import Observer
 from unified_vae.training.run_lock import locked
 

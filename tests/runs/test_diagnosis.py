@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 
-from unified_vae.experiment import diagnosis as causes
-from unified_vae.experiment.diagnosis import CAUSES, HEALTHY, Diagnosis
-from unified_vae.experiment.history import History, at
-from unified_vae.experiment.pca_line import PCALine
+from unified_vae.experiment.diagnosis import cause as causes
+from unified_vae.experiment.diagnosis.cause import CAUSES, HEALTHY, Diagnosis
+from unified_vae.experiment.diagnosis.history import History, at
+from unified_vae.experiment.diagnosis.pca_line import PCALine
+from unified_vae.experiment.diagnosis.remedy import Situation, remedy
 from unified_vae.experiment.presets.preset_book import PresetBook
-from unified_vae.experiment.remedy import Situation, remedy
 from unified_vae.experiment.run_config import RunConfig
 
 

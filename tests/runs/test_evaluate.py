@@ -12,10 +12,10 @@ from lives import Recorder, request, write_images
 from unified_vae.cli.door import enter
 from unified_vae.cli.main import app
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
-from unified_vae.experiment import subject as subject_module
 from unified_vae.experiment.evaluation.evaluate import _subjects, evaluate
 from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings, Weights
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
+from unified_vae.experiment.subject import subject as subject_module
 from unified_vae.training import checkpoint_ring
 from unified_vae.training.observers import Observer
 from unified_vae.training.saver import run_state

@@ -7,7 +7,7 @@ import torch
 from lives import Recorder, merged, request, write_images
 
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.run_folder import leaves
 
 BASE = {

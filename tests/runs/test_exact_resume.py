@@ -8,7 +8,7 @@ import time
 import pytest
 from lives import Recorder, live, outcome, request, server, write_images
 
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
@@ -79,7 +79,7 @@ def test_workers_change_nothing(undisturbed, source, tmp_path):
 
 
 def _live_and_tell(some, told):
-    from unified_vae.experiment.fit import fit
+    from unified_vae.experiment.fitting.fit import fit
 
     fit(some, [Recorder()])
     told.put(sorted(name for name in ("torch._dynamo", "sympy", "torchvision", "torchmetrics") if name in sys.modules))

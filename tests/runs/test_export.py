@@ -19,9 +19,9 @@ from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Se
 from unified_vae.experiment.evaluation.request import Weights as Measured
 from unified_vae.experiment.export import diffusers_folder, model_folder, place
 from unified_vae.experiment.export.request import ExportRequest, Format, Half, Weights
-from unified_vae.experiment.same_weights import finished_model
-from unified_vae.experiment.subject import find
-from unified_vae.experiment.subject_images import open_images
+from unified_vae.experiment.subject.images import open_images
+from unified_vae.experiment.subject.same_weights import finished_model
+from unified_vae.experiment.subject.subject import find
 from unified_vae.models.pretrained import load_pretrained
 
 

@@ -19,7 +19,7 @@ from unified_vae.experiment.export import comparison, diffusers_folder, place
 from unified_vae.experiment.export.comparison import Checked
 from unified_vae.experiment.export.exporting import export
 from unified_vae.experiment.export.request import ExportRequest, Format, Weights
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.models.pretrained import open_pretrained
 
 SHORT = {"training": {"epochs": 1, "batch_size": 16, "samples": {"count": 2}}, "density": {"fit": "normal"}}

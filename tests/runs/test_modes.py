@@ -9,8 +9,8 @@ import pytest
 import torch
 from lives import Recorder, write_images
 
-from unified_vae.experiment.fit import fit
-from unified_vae.experiment.plan import plan_mode, plan_presets
+from unified_vae.experiment.fitting.fit import fit
+from unified_vae.experiment.planning.plan import plan_mode, plan_presets
 from unified_vae.experiment.presets.overrides import from_command_line
 from unified_vae.experiment.presets.preset_book import PresetBook
 from unified_vae.experiment.request import RunRequest

@@ -4,8 +4,8 @@ import pytest
 from lives import Recorder, request, write_images
 
 from unified_vae.data.config import AffineConfig, AugmentConfig
-from unified_vae.experiment.fit import fit
-from unified_vae.experiment.opening import augmentation_words
+from unified_vae.experiment.fitting.fit import fit
+from unified_vae.experiment.fitting.opening import augmentation_words
 
 ADVICE = "--set data.augment.horizontal_flip=true"
 

@@ -15,7 +15,7 @@ from unified_vae import VAE
 from unified_vae.cli.commands import pictures
 from unified_vae.cli.door import enter
 from unified_vae.cli.main import PROGRAM, app
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.using.sample import noise_seed
 
 CAPTION = 18

@@ -11,9 +11,9 @@ from lives import Recorder, request, write_images
 from unified_vae.core.errors import ConfigError
 from unified_vae.data.config import DataConfig
 from unified_vae.data.open import open_data
-from unified_vae.experiment import preflight
-from unified_vae.experiment.fit import fit
-from unified_vae.experiment.preflight import Preflight
+from unified_vae.experiment.diagnosis import preflight
+from unified_vae.experiment.diagnosis.preflight import Preflight
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.losses.config import KLConfig
 from unified_vae.losses.constraint import Capacity, Geco

@@ -9,9 +9,9 @@ from lives import Recorder, outcome, request, write_images
 
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.config import DataConfig
-from unified_vae.experiment import fit as fitting
-from unified_vae.experiment import residence
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting import fit as fitting
+from unified_vae.experiment.fitting import residence
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.profiling import profile
 from unified_vae.training.runtime import Runtime
 

@@ -8,8 +8,8 @@ from lives import Recorder, request, write_images
 
 from unified_vae.data.config import DataConfig
 from unified_vae.data.open import open_data
-from unified_vae.experiment import sampling
-from unified_vae.experiment.fit import fit
+from unified_vae.experiment.fitting import sampling
+from unified_vae.experiment.fitting.fit import fit
 from unified_vae.models.pretrained import load_pretrained, open_pretrained
 from unified_vae.training.latents import posteriors
 

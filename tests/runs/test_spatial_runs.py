@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import torch
 from lives import Recorder, request, write_images
 
-from unified_vae.experiment.fit import fit
-from unified_vae.experiment.preflight import Preflight
-from unified_vae.experiment.resume_fix import revive
+from unified_vae.experiment.diagnosis.preflight import Preflight
+from unified_vae.experiment.fitting.fit import fit
+from unified_vae.experiment.fitting.resume_fix import revive
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.models.build import build_model
 from unified_vae.models.config import SpatialConfig

@@ -14,8 +14,8 @@ from unified_vae.cli.text import table, wrapped
 from unified_vae.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from unified_vae.experiment.diagnose import Report
-    from unified_vae.experiment.diagnosis import Row
+    from unified_vae.experiment.diagnosis.cause import Row
+    from unified_vae.experiment.diagnosis.diagnose import Report
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -43,7 +43,7 @@ def _diagnose(
 ) -> int:
     if not run.is_dir():
         raise ConfigError(f"{run} is no folder: name that of a run, e.g. runs/fast_high_quality")
-    from unified_vae.experiment.diagnose import DiagnoseRequest, diagnose  # imports torch: seconds
+    from unified_vae.experiment.diagnosis.diagnose import DiagnoseRequest, diagnose  # imports torch: seconds
 
     watcher = to_screen()
     try:

@@ -12,7 +12,7 @@ from unified_vae.cli import options
 from unified_vae.cli.door import Job, enter
 from unified_vae.cli.listing import listing_lines
 from unified_vae.cli.start import show, start
-from unified_vae.experiment.plan import USUAL_PRESETS, plan_presets
+from unified_vae.experiment.planning.plan import USUAL_PRESETS, plan_presets
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

@@ -12,7 +12,7 @@ from unified_vae.cli.log_file import LogFile
 from unified_vae.cli.options import Shared
 from unified_vae.cli.profile_lines import model_lines, profile_lines
 from unified_vae.cli.run_lines import RunLines
-from unified_vae.experiment.plan import Plan, check
+from unified_vae.experiment.planning.plan import Plan, check
 from unified_vae.experiment.request import RunRequest
 
 
@@ -39,7 +39,7 @@ def start(plan: Plan, shared: Shared, command: str) -> int:
         for watcher in watchers:
             open_until_the_end.callback(watcher.close)
             watcher.show(lines)
-        from unified_vae.experiment.fit import (
+        from unified_vae.experiment.fitting.fit import (
             fit,
         )  # imports torch: seconds, so only now that the config is good
 

@@ -12,13 +12,13 @@ import torch
 
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.printable import printable
+from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.evaluation.figure import Figure
 from unified_vae.experiment.evaluation.measure import Bench, densities_of, measure, set_up
 from unified_vae.experiment.evaluation.pictures import Pictures, open_pictures
 from unified_vae.experiment.evaluation.request import CompareRequest, Group
-from unified_vae.experiment.history import History
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.subject.subject import Subject, find
 from unified_vae.training.observers import Observer
 from unified_vae.training.sheets import to_pixels
 

@@ -20,7 +20,7 @@ from unified_vae.experiment.evaluation.measure import Bench, densities_of, measu
 from unified_vae.experiment.evaluation.pictures import Pictures, open_pictures
 from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings, Weights
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject import WORDS, Subject, WeightsName, find
+from unified_vae.experiment.subject.subject import WORDS, Subject, WeightsName, find
 from unified_vae.metrics.bootstrap import LEVEL
 from unified_vae.training.config import Precision
 from unified_vae.training.observers import Observer

@@ -13,8 +13,8 @@ from unified_vae.experiment.evaluation.networks import Networks, at_hand
 from unified_vae.experiment.evaluation.pictures import Pictures
 from unified_vae.experiment.evaluation.request import Group, Settings
 from unified_vae.experiment.evaluation.seeing import Originals, Progress
-from unified_vae.experiment.same_weights import finished_model_or_notice
-from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject.same_weights import finished_model_or_notice
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.vae import VAE

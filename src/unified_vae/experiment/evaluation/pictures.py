@@ -15,8 +15,8 @@ from unified_vae.data.batches import gather
 from unified_vae.data.open import DataSets
 from unified_vae.data.packing.inventory import contents_kept
 from unified_vae.data.packing.packed import PackedSplit
-from unified_vae.experiment.subject import Subject
-from unified_vae.experiment.subject_images import is_own, open_images, refuse_other_channels
+from unified_vae.experiment.subject.images import is_own, open_images, refuse_other_channels
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.training.observers import Observer
 
 MOST_VALUES = 1 << 22  # pixel values of a batch

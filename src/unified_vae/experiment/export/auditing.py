@@ -14,9 +14,9 @@ from unified_vae.core.errors import ConfigError, EnvironmentProblem, UserError
 from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.data.batches import gather
 from unified_vae.experiment.export.request import ExportRequest
-from unified_vae.experiment.same_weights import finished_model_or_notice
-from unified_vae.experiment.subject import Subject
-from unified_vae.experiment.subject_images import open_images, refuse_other_channels
+from unified_vae.experiment.subject.images import open_images, refuse_other_channels
+from unified_vae.experiment.subject.same_weights import finished_model_or_notice
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.models.half_precision import HalfAudit, audit
 from unified_vae.models.pretrained import CONFIG, describe
 from unified_vae.training.observers import Observer

@@ -21,9 +21,9 @@ from unified_vae.experiment.export.comparison import Checked, compare
 from unified_vae.experiment.export.diffusers_card import card
 from unified_vae.experiment.export.parts import parts
 from unified_vae.experiment.export.request import ExportRequest
-from unified_vae.experiment.same_weights import finished_model_or_notice
-from unified_vae.experiment.subject import Subject
-from unified_vae.experiment.subject_images import open_images, refuse_other_channels
+from unified_vae.experiment.subject.images import open_images, refuse_other_channels
+from unified_vae.experiment.subject.same_weights import finished_model_or_notice
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.models.config import SpatialConfig
 from unified_vae.models.half_precision import HalfAudit
 from unified_vae.models.latent_stats import LatentStats, measure

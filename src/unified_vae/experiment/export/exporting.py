@@ -16,7 +16,7 @@ from unified_vae.experiment.export.comparison import Checked
 from unified_vae.experiment.export.parts import Part, parts
 from unified_vae.experiment.export.place import check, default_output, staged, write_about
 from unified_vae.experiment.export.request import ExportRequest, Format, Weights
-from unified_vae.experiment.subject import Subject, WeightsName, find
+from unified_vae.experiment.subject.subject import Subject, WeightsName, find
 from unified_vae.models.half_precision import DTYPES, HalfAudit, half_copy
 from unified_vae.training.observers import Observer
 

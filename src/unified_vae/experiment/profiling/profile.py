@@ -23,15 +23,15 @@ from unified_vae.core.paths import sibling
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches
 from unified_vae.data.open import DataSets
-from unified_vae.experiment.assemble import Parts, build_parts, calibrate, first_batch, open_images, resolve
-from unified_vae.experiment.batch_size import with_batch_size
-from unified_vae.experiment.failures import failures_told
-from unified_vae.experiment.preflight import fly
+from unified_vae.experiment.diagnosis.preflight import fly
+from unified_vae.experiment.fitting.assemble import Parts, build_parts, calibrate, first_batch, open_images, resolve
+from unified_vae.experiment.fitting.batch_size import with_batch_size
+from unified_vae.experiment.fitting.failures import failures_told
+from unified_vae.experiment.fitting.residence import place
+from unified_vae.experiment.fitting.tuning import tuned
 from unified_vae.experiment.profiling.peak import peak_flops
 from unified_vae.experiment.profiling.sections import Sections, watch
 from unified_vae.experiment.request import ComposedRun
-from unified_vae.experiment.residence import place
-from unified_vae.experiment.tuning import tuned
 from unified_vae.training.ledger import Ledger
 from unified_vae.training.observers import Memory, Observer
 from unified_vae.training.runtime import Runtime, open_runtime

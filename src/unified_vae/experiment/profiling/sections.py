@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.profiler import record_function
 
-from unified_vae.experiment.assemble import Parts
+from unified_vae.experiment.fitting.assemble import Parts
 
 OTHER = "noise, checks, and the rest"
 

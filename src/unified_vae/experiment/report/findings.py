@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unified_vae.experiment.diagnosis import Diagnosis
-from unified_vae.experiment.history import History
-from unified_vae.experiment.pca_line import PCALine
-from unified_vae.experiment.remedy import Remedy
+from unified_vae.experiment.diagnosis.cause import Diagnosis
+from unified_vae.experiment.diagnosis.history import History
+from unified_vae.experiment.diagnosis.pca_line import PCALine
+from unified_vae.experiment.diagnosis.remedy import Remedy
 from unified_vae.experiment.report.figures import latents
 from unified_vae.experiment.report.run_files import RunFiles, number, read_json
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.experiment.diagnosis import Diagnosis
-from unified_vae.experiment.remedy import Situation, remedy
+from unified_vae.experiment.diagnosis.cause import Diagnosis
+from unified_vae.experiment.diagnosis.remedy import Situation, remedy
 from unified_vae.experiment.report.findings import content
 from unified_vae.experiment.report.one_run import of_one
 from unified_vae.experiment.report.run_files import find_run

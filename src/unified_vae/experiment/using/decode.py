@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from unified_vae.core.errors import ConfigError, DataError
-from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.experiment.using.identity import fingerprint
 from unified_vae.experiment.using.image_output import ImageOutput, check_output, file_names, output_for
 from unified_vae.experiment.using.latent_source import Latents, batches, open_latents

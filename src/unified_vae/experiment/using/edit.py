@@ -20,7 +20,7 @@ from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.core.tensor_file import write_tensors
 from unified_vae.data.sources.layout import is_picture
-from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.experiment.using import attributes as labelled
 from unified_vae.experiment.using.attributes import Attribute
 from unified_vae.experiment.using.directions import Directions, Score, score

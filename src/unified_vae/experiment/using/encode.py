@@ -21,7 +21,7 @@ from torch import Tensor
 from unified_vae.core.counter import key, uniforms
 from unified_vae.core.durable import sync_folder, write_text
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.experiment.using.identity import fingerprint, latent_shape
 from unified_vae.experiment.using.latent_formats import Format, format_of
 from unified_vae.experiment.using.latent_layout import Region, RowWriter, Shard

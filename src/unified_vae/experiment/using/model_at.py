@@ -7,7 +7,7 @@ from pathlib import Path
 from unified_vae.api.place import local_folder
 from unified_vae.api.vae import VAE
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.subject.subject import Subject, find
 from unified_vae.models.pretrained import CONFIG, WEIGHTS
 from unified_vae.training.manifest import MANIFEST
 from unified_vae.training.observers import Observer

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.experiment.same_weights import finished_model
-from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject.same_weights import finished_model
+from unified_vae.experiment.subject.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unified_vae.api.place import HUB, is_hub_id, model_folder
-from unified_vae.experiment.subject import Subject, find
+from unified_vae.experiment.subject.subject import Subject, find
 from unified_vae.training.observers import Observer
 
 

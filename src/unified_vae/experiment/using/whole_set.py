@@ -17,8 +17,8 @@ import numpy.typing as npt
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.data.open import DataSets
 from unified_vae.data.packing.packed import PackedSplit
-from unified_vae.experiment.subject import Subject
-from unified_vae.experiment.subject_images import open_images
+from unified_vae.experiment.subject.images import open_images
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.training.observers import Observer
 
 

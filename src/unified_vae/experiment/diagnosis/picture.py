@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unified_vae.core.printable import printable
-from unified_vae.experiment.diagnosis import Diagnosis
+from unified_vae.experiment.diagnosis.cause import Diagnosis
 from unified_vae.experiment.figure_file import save_figure
 from unified_vae.metrics.sharpness import DETAIL, RadialSpectrum
 

@@ -20,10 +20,10 @@ from unified_vae.core.errors import CheckpointError
 from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.open import DataSets
-from unified_vae.experiment.assemble import Parts
-from unified_vae.experiment.diagnosis import Diagnosis
-from unified_vae.experiment.pca_line import PCALine
-from unified_vae.experiment.preflight import Preflight, start_at_pca
+from unified_vae.experiment.diagnosis.cause import Diagnosis
+from unified_vae.experiment.diagnosis.pca_line import PCALine
+from unified_vae.experiment.diagnosis.preflight import Preflight, start_at_pca
+from unified_vae.experiment.fitting.assemble import Parts
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model

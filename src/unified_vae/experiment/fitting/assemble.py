@@ -16,7 +16,7 @@ from unified_vae.data.augment import augment
 from unified_vae.data.batches import train_batches
 from unified_vae.data.open import DataSets, open_data
 from unified_vae.data.order import steps_per_epoch
-from unified_vae.experiment.preflight import Preflight
+from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.losses.build import Substitution, build_objective, resolve_terms

@@ -9,11 +9,11 @@ from unified_vae.core import schedule
 from unified_vae.data.augment import describe
 from unified_vae.data.config import AugmentConfig
 from unified_vae.data.open import DataSets
-from unified_vae.experiment import preflight
-from unified_vae.experiment.assemble import Parts, Resolved
-from unified_vae.experiment.constraint_facts import constraint_facts
-from unified_vae.experiment.preflight import Preflight
-from unified_vae.experiment.tuning import NOT_TIMED
+from unified_vae.experiment.diagnosis import preflight
+from unified_vae.experiment.diagnosis.preflight import Preflight
+from unified_vae.experiment.fitting.assemble import Parts, Resolved
+from unified_vae.experiment.fitting.constraint_facts import constraint_facts
+from unified_vae.experiment.fitting.tuning import NOT_TIMED
 from unified_vae.losses import constraint
 from unified_vae.losses.config import KLConfig, TermConfig
 from unified_vae.losses.constraint import Geco

@@ -20,15 +20,15 @@ from unified_vae.core.errors import DataError, EnvironmentProblem
 from unified_vae.data.batches import gather
 from unified_vae.data.open import DataSets
 from unified_vae.data.packing.packed import PackedSplit
-from unified_vae.experiment import preflight
-from unified_vae.experiment.diagnosis import Diagnosis, Row
-from unified_vae.experiment.diagnosis_picture import Strip, Views, paint
-from unified_vae.experiment.history import History
-from unified_vae.experiment.pca_line import PCALine
-from unified_vae.experiment.remedy import Remedy, Situation, remedy
+from unified_vae.experiment.diagnosis import preflight
+from unified_vae.experiment.diagnosis.cause import Diagnosis, Row
+from unified_vae.experiment.diagnosis.history import History
+from unified_vae.experiment.diagnosis.pca_line import PCALine
+from unified_vae.experiment.diagnosis.picture import Strip, Views, paint
+from unified_vae.experiment.diagnosis.remedy import Remedy, Situation, remedy
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject import Subject, find
-from unified_vae.experiment.subject_images import open_images, refuse_other_channels
+from unified_vae.experiment.subject.images import open_images, refuse_other_channels
+from unified_vae.experiment.subject.subject import Subject, find
 from unified_vae.models.vae import VAE
 from unified_vae.training.observers import Observer
 from unified_vae.training.random import fixed_noise

@@ -16,8 +16,13 @@ from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import gather, validation_batches
 from unified_vae.data.open import DataSets
-from unified_vae.experiment import closing, ending, preflight, resume_fix
-from unified_vae.experiment.assemble import (
+from unified_vae.experiment.diagnosis import preflight
+from unified_vae.experiment.diagnosis.cause import Diagnosis
+from unified_vae.experiment.diagnosis.preflight import Preflight, start_at_pca
+from unified_vae.experiment.diagnosis.remedy import Situation
+from unified_vae.experiment.environment import environment
+from unified_vae.experiment.fitting import closing, ending, resume_fix
+from unified_vae.experiment.fitting.assemble import (
     Parts,
     Resolved,
     build_parts,
@@ -28,26 +33,22 @@ from unified_vae.experiment.assemble import (
     resolve,
     self_test,
 )
-from unified_vae.experiment.batch_size import with_batch_size
-from unified_vae.experiment.continuation import (
+from unified_vae.experiment.fitting.batch_size import with_batch_size
+from unified_vae.experiment.fitting.continuation import (
     adopt_changes,
     differences,
     refuse_impossible,
     refuse_other_counts,
     refuse_other_data,
 )
-from unified_vae.experiment.diagnosis import Diagnosis
-from unified_vae.experiment.environment import environment
-from unified_vae.experiment.failures import failures_told
-from unified_vae.experiment.opening import opening
-from unified_vae.experiment.preflight import Preflight, start_at_pca
-from unified_vae.experiment.remedy import Situation
+from unified_vae.experiment.fitting.failures import failures_told
+from unified_vae.experiment.fitting.opening import opening
+from unified_vae.experiment.fitting.residence import place
+from unified_vae.experiment.fitting.sampling import add_density
+from unified_vae.experiment.fitting.tuning import tuned
 from unified_vae.experiment.report import write as report
 from unified_vae.experiment.request import RunRequest
-from unified_vae.experiment.residence import place
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
-from unified_vae.experiment.sampling import add_density
-from unified_vae.experiment.tuning import tuned
 from unified_vae.losses.build import Substitution
 from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from unified_vae.core.errors import DataError
 from unified_vae.data.open import DataSets, open_data
 from unified_vae.data.sources.names import same_source
-from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.training.observers import Observer
 
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from unified_vae.api.card import FIGURES
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
-from unified_vae.experiment.assemble import Parts, Resolved
-from unified_vae.experiment.history import History
+from unified_vae.experiment.diagnosis.history import History
+from unified_vae.experiment.fitting.assemble import Parts, Resolved
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.density.config import DensityConfig

@@ -10,7 +10,7 @@ import torch
 
 from unified_vae.core.errors import CheckpointError
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject import Subject
+from unified_vae.experiment.subject.subject import Subject
 from unified_vae.models.pretrained import CONFIG, Pretrained, open_pretrained
 from unified_vae.models.vae import VAE
 

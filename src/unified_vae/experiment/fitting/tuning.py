@@ -22,7 +22,7 @@ from unified_vae.data.batches import gather
 from unified_vae.data.open import DataSets
 from unified_vae.data.order import steps_per_epoch
 from unified_vae.data.packing.cache_dir import cache_root
-from unified_vae.experiment.assemble import Parts, Resolved, build_parts, calibrate
+from unified_vae.experiment.fitting.assemble import Parts, Resolved, build_parts, calibrate
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.training.compiler import keep_compiled_in
 from unified_vae.training.config import TrainingConfig

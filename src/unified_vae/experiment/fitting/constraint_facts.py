@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unified_vae.experiment.preflight import Preflight, largest_beta_where
+from unified_vae.experiment.diagnosis.preflight import Preflight, largest_beta_where
 from unified_vae.losses.config import KLConfig
 from unified_vae.losses.constraint import Capacity, Geco
 

@@ -7,13 +7,13 @@ import numpy as np
 from unified_vae.data.batches import gather
 from unified_vae.data.open import DataSets
 from unified_vae.data.order import share
-from unified_vae.experiment.assemble import Parts
-from unified_vae.experiment.diagnosis import HEALTHY, Diagnosis
-from unified_vae.experiment.history import History
-from unified_vae.experiment.pca_line import PCALine
-from unified_vae.experiment.preflight import Preflight
+from unified_vae.experiment.diagnosis.cause import HEALTHY, Diagnosis
+from unified_vae.experiment.diagnosis.history import History
+from unified_vae.experiment.diagnosis.pca_line import PCALine
+from unified_vae.experiment.diagnosis.preflight import Preflight
+from unified_vae.experiment.fitting.assemble import Parts
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject import PIXEL_TERMS
+from unified_vae.experiment.subject.subject import PIXEL_TERMS
 from unified_vae.metrics.reconstruction import ReconstructionSums
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.validation import reconstructions

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unified_vae.experiment import diagnosis as causes
-from unified_vae.experiment.diagnosis import PIXELWISE, Diagnosis
+from unified_vae.experiment.diagnosis import cause as causes
+from unified_vae.experiment.diagnosis.cause import PIXELWISE, Diagnosis
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.losses.constraint import Capacity, Geco, RateConstraint
 

@@ -27,8 +27,8 @@ from typing import Any
 
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import CheckpointError
-from unified_vae.experiment.history import History
-from unified_vae.experiment.pca_line import INVISIBLE, PCALine
+from unified_vae.experiment.diagnosis.history import History
+from unified_vae.experiment.diagnosis.pca_line import INVISIBLE, PCALine
 
 COLLAPSED = 0.1  # part of the needed units below which a posterior counts as collapsed
 WEAK = 0.5  # below this it is on its way

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unified_vae.core.errors import ConfigError
 from unified_vae.data.sources.names import check_source, source_path
-from unified_vae.experiment.earlier_run import beside, read_earlier_run
+from unified_vae.experiment.planning.earlier_run import beside, read_earlier_run
 from unified_vae.experiment.presets.layers import Settings
 from unified_vae.experiment.presets.preset_book import Mode, PresetBook
 from unified_vae.experiment.request import ComposedRun

@@ -1,0 +1,1 @@
+"""The verb `fit`: from a plan to a trained model, new, continued or cured."""
