@@ -13,16 +13,22 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from runs import NOT_ASKED, Job, images, train_all
 from script import earlier, overrides, parser, result_name, save, settle, source, start, table
 from unified_vae.experiment.presets.preset_book import PresetBook
+from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig
 
 NAME = "collapse"
 CONTROL, CONTROL_BETA = "control", 1e6
 SPARE_IMAGES = 100
 BOOK = PresetBook.load()
-SIZES = {name: preset.settings.values["image_size"] for name, preset in BOOK.presets("model").items()}
-LATENTS = {name: preset.settings.values["latents"] for name, preset in BOOK.presets("model").items()}
+MODELS: dict[str, ConvConfig | ResidualConfig | SpatialConfig] = {
+    name: TypeAdapter(ModelConfig).validate_python({"family": "conv", **preset.settings.values})
+    for name, preset in BOOK.presets("model").items()
+}
+SIZES = {name: model.image_size for name, model in MODELS.items()}
 
 
 def read_options() -> argparse.Namespace:
@@ -47,7 +53,8 @@ def seeds(options: argparse.Namespace, size: int) -> list[int]:
 
 
 def training_images(options: argparse.Namespace, model: str) -> int:
-    return options.images or LATENTS[model] + SPARE_IMAGES
+    """More than latents of a vector; a map's positions share theirs, so each image has many examples of them."""
+    return options.images or MODELS[model].latents // MODELS[model].positions + SPARE_IMAGES
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[Job, dict[str, Any]]]:
