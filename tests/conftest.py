@@ -15,7 +15,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["UNIFIED_VAE_OFFLINE"] = "1"
 os.environ["TORCH_HOME"] = str(Path(__file__).parent / "no-pretrained-weights")
 
-LONGEST = ("faults", "runs")  # folders whose files take longest
+LONGEST = ("faults", "runs")
+"""Folders of tests whose files take longest."""
 
 _BESIDE_THE_REPOSITORY = Path(__file__).parents[2] / "shared" / "data"
 
@@ -25,9 +26,7 @@ def real_data() -> Callable[[str], Path]:
     """Path of a real test archive by its name, e.g. real_data("faces128"); skips where it is absent."""
 
     def find(name: str) -> Path:
-        folder = Path(os.environ.get("UNIFIED_VAE_TEST_DATA", LONGEST = ("faults", "runs")  # folders whose files take longest
-
-_BESIDE_THE_REPOSITORY))
+        folder = Path(os.environ.get("UNIFIED_VAE_TEST_DATA", _BESIDE_THE_REPOSITORY))
         path = folder / f"{name}.zip"
         if not path.is_file():
             pytest.skip(f"no {name}.zip in {folder}; set UNIFIED_VAE_TEST_DATA to the folder of test images")
