@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from safetensors.numpy import load_file
 
 from unified_vae.cli.commands.edit import spread
 from unified_vae.core.errors import ConfigError, DataError, UserError
+from unified_vae.experiment.subject.subject import find
 from unified_vae.experiment.using import directions
+from unified_vae.experiment.using import edit as verb
 from unified_vae.experiment.using.attributes import Attribute, chosen, is_table, of_table
 from unified_vae.experiment.using.directions import Directions, score
 from unified_vae.experiment.using.edit import EditRequest, edit
@@ -239,6 +242,32 @@ def test_mistakes_are_one_sentence(model: Path, classes: Path, pictures: Path, t
         with pytest.raises(kind, match=words):
             edit(asked, SILENT)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_s_own_images_are_not_written_over(
+    model: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = find(model, None, str(classes), SILENT.notice)
+    own = subject.config.model_copy(update={"data": subject.config.data.model_copy(update={"source": str(classes)})})
+    monkeypatch.setattr(verb, "subject_at", lambda *_: replace(subject, config=own))
+    image = classes / "dark" / "1.png"
+    before = image.read_bytes()
+    asked = EditRequest(model, (), str(tmp_path / "a.csv"), attribute="Dark", sheet=image, device="cpu")
+    with pytest.raises(ConfigError, match="would be overwritten"):
+        edit(asked, SILENT)
+    assert image.read_bytes() == before
+
+
+def test_a_sheet_of_many_images_says_what_it_leaves_out(model: Path, classes: Path, tmp_path: Path) -> None:
+    notices: list[str] = []
+
+    class Listening(Observer):
+        def notice(self, text: str) -> None:
+            notices.append(text)
+
+    asked = request(model, tmp_path, classes, attribute="light", strengths=(0.0, 1.0))
+    edit(replace(asked, images=[classes]), Listening())
+    assert any("the first 85 of 120 images" in text for text in notices)
 
 
 def test_strengths_are_a_range_or_a_number() -> None:

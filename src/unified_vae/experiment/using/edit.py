@@ -26,7 +26,7 @@ from unified_vae.experiment.using.attributes import Attribute
 from unified_vae.experiment.using.directions import Directions, Score, score
 from unified_vae.experiment.using.encode import posterior_of
 from unified_vae.experiment.using.identity import fingerprint
-from unified_vae.experiment.using.outputs import refuse_originals, refuse_other_suffix, write_png
+from unified_vae.experiment.using.outputs import MOST_ON_A_SHEET, refuse_originals, refuse_other_suffix, write_png
 from unified_vae.experiment.using.subject_at import subject_at
 from unified_vae.experiment.using.whole_set import Rows, WholeSet, open_whole
 from unified_vae.training.observers import Observer
@@ -104,6 +104,7 @@ def edit(request: EditRequest, observer: Observer) -> Edited:
     files = picture_files(list(request.images))
     refuse_originals(_written(request), [*files, *_learnt_from(request)])
     subject = subject_at(request.target, request.checkpoint, request.data, observer)
+    refuse_originals(_written(request), _inside(Path(subject.config.data.source), request))
     with open_runtime(request.device or subject.config.device, "fp32") as runtime:
         images, attributes = _labelled(request, subject, observer)
         if request.attribute is not None:
@@ -114,7 +115,7 @@ def edit(request: EditRequest, observer: Observer) -> Edited:
             return Edited(_rows(learnt, learnt.attributes), [], learnt.images)
         rows = _rows(learnt, [labelled.chosen(learnt.attributes, request.attribute)[0]])
         written = write_directions(request.directions, learnt, subject)
-        shown = _to_edit(files, images, subject, runtime)
+        shown = _to_edit(_on_the_sheet(files, request, observer), images, subject, runtime)
         picture = _sheet(subject, learnt, shown, request, runtime)
     return Edited(rows, [write_png(picture, request.sheet), *written], learnt.images)
 
@@ -169,13 +170,15 @@ def _written(request: EditRequest) -> list[Path]:
 def _learnt_from(request: EditRequest) -> list[Path]:
     """The files that labels and their images are in, as far as they could be written over."""
     sources = [Path(text) for text in (request.labels, request.data) if text is not None]
-    inside = [
-        path
-        for path in _written(request)
-        if is_picture(path.name) and path.is_file()
-        if any(path.resolve().is_relative_to(source.resolve()) for source in sources if source.is_dir())
-    ]
-    return [*sources, *inside]
+    return [*sources, *(path for source in sources for path in _inside(source, request))]
+
+
+def _inside(source: Path, request: EditRequest) -> list[Path]:
+    """The pictures of a folder of images which would be written over."""
+    if not source.is_dir():
+        return []
+    there = [path for path in _written(request) if is_picture(path.name) and path.is_file()]
+    return [path for path in there if path.resolve().is_relative_to(source.resolve())]
 
 
 def _labelled(request: EditRequest, subject: Subject, observer: Observer) -> tuple[WholeSet, list[Attribute]]:
@@ -232,6 +235,14 @@ def write_directions(path: Path, learnt: Learnt, subject: Subject) -> list[Path]
 
 
 # --- editing ---------------------------------------------------------------------------------------------
+
+
+def _on_the_sheet(files: Sequence[Path], request: EditRequest, observer: Observer) -> Sequence[Path]:
+    """As many of the files as a sheet has rows for."""
+    rows = max(1, MOST_ON_A_SHEET // (1 + len(request.strengths)))
+    if len(files) > rows:
+        observer.notice(f"the sheet shows the first {rows:,} of {len(files):,} images: give fewer to see the others")
+    return files[:rows]
 
 
 def _to_edit(files: Sequence[Path], images: WholeSet, subject: Subject, runtime: Runtime) -> Tensor:
