@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from figures import report
-from lives import Recorder, leftovers, live, outcome, request, server, write_images
+from lives import Recorder, leftovers, live, merged, outcome, request, server, state_of, write_images
 
 from unified_vae.core.durable import STAGE_PREFIX
 from unified_vae.core.errors import CheckpointError
@@ -21,6 +21,15 @@ from unified_vae.training.checkpoint_ring import saved_steps, sweep
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 STEPS = 36  # of the tiny run: 6 epochs of 6
 SAVE_ALWAYS = {"training": {"checkpoint": {"every_minutes": 1e-6, "keep_last": 2}}}
+PLAIN: dict = {}
+PATIENT = {  # reduces its rate more than once, and stops early at step 54 of 72: no gain is large enough to count
+    "training": {
+        "epochs": 12,
+        "optimizer": {"kind": "adamw", "lr": 1e-2},
+        "lr_schedule": {"kind": "plateau", "patience": 1},
+        "early_stopping": {"patience": 5, "min_delta": 40.0},
+    }
+}
 
 
 @dataclass
@@ -44,10 +53,15 @@ def source(tmp_path_factory):
 def undisturbed(source, tmp_path_factory):
     """What a run that nobody interrupts leaves, and the seconds that it takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    for name in ("warm", "timed"):  # the first life waits for the fork server to import torch
-        begun = time.monotonic()
-        assert lived(request(folder / name, source, SAVE_ALWAYS)) == 0
-    return outcome(folder / "timed"), time.monotonic() - begun
+    left_alone(request(folder / "warm", source, SAVE_ALWAYS))  # waits for the fork server to import torch
+    return left_alone(request(folder / "timed", source, SAVE_ALWAYS))
+
+
+def left_alone(some):
+    """The end of a run that nobody interrupts, and its seconds."""
+    begun = time.monotonic()
+    assert lived(some) == 0
+    return outcome(some.run_dir), time.monotonic() - begun
 
 
 def lived(some) -> int:
@@ -82,18 +96,17 @@ def newest_step(run_dir) -> int:
     return max(saved_steps(run_dir / "checkpoints"), default=0)
 
 
-def taken(kills: int, source, folder, reference, rng, workers: int = 0) -> Toll:
+def taken(kills: int, source, folder, reference, rng, workers: int = 0, more: dict = PLAIN) -> Toll:
     """Runs one after the other, each killed until it gets through, for so many kills."""
     expected, seconds = reference
     toll = Toll()
+    change = merged(merged(SAVE_ALWAYS, more), {"data": {"workers": workers}})
     if workers:  # whose start takes longer than the whole run
-        begun = time.monotonic()
-        assert lived(request(folder / "timed", source, {**SAVE_ALWAYS, "data": {"workers": workers}})) == 0
-        seconds = time.monotonic() - begun
+        seconds = left_alone(request(folder / "timed", source, change))[1]
     while toll.kills < kills:
         toll.runs += 1
         run_dir = folder / f"run-{toll.runs}"
-        some = request(run_dir, source, {**SAVE_ALWAYS, "data": {"workers": workers}})
+        some = request(run_dir, source, change)
         while toll.kills < kills and killed_after(some, rng.uniform(0.02, 0.9) * seconds):
             toll.kills += 1
             toll.unreadable += [step for step in saved_steps(run_dir / "checkpoints") if not reads(run_dir, step)]
@@ -122,6 +135,23 @@ def test_killed_anywhere(kills, workers, undisturbed, source, tmp_path):
         target="bit-identical end, no orphan files, no unreadable checkpoint",
         result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends, "
         f"{len(toll.orphans)} orphan files, {len(toll.unreadable)} unreadable checkpoints",
+    )
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.long)])
+def test_killed_anywhere_with_a_plateau_and_patience(kills, undisturbed, source, tmp_path):
+    """Validations without gain, reductions of the rate and the early end are counted as in the run left alone."""
+    alone = left_alone(request(tmp_path / "alone", source, merged(SAVE_ALWAYS, PATIENT)))
+    numbers = state_of(max((tmp_path / "alone" / "checkpoints").iterdir()))["train"]
+    assert (numbers["step"], numbers["stopped_early"], numbers["waited"]) == (54, True, 5)
+    assert numbers["plateau"]["reductions"] > 1
+    toll = taken(kills, source, tmp_path, alone, random.Random(kills), more=PATIENT)
+    assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
+    assert len(set(toll.steps_at_death)) > 2, "the kills should fall all over the run"
+    report(
+        fault="SIGKILL at random instants, plateau schedule and patience on",
+        target="bit-identical end, best, patience and plateau among it",
+        result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends",
     )
 
 

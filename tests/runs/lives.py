@@ -99,11 +99,27 @@ def server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
+WALL_CLOCK = ("seconds",)
+"""Entries of a checkpoint's numbers that tell the time spent. All others have to be the same to the last bit."""
+
+
 def outcome(run_dir: Path) -> dict[str, bytes]:
-    """What has to be the same to the last bit: the exported model, the newest checkpoint's tensors, the metrics."""
+    """What has to be the same to the last bit: the exported model, the newest checkpoint's tensors and numbers (best,
+    patience, plateau, skipped steps, ...), the metrics.
+    """
     newest = max((run_dir / "checkpoints").iterdir())
     files = [run_dir / "metrics.jsonl", run_dir / "model" / "model.safetensors", *sorted(newest.glob("*.safetensors"))]
-    return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in files}
+    found = {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in files}
+    return {**found, "state": json.dumps(state_of(newest), sort_keys=True).encode()}
+
+
+def state_of(checkpoint: Path) -> dict:
+    """A checkpoint's numbers: all but those of WALL_CLOCK, and `record`, which says how the run was started."""
+    saved = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return {
+        "train": {name: value for name, value in saved["train"].items() if name not in WALL_CLOCK},
+        **{part: value for part, value in saved.items() if part not in ("train", "record")},
+    }
 
 
 def leftovers(run_dir: Path) -> list[str]:

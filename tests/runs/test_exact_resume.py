@@ -52,25 +52,43 @@ def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, 
     assert outcome(tmp_path / "run") == outcome(reference)
 
 
-@pytest.mark.parametrize("stop", [1, 5, 6, 7, 23, 36])
-def test_a_run_cut_at_a_step_and_given_its_full_length_back(source, tmp_path, undisturbed, stop):
-    """Also at the last step of an epoch, on a validation, and after one step."""
+STEPS = 36  # 6 epochs of 6
 
-    class StopAt(Recorder):
-        def step_done(self, event):
-            if event.step == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
 
+class StopAt(Recorder):
+    """Sends SIGTERM to its own process after a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def step_done(self, event):
+        if event.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "stops", [(1, 5, 6, 7, 23, STEPS), pytest.param(range(1, STEPS + 1), marks=pytest.mark.long)], ids=["some", "every"]
+)
+def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_path, undisturbed):
+    """Also at the last step of an epoch, on a validation, after one step, and after the last."""
     import torch
 
     torch.set_num_threads(1)
-    some = request(tmp_path / "run", source)
-    first = fit(some, [StopAt()])
-    assert (first.outcome, first.exit_code, first.step) == ("interrupted", 143, stop)
-    assert fit(some, [Recorder()]).outcome == "finished"
-    assert outcome(tmp_path / "run") == outcome(undisturbed[0])
-    again = Recorder()
-    assert fit(some, [again]).outcome == "already finished" and again.finished.exit_code == 0
+    for stop in stops:
+        some = request(tmp_path / f"run-{stop}", source)
+        first = fit(some, [StopAt(stop)])
+        assert (first.outcome, first.exit_code, first.step) == ("interrupted", 143, stop)
+        second = fit(some, [Recorder()])
+        assert (second.outcome, second.step) == ("finished", STEPS)
+        assert outcome(tmp_path / f"run-{stop}") == outcome(undisturbed[0]), stop
+        again = Recorder()
+        assert fit(some, [again]).outcome == "already finished" and again.finished.exit_code == 0
+    report(
+        fault="SIGTERM in a step, the run resumed from there",
+        target="bit-identical end, exact number of steps",
+        result=f"{len(stops)} of {len(stops)} steps of {STEPS}, the last among them",
+    )
 
 
 def test_workers_change_nothing(undisturbed, source, tmp_path):
