@@ -63,11 +63,11 @@ def test_what_is_pushed_is_what_is_read_in_a_fresh_process(
     assert torch.equal(reconstructed, vae.reconstruct(images)) and torch.equal(sampled, vae.sample(2, generator=0))
 
 
-def test_the_mixin_reads_what_it_writes(vae: VAE, tmp_path: Path) -> None:
+def test_what_the_mixin_writes_is_the_model(vae: VAE, tmp_path: Path) -> None:
+    assert issubclass(hub.HubModel, ModelHubMixin)
     hub.HubModel(vae).save_pretrained(tmp_path / "model")
-    again = hub.HubModel.from_pretrained(tmp_path / "model", device="cpu")
-    assert isinstance(again, ModelHubMixin)
-    assert torch.equal(again.vae.sample(2, generator=0), vae.sample(2, generator=0))
+    again = VAE.from_pretrained(tmp_path / "model", device="cpu")
+    assert torch.equal(again.sample(2, generator=0), vae.sample(2, generator=0))
 
 
 def test_the_names_of_folders_come_before_those_of_the_hub(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from unified_vae.core.errors import EnvironmentProblem, UserError
 
@@ -13,35 +13,33 @@ try:
 except ImportError as problem:
     raise EnvironmentProblem("models on the hub need the package huggingface_hub: uv sync --extra hub") from problem
 
-if TYPE_CHECKING:
-    from unified_vae.api.vae import VAE
-
 FILES = ["config.json", "*.safetensors", "README.md", "samples.png"]
 """What a model is made of: nothing else is downloaded."""
 
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError)
 
 
+class Model(Protocol):
+    """What can be uploaded."""
+
+    def save_pretrained(self, folder: str | Path, license: str | None = None) -> object:
+        """Write the model's folder."""
+
+
 class HubModel(ModelHubMixin):
-    """A model as the mixin knows it: it asks for a folder to be written or read, and does the rest.
+    """A model as the mixin knows it: it asks for a folder to be written, and does the rest.
 
     Attributes:
         vae: the model.
         license: for its card; None keeps the run's.
     """
 
-    def __init__(self, vae: VAE, license: str | None = None) -> None:
+    def __init__(self, vae: Model, license: str | None = None) -> None:
         self.vae = vae
         self.license = license
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.vae.save_pretrained(save_directory, self.license)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubModel:  # type: ignore[override]
-        from unified_vae.api.vae import VAE
-
-        return cls(VAE.from_pretrained(model_id, **options))
 
 
 def download(repo_id: str, **options: Any) -> Path:
@@ -62,7 +60,7 @@ def download(repo_id: str, **options: Any) -> Path:
         ) from problem
 
 
-def push(vae: VAE, repo_id: str, license: str | None, **options: Any) -> str:
+def push(vae: Model, repo_id: str, license: str | None, **options: Any) -> str:
     """Upload a model; returns the address of the commit.
 
     Raises:
