@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
+PLACES = ("faults", "runs/test_exact_resume.py")
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- fault table: begin -->", "<!-- fault table: end -->"
 HEADING = ["| fault | target | result | date |", "|---|---|---|---|"]
@@ -28,7 +29,7 @@ HEADING = ["| fault | target | result | date |", "|---|---|---|---|"]
 def run(words: list[str], figures: Path) -> int:
     """The tests that give figures, one after the other: instants of faults are to be spread as they are meant to be."""
     pytest = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-m", "long or figure"]
-    command = [*pytest, str(ROOT / "tests" / "faults"), *words]
+    command = [*pytest, *(str(ROOT / "tests" / place) for place in PLACES), *words]
     return subprocess.run(command, env={**os.environ, "UNIFIED_VAE_FAULT_TABLE": str(figures)}, check=False).returncode
 
 

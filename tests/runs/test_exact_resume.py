@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from figures import report
 from lives import Recorder, live, outcome, request, server, write_images
 
 from unified_vae.experiment.fitting.fit import fit

@@ -1,0 +1,6 @@
+"""Figures that the long forms find go to the table of faults."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "faults"))
