@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,11 +130,31 @@ class SignalInside:
         patch.setattr(VAE, "forward", passed)
 
 
+@dataclass(frozen=True)
+class SlowDisk:
+    """A disk that takes its time to keep a file.
+
+    Attributes:
+        seconds: for each file and folder.
+    """
+
+    seconds: float
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        fsync = os.fsync
+
+        def slow(descriptor: int) -> None:
+            time.sleep(self.seconds)
+            fsync(descriptor)
+
+        patch.setattr(os, "fsync", slow)
+
+
 def _no_room(gradient: Tensor) -> None:
     raise torch.OutOfMemoryError(f"there is no room for the gradient of {len(gradient)} images")
 
 
-Fault = Poison | SmallMemory | SignalInside
+Fault = Poison | SmallMemory | SignalInside | SlowDisk
 
 
 @contextmanager

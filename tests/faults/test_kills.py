@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 
 import pytest
 from figures import report
-from lives import Recorder, leftovers, live, merged, outcome, request, server, state_of, write_images
+from lives import Recorder, leftovers, live, merged, outcome, reads, request, server, state_of, write_images
 
 from unified_vae.core.durable import STAGE_PREFIX
-from unified_vae.core.errors import CheckpointError
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.training import checkpoint
 from unified_vae.training.checkpoint_ring import saved_steps, sweep
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
@@ -80,15 +78,6 @@ def killed_after(some, seconds: float) -> bool:
     process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
-
-
-def reads(run_dir, step: int) -> bool:
-    """Whether the checkpoint of a step is whole."""
-    try:
-        checkpoint.load(run_dir / "checkpoints", step)
-    except CheckpointError:
-        return False
-    return True
 
 
 def newest_step(run_dir) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unified_vae.core.errors import CheckpointError
 from unified_vae.experiment.request import ComposedRun, RunRequest
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.training.observers import Observer
@@ -125,3 +126,14 @@ def state_of(checkpoint: Path) -> dict:
 def leftovers(run_dir: Path) -> list[str]:
     """Files that no finished run should hold."""
     return [path.relative_to(run_dir).as_posix() for path in run_dir.rglob(".tmp*")]
+
+
+def reads(run_dir: Path, step: int) -> bool:
+    """Whether the checkpoint of a step is whole."""
+    from unified_vae.training import checkpoint
+
+    try:
+        checkpoint.load(run_dir / "checkpoints", step)
+    except CheckpointError:
+        return False
+    return True
