@@ -96,4 +96,7 @@ BROKEN = [
     ('{"a":' * 1000, "deep"),
     ("\x00\x01", "config_unified.json:1:1"),
     (" " * (10 << 20) + "{}", "larger than"),
+    ("\ufeff", "is empty"),  # a byte order mark, which editors on Windows write, counts for nothing
+    ('\ufeff{"modes": NaN}', "config_unified.json:1:11"),
+    ("\ufeff\ufeff{}", "config_unified.json:1:1"),
 ]

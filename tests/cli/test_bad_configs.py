@@ -28,6 +28,22 @@ def test_the_good_book_is_good(door, book_in_folder) -> None:
     assert door.mode("--mode", "m")[0] == 0
 
 
+def test_a_byte_order_mark_is_no_mistake(door, book_in_folder) -> None:
+    book_in_folder("\ufeff" + json.dumps(GOOD))
+    assert door.mode("--mode", "m")[0] == 0
+    Path("mine.json").write_text('\ufeff{"seed": 7}', encoding="utf-8")
+    code, out, _ = door.mode("--mode", "m", "--config", "mine.json", "--dry-run")
+    assert code == 0 and "mine.json:1" in out
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_another_encoding_is_one_sentence(door, encoding) -> None:
+    Path("mine.json").write_bytes('{"note": "größer"}'.encode(encoding))
+    code, _, error = door.mode("--mode", "quick_test", "--config", "mine.json")
+    assert code == 2
+    assert error.startswith("error: mine.json") and error.count("\n") == 1 and "UTF-8" in error
+
+
 @pytest.mark.parametrize(("text", "part"), BROKEN)
 def test_a_broken_file_is_one_sentence(door, book_in_folder, text: str, part: str) -> None:
     book_in_folder(text)
