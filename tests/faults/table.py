@@ -51,8 +51,7 @@ def rewritten(page: str, found: list[dict[str, str]], day: str) -> str:
 
 
 def main() -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page:
+    if not all(mark in PAGE.read_text(encoding="utf-8") for mark in (BEGIN, END)):
         print(f"error: {PAGE.name} has no place for the table: put {BEGIN} and {END} there", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
@@ -65,6 +64,7 @@ def main() -> int:
     if code or not found:
         print("error: the page stays as it is, since tests failed or none reported a figure", file=sys.stderr)
         return code or 2
+    page = PAGE.read_text(encoding="utf-8")  # as it is now, hours later
     PAGE.write_text(rewritten(page, found, datetime.date.today().isoformat()), encoding="utf-8")
     print(f"{len(found)} rows written: {PAGE.relative_to(ROOT)} (torch {torch.__version__}, {platform.system()})")
     return 0

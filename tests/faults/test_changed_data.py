@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from figures import report
-from lives import Recorder, outcome, request
+from lives import Recorder, merged, outcome, request
 from made_images import names, opened, png, write_files
 
 from unified_vae.core.errors import DataError
@@ -135,15 +137,39 @@ def test_other_images_are_refused_with_the_counts_or_accepted(change: str, folde
     toll.append(change)
 
 
-@pytest.mark.parametrize("make", [_touch_all, _shuffle])
-def test_the_same_images_under_other_names_or_times_go_on(make: Callable[[Path], None], folder: Path, tmp_path) -> None:
-    assert fit(request(tmp_path / "run", folder, _short(1)), [Recorder()]).exit_code == 0
+@pytest.mark.figure
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM")
+@pytest.mark.parametrize(("make", "done"), [(_touch_all, "touched"), (_shuffle, "renamed into another order")])
+def test_the_same_images_under_other_names_or_times_go_on(
+    make: Callable[[Path], None], done: str, folder: Path, tmp_path: Path
+) -> None:
+    """The order of images is one of their contents: to the bits of the run whose folder nobody touched."""
+    assert fit(request(tmp_path / "undisturbed", folder, _short(2)), [Recorder()]).exit_code == 0
+    stop = At(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert fit(request(tmp_path / "run", folder, _short(2)), [stop]).exit_code == 143
     make(folder)
     shutil.rmtree(tmp_path / "cache")
     assert fit(request(tmp_path / "run", folder, _short(2)), [Recorder()]).exit_code == 0
-    assert fit(request(tmp_path / "other", folder, _short(2)), [Recorder()]).exit_code == 0
-    assert outcome(tmp_path / "run")["model/model.safetensors"]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
     assert names(opened(folder, tmp_path / "cache", SIZE))["train"]
+    report(
+        fault=f"all images {done} between two starts",
+        target="the same content is no change: same order, bit-identical end",
+        result="bit-identical",
+    )
+
+
+def test_other_names_that_choose_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
+    """A part of a set is chosen by name, so that it stays when images come: new names may choose another part."""
+    part = _short(1, max_images=20)
+    assert fit(request(tmp_path / "run", folder, part), [Recorder()]).exit_code == 0
+    before = outcome(tmp_path / "run")
+    _shuffle(folder)
+    with pytest.raises(
+        DataError, match=r"the images changed since the checkpoint: \d+ added, \d+ removed.*accept_change"
+    ):
+        fit(request(tmp_path / "run", folder, merged(part, {"training": {"epochs": 2}})), [Recorder()])
+    assert outcome(tmp_path / "run") == before
 
 
 def test_the_counts_know_copies_and_moves(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from unified_vae.data.packing.decode import quiet_pillow, read_header
 from unified_vae.data.records import BadImage
 from unified_vae.experiment.fitting.fit import fit
 
-GOOD, BAD, ODD = zoo.good_files(), zoo.bad_files(), zoo.odd_entries()
+BAD, ODD = zoo.bad_files(), zoo.odd_entries()
+GOOD = zoo.good_files()
+GOOD["folder.png/inside.png"] = GOOD["rgb.png"]  # a folder named like an image is a folder
 PLAIN = 1000
 
 
@@ -38,6 +40,7 @@ def crowd(tmp_path_factory) -> Path:
     write_files(folder, {name: data for name, (data, _) in BAD.items()})
     for name, (make, _) in ODD.items():
         make(folder / name)
+    (folder / "hollow.png").mkdir()  # no file, so neither used nor named
     return folder
 
 

@@ -127,7 +127,7 @@ def test_killed_anywhere(kills, workers, undisturbed, source, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.long)])
 def test_killed_anywhere_with_a_plateau_and_patience(kills, undisturbed, source, tmp_path):
     """Validations without gain, reductions of the rate and the early end are counted as in the run left alone."""
     alone = left_alone(request(tmp_path / "alone", source, merged(SAVE_ALWAYS, PATIENT)))
