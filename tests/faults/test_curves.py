@@ -1,0 +1,97 @@
+"""TensorBoard's curves after kills: read back from its files, each step once, in order, with the values of the run."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from figures import report
+from injected import SlowDisk, live_with, rows
+from lives import request, server, write_images
+
+from unified_vae.training.checkpoint_ring import saved_steps
+from unified_vae.training.loop import Loop
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
+STEPS = 36  # 6 epochs of 6; saved after 4, 6, 8, 12, 16, ...
+CHANGE = {"training": {"log_every_steps": 1, "checkpoint": {"every_minutes": 600.0, "every_steps": 4}}}
+
+
+@dataclass(frozen=True)
+class Killed:
+    """SIGKILL after a step.
+
+    Attributes:
+        step: counted from 1.
+        saved: the newest checkpoint by then, which is waited for; none is where this is None.
+    """
+
+    step: int
+    saved: int | None = None
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        take = Loop._step
+
+        def taken(loop: Loop, batch: object) -> None:
+            take(loop, batch)
+            if loop.state.step == self.step:
+                if self.saved is not None:
+                    loop.saver._writing.collect()
+                    assert saved_steps(loop.saver.root)[0] == self.saved
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        patch.setattr(Loop, "_step", taken)
+
+
+def _life(some, *faults) -> int:
+    process = server().Process(target=live_with, args=(some, faults, None, {}))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def _curves(run_dir: Path) -> dict[str, dict[int, float]]:
+    """Every curve as TensorBoard shows it, step by step."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    found = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={SCALARS: 0}).Reload()
+    curves = {}
+    for tag in found.Tags()[SCALARS]:
+        events = found.Scalars(tag)
+        steps = [event.step for event in events]
+        assert steps == sorted(set(steps)), f"{tag}: {steps}"
+        curves[tag] = {event.step: event.value for event in events}
+    return curves
+
+
+@pytest.mark.figure
+def test_each_step_is_shown_once_and_none_is_missing(tmp_path: Path) -> None:
+    some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), CHANGE)
+    lives = [
+        (Killed(11, saved=8),),  # three steps after a save
+        (Killed(23, saved=20),),
+        (SlowDisk(0.5), Killed(25)),  # the validation of step 24 is in its file, the checkpoint is not: it comes again
+    ]
+    for faults in lives:
+        assert _life(some, *faults) == -signal.SIGKILL
+    assert saved_steps(some.run_dir / "checkpoints")[0] < 24
+    assert _life(some) == 0
+    curves = _curves(some.run_dir)
+    assert len({path.name for path in (some.run_dir / "tensorboard").glob("events.*")}) >= len(lives) + 1
+    for split, steps in (("train", range(1, STEPS + 1)), ("validation", range(6, STEPS + 1, 6))):
+        written = rows(some.run_dir, split)
+        assert [row["step"] for row in written] == list(steps)
+        for name in written[0].keys() - {"split", "step", "epoch"}:
+            shown = curves[f"{split}/{name}"]
+            assert list(shown) == list(steps), f"{split}/{name}"
+            assert all(math.isclose(shown[row["step"]], row[name], rel_tol=1e-6, abs_tol=1e-30) for row in written)
+    report(
+        fault=f"SIGKILL {len(lives)} times, three steps after a save and in one: TensorBoard's files read back",
+        target="each step once and in order, none missing, values of metrics.jsonl",
+        result=f"0 duplicates, 0 gaps in {len(curves)} curves of {STEPS} steps",
+    )
