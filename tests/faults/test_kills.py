@@ -127,7 +127,7 @@ def test_killed_anywhere(kills, workers, undisturbed, source, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.long)])
 def test_killed_anywhere_with_a_plateau_and_patience(kills, undisturbed, source, tmp_path):
     """Validations without gain, reductions of the rate and the early end are counted as in the run left alone."""
     alone = left_alone(request(tmp_path / "alone", source, merged(SAVE_ALWAYS, PATIENT)))
@@ -136,7 +136,7 @@ def test_killed_anywhere_with_a_plateau_and_patience(kills, undisturbed, source,
     assert numbers["plateau"]["reductions"] > 1
     toll = taken(kills, source, tmp_path, alone, random.Random(kills), more=PATIENT)
     assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
-    assert len(set(toll.steps_at_death)) > 2, "the kills should fall all over the run"
+    assert len(set(toll.steps_at_death)) > kills // 4, "the kills should fall all over the run"
     report(
         fault="SIGKILL at random instants, plateau schedule and patience on",
         target="bit-identical end, best, patience and plateau among it",

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals a
 DOOR = Path(__file__).parents[2] / "train_unified.py"
 PATIENCE_SECONDS = 300
 SIDE = 300
-IMAGES = 400  # most of them to validate on, so that this takes as long as the steps
+IMAGES = 250  # most of them to validate on, so that this takes as long as the steps
 CHANGE = {
     "training": {"epochs": 3, "log_every_steps": 1000, "checkpoint": {"every_minutes": 10.0}},
     "data": {"workers": 2, "validation_fraction": 0.9},
