@@ -12,6 +12,7 @@ from PIL import Image
 from unified_vae import VAE
 from unified_vae.api.card import card
 from unified_vae.core.errors import ConfigError
+from unified_vae.models.density.normal import NormalDensity
 
 
 def test_the_hub_reads_the_first_lines_and_people_the_rest(vae: VAE, tmp_path: Path) -> None:
@@ -29,6 +30,13 @@ def test_the_hub_reads_the_first_lines_and_people_the_rest(vae: VAE, tmp_path: P
     assert rows["mode"] == "`quick_test`" and rows["loss"] == "mse 1, beta 2" and rows["steps"] == "1,234"
     assert Image.open(tmp_path / "samples.png").size == (70, 70)  # four by four of 16 pixels
     assert "(samples.png)" in found.text
+
+
+def test_where_samples_come_from_is_said_once(vae: VAE) -> None:
+    said = '`density="normal"` draws from N(0, I)'
+    assert (said in card(vae.model, {})) == (vae.model.density.kind != "normal")
+    vae.model.use_density(NormalDensity(vae.latents))
+    assert "`sample` draws latents from N(0, I)." in card(vae.model, {}) and said not in card(vae.model, {})
 
 
 def test_a_figure_is_never_minus_nothing(vae: VAE) -> None:

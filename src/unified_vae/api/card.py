@@ -31,7 +31,7 @@ FIGURES = {  # names in the metrics file -> words
     "sharpness": ("sharpness (1: as much fine detail as the images)", "{:.2f}"),
     "rate.nats": ("KL of an image", "{:,.1f} nats"),
     "active_units": ("active units", "{:,.0f}"),
-    "bits_per_dim": ("ELBO", "{:.3f} bits a dimension"),
+    "bits_per_dim": ("errors and KL", "{:.3f} bits a dimension, decoded from means: no ELBO"),
 }
 
 
@@ -149,7 +149,8 @@ def _terms(loss: Mapping[str, Any]) -> list[str]:
 
 
 def _latents(model: VAE, stats: LatentStats | None) -> str:
-    drawn = f'`sample` draws latents from {model.density.describe()}; `density="normal"` draws from N(0, I).'
+    drawn = f"`sample` draws latents from {model.density.describe()}"
+    drawn += "." if model.density.kind == "normal" else '; `density="normal"` draws from N(0, I).'
     if stats is None:
         return drawn
     return (

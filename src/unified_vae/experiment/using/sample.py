@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unified_vae.api.pictures import to_pil
 from unified_vae.api.vae import BATCH, DensityName
 from unified_vae.core.counter import key
 from unified_vae.experiment.using.model_at import open_model
 from unified_vae.experiment.using.outputs import Places, Sheet, write_png
+from unified_vae.models.pretrained import DENSITY
 from unified_vae.training.observers import Observer
 
 COLUMNS = 8
@@ -39,7 +42,7 @@ def sample(request: SampleRequest, observer: Observer) -> list[str]:
     request.places.check()
     vae = open_model(request.target, request.checkpoint, request.device, observer)
     if request.density == "fitted" and vae.model.density.kind == "normal":
-        observer.notice("no latent density was fitted to these weights: samples are from N(0, I)")
+        observer.notice(why_normal(vae.description.get(DENSITY)))
     latents = vae.sample_latents(request.count, request.density, request.temperature, noise_seed(request.seed))
     source = "N(0, I)" if request.density == "normal" else vae.model.density.describe()
     sheet, written = Sheet(request.places.sheet), 0
@@ -53,6 +56,18 @@ def sample(request: SampleRequest, observer: Observer) -> list[str]:
     caption = f"samples from {source}, temperature {request.temperature:g}, seed {request.seed}"
     sheets = sheet.write(min(COLUMNS, request.count), caption, 1, observer)
     return [f"{request.count:,} {caption}", *told(sheets, request.places.folder, written)]
+
+
+def why_normal(entry: Any) -> str:
+    """Why N(0, I) is what a model samples from, by the density's entry in its config file."""
+    match entry:
+        case {"log_likelihood": Mapping() as tried} if len(tried) > 1:
+            return f"samples are from N(0, I), the likeliest of the {len(tried)} densities fitted to these weights"
+        case {"asked": {"fit": "normal"}}:
+            return "samples are from N(0, I), as density.fit=normal asked for"
+        case {"note": str(note)} if note:
+            return note
+    return "no latent density was fitted to these weights: samples are from N(0, I)"
 
 
 def noise_seed(seed: int) -> int:
