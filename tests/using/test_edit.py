@@ -74,6 +74,22 @@ def test_the_probe_is_judged_on_images_it_has_not_seen() -> None:
     chance = score(found, np.random.default_rng(1).permutation(latents[800:]), attributes[0].__class__(
         "hair", ["a", "b", "c"], attributes[0].numbers[800:]))  # fmt: skip
     assert chance is not None and chance.accuracy < 0.5
+    assert min(told.told_apart) > 0.99 and not any(map(told.may_be_chance, range(3)))  # type: ignore[type-var]
+    assert any(map(chance.may_be_chance, range(3)))
+
+
+def test_each_value_has_its_own_figure_the_area_under_its_curve() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 3, 600)
+    latents = rng.normal(size=(600, 4))
+    latents[:, 0] += 3 * (values == 0)  # the other two look alike
+    told = score(Directions(latents[:400], [Attribute("x", ["a", "b", "c"], values[:400])]), latents[400:],
+                 Attribute("x", ["a", "b", "c"], values[400:]))  # fmt: skip
+    assert told is not None and told.told_apart[0] is not None and told.told_apart[0] > 0.97
+    assert all(found is not None and 0.6 < found < 0.85 for found in told.told_apart[1:])
+    truth, seen = np.array([1, 0, 1, 0, 0]), np.array([0.5, 0.1, 0.3, 0.3, 0.9])
+    assert directions._told_apart(seen, truth == 1) == pytest.approx((2 + 1.5) / 6)
+    assert directions._told_apart(seen, truth == 2) is None
 
 
 def test_unknown_labels_are_left_out_and_dead_attributes_too() -> None:
@@ -268,6 +284,21 @@ def test_a_sheet_of_many_images_says_what_it_leaves_out(model: Path, classes: Pa
     asked = request(model, tmp_path, classes, attribute="light", strengths=(0.0, 1.0))
     edit(replace(asked, images=[classes]), Listening())
     assert any("the first 85 of 120 images" in text for text in notices)
+
+
+def test_a_direction_that_may_be_noise_is_told_where_it_is_drawn(
+    model: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notices: list[str] = []
+    listening = Observer()
+    monkeypatch.setattr(listening, "notice", notices.append)
+    edit(request(model, tmp_path, classes, attribute="light", strengths=(1.0,)), listening)
+    assert not notices
+    drawn = np.random.default_rng(0).permutation(120)
+    rows = "".join(f"{n}.png,{drawn[n] % 2}\n" for n in range(120))
+    (tmp_path / "a.csv").write_text("id,Coin\n" + rows)
+    edit(request(model, tmp_path, tmp_path / "a.csv", data=str(classes), attribute="Coin"), listening)
+    assert len(notices) == 1 and "the direction may be noise" in notices[0] and "Coin" in notices[0]
 
 
 def test_strengths_are_a_range_or_a_number() -> None:

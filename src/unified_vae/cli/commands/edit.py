@@ -85,6 +85,6 @@ def _edit(words: tuple[object, ...], command: str) -> int:
 
 def edited_lines(done: Edited) -> list[str]:
     """The attributes and their probes, and what was written."""
-    rows = [("attribute", "images", "a linear probe of the latents is right for"), *done.rows]
+    rows = [("attribute", "images", "told from the rest by the latents (guessing: 50%)"), *done.rows]
     lines = [f"learnt from {done.learnt_from:,} labelled images", *table(rows)]
     return lines + [line for path in done.files for line in wrapped(f"written: {path.as_posix()}", "  ")]

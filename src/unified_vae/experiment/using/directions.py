@@ -17,6 +17,7 @@ Moving along the probes themselves, whitened and with the other probes held stil
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +34,8 @@ CONTEXT_RIDGE = 3e-2
 """Likewise, for effects in context, which are many."""
 IMAGES_FOR_A_PRODUCT = 4
 MOST_PRODUCTS = 2000
+ONE_OF_20 = 1.645
+"""Standard deviations that a normal variable exceeds once in 20 times."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,24 @@ class Score:
         accuracy: part of the images whose value it names.
         majority: part that always naming the commonest value would get right.
         images: how many.
+        told_apart: for each value, the part of pairs of an image that has it and one that has not in which the probe
+            ranks the first above (the area under the ROC curve; guessing: 0.5); None where there are no such pairs.
+        having: images of each value.
     """
 
     accuracy: float
     majority: float
     images: int
+    told_apart: Sequence[float | None]
+    having: Sequence[int]
+
+    def may_be_chance(self, value: int) -> bool:
+        """Whether guessing ranks so many pairs right in more than one of 20 tries (Mann & Whitney 1947)."""
+        found, with_it = self.told_apart[value], self.having[value]
+        if found is None:
+            return False
+        without = self.images - with_it
+        return found < 0.5 + ONE_OF_20 * math.sqrt((self.images + 1) / (12 * with_it * without))
 
 
 @dataclass(frozen=True)
@@ -93,8 +109,11 @@ class Directions:
 
     def told(self, attribute: str, latents: Array) -> npt.NDArray[np.int64]:
         """The value that the probe sees in latents [n, latents]: [n]."""
-        scores = (latents - self._mean) @ self.weights[attribute].T + self._shares[attribute]
-        return scores.argmax(1)
+        return self.seen(attribute, latents).argmax(1)
+
+    def seen(self, attribute: str, latents: Array) -> Array:
+        """How much the probe sees of each value in latents [n, latents]: [n, values]."""
+        return (latents - self._mean) @ self.weights[attribute].T + self._shares[attribute]
 
     def direction(self, attribute: str, value: int) -> Array:
         """[latents]: from the mean of the other values to this one, on average over what else is in an image."""
@@ -156,8 +175,24 @@ def score(directions: Directions, latents: Array, attribute: Attribute) -> Score
     known = attribute.numbers >= 0
     if not known.any():
         return None
-    right = directions.told(attribute.name, latents[known]) == attribute.numbers[known]
-    return Score(float(right.mean()), float(attribute.counts().max() / known.sum()), int(known.sum()))
+    seen, truth = directions.seen(attribute.name, latents[known]), attribute.numbers[known]
+    having = attribute.counts()
+    return Score(
+        accuracy=float((seen.argmax(1) == truth).mean()),
+        majority=float(having.max() / len(truth)),
+        images=len(truth),
+        told_apart=[_told_apart(seen[:, value], truth == value) for value in range(len(having))],
+        having=having.tolist(),
+    )
+
+
+def _told_apart(seen: Array, having: npt.NDArray[np.bool_]) -> float | None:
+    """Part of the pairs with the one that has it above; a tie is half of one."""
+    without, those = np.sort(seen[~having]), seen[having]
+    if not len(without) or not len(those):
+        return None
+    below = np.searchsorted(without, those, "left") + np.searchsorted(without, those, "right")
+    return float(below.mean() / (2 * len(without)))
 
 
 def _indicators(attribute: Attribute) -> Array:

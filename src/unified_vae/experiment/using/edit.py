@@ -74,7 +74,7 @@ class Edited:
     """What was learnt, and what was written.
 
     Attributes:
-        rows: (what may be asked for, images that have it, accuracy of the attribute's probe in words).
+        rows: (what may be asked for, images that have it, how well its probe tells it from the rest, in words).
         files: written ones; none for a list.
     """
 
@@ -114,6 +114,7 @@ def edit(request: EditRequest, observer: Observer) -> Edited:
         if request.attribute is None:
             return Edited(_rows(learnt, learnt.attributes), [], learnt.images)
         rows = _rows(learnt, [labelled.chosen(learnt.attributes, request.attribute)[0]])
+        _warn_of_noise(learnt, request.attribute, observer)
         written = write_directions(request.directions, learnt, subject)
         shown = _to_edit(_on_the_sheet(files, request, observer), images, subject, runtime)
         picture = _sheet(subject, learnt, shown, request, runtime)
@@ -202,16 +203,29 @@ def _rows(learnt: Learnt, attributes: Sequence[Attribute]) -> list[tuple[str, st
         told = learnt.scores.get(attribute.name)
         counts = attribute.counts()
         for word, value in labelled.choices(attribute).items():
-            rows.append((word, f"{counts[value]:,}", _words(attribute, told)))
+            rows.append((word, f"{counts[value]:,}", _words(attribute, value, told)))
     return rows
 
 
-def _words(attribute: Attribute, told: Score | None) -> str:
+def _words(attribute: Attribute, value: int, told: Score | None) -> str:
     if attribute.is_dead:
         return "cannot be learnt: too few images differ in it"
     if told is None:
         return "no labelled image was kept out"
-    return f"{told.accuracy:.1%} of {told.images:,} kept out (always the commonest: {told.majority:.1%})"
+    having, found = told.having[value], told.told_apart[value]
+    kept_out = f"{having:,} with it and {told.images - having:,} without, kept out"
+    return f"no figure: {kept_out}" if found is None else f"{found:.1%} of pairs ({kept_out})"
+
+
+def _warn_of_noise(learnt: Learnt, word: str, observer: Observer) -> None:
+    attribute, value = labelled.chosen(learnt.attributes, word)
+    told = learnt.scores.get(attribute.name)
+    if told is not None and told.may_be_chance(value):
+        name = next(choice for choice, number in labelled.choices(attribute).items() if number == value)
+        observer.notice(
+            f"the direction may be noise: a linear probe of the latents tells {name} from the rest in "
+            f"{_words(attribute, value, told)}, and guessing in half of them"
+        )
 
 
 def write_directions(path: Path, learnt: Learnt, subject: Subject) -> list[Path]:
