@@ -176,7 +176,7 @@ def test_every_file_that_is_named_exists(page: str) -> None:
         "state.json",
         "MANIFEST.json",
         "mine.json",
-        "x.json",
+        "x.npy.json",
         "directions.json",
         "export.json",
         "profile.json",

@@ -36,7 +36,6 @@ def latents(model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("latents")
     for suffix in ("safetensors", "npy", "parquet"):
         encode(EncodeRequest(model, str(pictures), folder / f"x.{suffix}", batch_size=1), SILENT)
-        (folder / "x.json").rename(folder / f"{suffix}.json")
     encode(EncodeRequest(model, str(pictures), folder / "scaled.npy", batch_size=1, scale=True), SILENT)
     encode(EncodeRequest(model, str(pictures), folder / "parts.npy", batch_size=1, shard_size=10), SILENT)
     return folder
@@ -52,7 +51,7 @@ def expected(model: Path, pictures: Path, ids: list[str]) -> np.ndarray:
     return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("name", ["x.safetensors", "x.npy", "x.parquet", "parts.json"])
+@pytest.mark.parametrize("name", ["x.safetensors", "x.npy", "x.parquet", "parts.npy.json"])
 def test_an_encoding_comes_back_as_the_model_s_reconstructions(
     model: Path, pictures: Path, latents: Path, tmp_path: Path, name: str
 ) -> None:

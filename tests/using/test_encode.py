@@ -78,10 +78,9 @@ def test_shards_are_the_one_file_cut(model: Path, pictures: Path, tmp_path: Path
     for suffix in (".safetensors", ".npy", ".parquet"):
         encoded(model, pictures, tmp_path / f"x{suffix}", batch_size=1, shard_size=10)
         assert (tmp_path / f"x-00003-of-00003{suffix}").is_file() and not (tmp_path / f"x{suffix}").exists()
-        parts = open_latents(tmp_path / "x.json")
+        parts = open_latents(tmp_path / f"x{suffix}.json")
         assert parts.ids == whole.ids and parts.rows == IMAGES
         assert np.array_equal(np.concatenate(list(parts.chunks())), np.concatenate(list(whole.chunks())))
-        (tmp_path / "x.json").unlink()
 
 
 def test_draws_are_functions_of_seed_and_image_alone(model: Path, pictures: Path, tmp_path: Path) -> None:
@@ -213,9 +212,9 @@ def test_another_spelling_of_the_model_s_path_goes_on_with_the_same_files(
 
 def test_another_device_is_another_encoding(model: Path, pictures: Path, tmp_path: Path) -> None:
     encoded(model, pictures, tmp_path / "x.npy")
-    about = json.loads((tmp_path / "x.json").read_text())
+    about = json.loads((tmp_path / "x.npy.json").read_text())
     assert about["computed"].pop("device") == "cpu"
-    (tmp_path / "x.json").write_text(json.dumps({**about, "computed": {**about["computed"], "device": "cuda"}}))
+    (tmp_path / "x.npy.json").write_text(json.dumps({**about, "computed": {**about["computed"], "device": "cuda"}}))
     with pytest.raises(ConfigError, match="is there already"):
         encoded(model, pictures, tmp_path / "x.npy")
 
@@ -268,15 +267,30 @@ def test_every_file_is_on_the_disk_before_it_gets_its_name(
 
 
 def test_another_s_file_is_not_overwritten(model: Path, pictures: Path, tmp_path: Path) -> None:
-    for name in ("x.npy", "x.logvar.npy", "x.json"):
+    for name in ("x.npy", "x.logvar.npy", "x.npy.json"):
         (tmp_path / name).write_text("precious")
         with pytest.raises(ConfigError, match=f"{name} is there already"):
             encoded(model, pictures, tmp_path / "x.npy")
         assert (tmp_path / name).read_text() == "precious"
         (tmp_path / name).unlink()
+        assert not list(tmp_path.iterdir())  # nor is anything left of the attempt
     encoded(model, pictures, tmp_path / "x.npy")
     with pytest.raises(ConfigError, match="is there already"):
         encoded(model, pictures, tmp_path / "x.npy", sample=True)
+
+
+def test_formats_lie_side_by_side_and_an_index_of_an_earlier_version_is_read(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    encoded(model, pictures, tmp_path / "x.safetensors", sample=True)
+    encoded(model, pictures, tmp_path / "x.npy")
+    request = EncodeRequest(model, str(pictures), tmp_path / "x.npy", device="cpu")
+    about = open_latents(tmp_path / "x.npy").about
+    assert about["latents"]["values"].startswith("mean") and encode(request, SILENT).computed == 0
+    (tmp_path / "x.npy.json").rename(tmp_path / "x.json")
+    assert open_latents(tmp_path / "x.npy").about == about
+    again = encode(request, SILENT)
+    assert (again.computed, again.index) == (0, tmp_path / "x.json")
 
 
 def test_mistakes_are_one_sentence(model: Path, pictures: Path, tmp_path: Path) -> None:

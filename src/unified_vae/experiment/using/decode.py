@@ -84,10 +84,13 @@ def decode(request: DecodeRequest, observer: Observer) -> Decoded:
     ):
         names = file_names(latents.ids or [f"{row:08}" for row in range(latents.rows)])
         stage = Stage(request.output, _plan(request, latents, weights, names, scaling, runtime), observer.notice)
-        output = output_for(request.output, stage.folder, names, _shape(subject.model))
-        if request.output.suffix:
-            rows = latents.rows - stage.rows if output.resumes else min(latents.rows, output.at_most or latents.rows)
-            check_room(request.output, rows * int(np.prod(_shape(subject.model))))
+        with stage.removed_if_refused():
+            output = output_for(request.output, stage.folder, names, _shape(subject.model))
+            if request.output.suffix:
+                rows = (
+                    latents.rows - stage.rows if output.resumes else min(latents.rows, output.at_most or latents.rows)
+                )
+                check_room(request.output, rows * int(np.prod(_shape(subject.model))))
         model = subject.model.to(runtime.device).eval()
         try:
             found = _fill(model, latents, output, stage, scaling, runtime, request, observer)

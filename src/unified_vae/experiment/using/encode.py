@@ -25,6 +25,7 @@ from unified_vae.experiment.subject.subject import Subject
 from unified_vae.experiment.using.identity import fingerprint, latent_shape
 from unified_vae.experiment.using.latent_formats import Format, format_of
 from unified_vae.experiment.using.latent_layout import Region, RowWriter, Shard
+from unified_vae.experiment.using.latent_source import former_index_of, index_of
 from unified_vae.experiment.using.scaling import Scaling, scaling_of
 from unified_vae.experiment.using.stage import Stage, alone, check_room, refuse_existing
 from unified_vae.experiment.using.subject_at import subject_at
@@ -131,7 +132,7 @@ class _Work:
 
     @property
     def index(self) -> Path:
-        return self.request.output.with_suffix(".json")
+        return index_of(self.request.output)
 
     def rows_of(self, part: int) -> range:
         return range(self.starts[part], min(self.starts[part] + self.size, len(self.images)))
@@ -144,24 +145,31 @@ class _Work:
 
     def done_before(self) -> Encoded | None:
         """What lies there, if an earlier start of the same command has finished it."""
-        try:
-            found = json.loads(self.index.read_text(encoding="utf-8"))
-            same = _nameless(found) == _nameless(self._index())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
         files = [path for part in range(len(self.starts)) for path in self.targets(part)]
-        whole = same and all(path.is_file() for path in files)
-        return Encoded(self.index, files, len(self.images), 0, 0.0) if whole else None
+        found = next(
+            (index for index in (self.index, former_index_of(self.request.output)) if self._is_of(index)), None
+        )
+        whole = found is not None and all(path.is_file() for path in files)
+        return Encoded(found, files, len(self.images), 0, 0.0) if found is not None and whole else None
+
+    def _is_of(self, index: Path) -> bool:
+        """Whether it describes this very encoding."""
+        try:
+            found = json.loads(index.read_text(encoding="utf-8"))
+            return _nameless(found) == _nameless(self._index())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
 
     def do(self) -> Encoded:
         stage = Stage(self.request.output, _nameless(self.about), self.observer.notice)
         self.about = stage.first("about", self.about)
         unfinished = range(stage.part, len(self.starts))
-        if not (stage.resumed and stage.part < len(self.starts) and stage.rows == len(self.rows_of(stage.part))):
-            refuse_existing(path for part in unfinished for path in self.targets(part))
-        if stage.part == 0:
-            refuse_existing([self.index])
-        check_room(self.request.output, self._room(unfinished, stage.rows))
+        with stage.removed_if_refused():
+            if not (stage.resumed and stage.part < len(self.starts) and stage.rows == len(self.rows_of(stage.part))):
+                refuse_existing(path for part in unfinished for path in self.targets(part))
+            if stage.part == 0:
+                refuse_existing([self.index])
+            check_room(self.request.output, self._room(unfinished, stage.rows))
         begun = time.monotonic()
         for part in unfinished:
             self._make(part, stage)

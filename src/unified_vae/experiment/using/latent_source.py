@@ -145,7 +145,7 @@ class NpyLatents:
         self.rows, self.width = array.shape[0], int(np.prod(array.shape[1:]))
         self.about: dict[str, Any] = {}
         with suppress(OSError, ValueError):
-            self.about = told(_index_of(path).read_text(encoding="utf-8"))
+            self.about = told(_index_beside(path).read_text(encoding="utf-8"))
         self.ids = self._names()
 
     def _mapped(self) -> npt.NDArray[Any]:
@@ -169,10 +169,21 @@ class NpyLatents:
             yield np.array(piece, np.float32).reshape(len(piece), -1)
 
 
-def _index_of(path: Path) -> Path:
+def index_of(output: Path) -> Path:
+    """What describes an encoding: `x.npy.json`, so that x.npy and x.safetensors lie side by side."""
+    return output.with_name(f"{output.name}.json")
+
+
+def former_index_of(output: Path) -> Path:
+    """Where the same lay in earlier versions: `x.json`."""
+    return output.with_suffix(".json")
+
+
+def _index_beside(path: Path) -> Path:
     """What describes the encoding that the file is of, or is a shard of."""
-    own = path.with_suffix(".json")
-    return own if own.is_file() else path.with_name(f"{_SHARD.sub('', path.stem)}.json")
+    whole = path.with_name(_SHARD.sub("", path.stem) + path.suffix)
+    places = [where(output) for where in (index_of, former_index_of) for output in (path, whole)]
+    return next((place for place in places if place.is_file()), places[0])
 
 
 class PartedLatents:

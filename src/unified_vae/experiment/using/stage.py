@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from unified_vae.core.durable import discard, reason, write_text
-from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.errors import ConfigError, EnvironmentProblem, UserError
 from unified_vae.core.paths import sibling
 
 SECONDS_BETWEEN_SAVES = 5.0
@@ -75,6 +75,16 @@ class Stage:
         self.part, self.rows = part, rows
         write_text(self.folder / _PROGRESS, json.dumps({"part": part, "rows": rows}) + "\n")
         self._saved_at = time.monotonic()
+
+    @contextmanager
+    def removed_if_refused(self) -> Iterator[None]:
+        """Leave nothing behind where the block refuses to begin; what an earlier process did stays."""
+        try:
+            yield
+        except UserError:
+            if not self.resumed:
+                self.remove()
+            raise
 
     def remove(self) -> None:
         """The output is complete."""
