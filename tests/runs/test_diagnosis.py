@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,18 @@ def test_an_earlier_cause_hides_a_later_one(earlier):
     """All that may be combined: the fault's own figures win where two speak of the same one."""
     for later in CAUSES[earlier + 1 :]:
         assert diagnosed(**{**FAULTS[later], **FAULTS[CAUSES[earlier]]}).cause == CAUSES[earlier]
+
+
+def test_units_that_a_run_lost_after_its_best_weights_count_as_lost():
+    over = course(20.0, 17.0, 15.0, 14.0)
+    lost = replace(over, last={**over.last, "active_units": 0.0})
+    found = diagnosed(active_units=17, history=lost)
+    assert (found.cause, found.verdict) == (causes.COLLAPSE, causes.COLLAPSE)
+    assert "17 of 64 units active, 0 at the end of the run" in found.evidence()[1].figures
+
+
+def test_a_few_steps_from_the_start_at_pca_are_not_called_overfitted():
+    assert diagnosed(training_psnr=29.0, history=course(25.0, 25.1)).cause == causes.UNDERTRAINED
 
 
 def test_a_run_below_a_linear_map_is_undertrained_even_at_rest():

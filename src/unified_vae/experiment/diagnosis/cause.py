@@ -4,7 +4,8 @@ The causes are tried in the order of CAUSES, each on the understanding that none
 
 1. *barely trained*: worse than answering with the mean image. Nothing else can be read from such a model.
 2. *posterior collapse*: the decoder ignores the latents, so neither their number nor the loss can matter.
-3. *overfitted*: before *undertrained* and *too few latents*, whose cures would make it worse.
+3. *overfitted*: before *undertrained* and *too few latents*, whose cures would make it worse; not told of a run too
+   short to judge, since the start at PCA alone knows few images by heart.
 4. *undertrained*: before all that remains, since a model at rest is what they speak about. Going on is also the
    cheapest trial, and units may still wake while the PSNR rises.
 5. *partial collapse*: units that stay idle at rest.
@@ -118,6 +119,12 @@ class Diagnosis:
         return max(1, self.latents if self.line is None else min(self.latents, self.line.needed))
 
     @property
+    def used(self) -> int:
+        """Active units, or as few as the run had at its end: weights of an earlier step may still hold what it lost."""
+        last = None if self.history is None else self.history.last.get("active_units")
+        return self.active_units if last is None else min(self.active_units, round(last))
+
+    @property
     def compares(self) -> bool:
         """Whether there are images to differ from one another: a single one is its own mean, and moves no unit."""
         return self.images != 1
@@ -151,7 +158,7 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """As far as collapse goes: `posterior collapse`, `barely trained`, `partial collapse`, `not collapsed`."""
-        part = self.active_units / self.needed
+        part = self.used / self.needed
         if not self.compares:
             return "a single validation image tells nothing of collapse"
         if part < COLLAPSED:
@@ -181,7 +188,7 @@ class Diagnosis:
         ]
 
     def _active_below(self, part: float) -> bool | None:
-        return self.active_units < part * self.needed if self.compares else None
+        return self.used < part * self.needed if self.compares else None
 
     def _barely(self) -> bool | None:
         """Worse than a constant on the training images too: on the others alone, an overfitted model may be."""
@@ -195,6 +202,8 @@ class Diagnosis:
         if self.training_psnr is None:
             return fell or None
         gap = self.training_psnr - self.psnr
+        if self.history is not None and self.gain is None:  # the start at PCA knows few images by heart, and a few
+            return fell  # steps tell nothing of the network
         return fell or gap >= MEMORISED or (gap >= AT_REST_GAP and self.gain is not None and not self.rising)
 
     def _undertrained(self) -> bool | None:
@@ -230,7 +239,8 @@ class Diagnosis:
     def _units(self) -> str:
         needed = "" if self.needed == self.latents else f" ({self.needed} would do)"
         predicted = "" if self.line is None else f"; linear theory predicts {self.line.predicted_active}"
-        return f"{self.active_units} of {self.latents} units active{needed}, KL {self.rate:.4g} nats{predicted}"
+        end = "" if self.used == self.active_units else f", {self.used} at the end of the run"
+        return f"{self.active_units} of {self.latents} units active{end}{needed}, KL {self.rate:.4g} nats{predicted}"
 
     def _generalisation(self) -> str:
         if self.training_psnr is None:

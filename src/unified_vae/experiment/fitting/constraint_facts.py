@@ -1,12 +1,15 @@
-"""What linear theory says of a constraint on the rate before the first step: its price, or that it cannot be met."""
+"""A constraint on the rate in words: at the start its price by linear theory, at the end whether it was met."""
 
 from __future__ import annotations
 
 import math
 
+from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.diagnosis.preflight import Preflight, largest_beta_where
 from unified_vae.losses.config import KLConfig
 from unified_vae.losses.constraint import Capacity, Geco
+
+MISSED = 0.5  # dB from the target that GECO is told to have missed
 
 
 def constraint_facts(flight: Preflight, kl: KLConfig) -> list[tuple[str, str]]:
@@ -20,6 +23,27 @@ def constraint_facts(flight: Preflight, kl: KLConfig) -> list[tuple[str, str]]:
             return [("geco", _geco_words(flight, geco))]
         case _:
             return []
+
+
+def missed(kl: KLConfig, history: History) -> list[str]:
+    """What to say at the end of a run that did not come to the error it was asked for; empty where all is well.
+
+    GECO looks at training images, decoded from drawn latents: the loss that the metrics file has of them.
+    """
+    if not isinstance(kl.constraint, Geco) or not history.training or history.beta is None:
+        return []
+    geco, reached = kl.constraint, history.training[-1][1]
+    if abs(reached - geco.psnr) < MISSED:
+        return []
+    words = f"GECO did not settle: training images are at {reached:.1f} dB, {geco.psnr:g} were asked for"
+    if history.beta <= geco.min_beta:
+        return [
+            f"{words}, and beta is at its floor. Give more latents, train longer, or ask for less"
+        ]
+    if history.beta >= geco.max_beta:
+        return [f"{words}, and beta is at its ceiling: --set loss.kl.constraint.max_beta={10 * geco.max_beta:g}"]
+    speed = f"--set loss.kl.constraint.speed={min(1.0, 4 * geco.speed):g}"
+    return [f"{words}, and beta ({history.beta:.3g}) is still on its way. Train longer, or let it move faster: {speed}"]
 
 
 def _geco_words(flight: Preflight, geco: Geco) -> str:

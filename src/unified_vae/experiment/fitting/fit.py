@@ -18,6 +18,7 @@ from unified_vae.data.batches import gather, validation_batches
 from unified_vae.data.open import DataSets
 from unified_vae.experiment.diagnosis import preflight
 from unified_vae.experiment.diagnosis.cause import Diagnosis
+from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.diagnosis.preflight import Preflight, start_at_pca
 from unified_vae.experiment.diagnosis.remedy import Situation
 from unified_vae.experiment.environment import environment
@@ -34,6 +35,7 @@ from unified_vae.experiment.fitting.assemble import (
     self_test,
 )
 from unified_vae.experiment.fitting.batch_size import with_batch_size
+from unified_vae.experiment.fitting.constraint_facts import missed
 from unified_vae.experiment.fitting.continuation import (
     adopt_changes,
     differences,
@@ -347,6 +349,7 @@ class _Fit:
         sampled = self._export(parts, resolved, data, state, saver)
         found = closing.diagnosed(parts, data, self.runtime, self.folder, flight)
         findings = [*closing.lines(found, self.folder), *self._before_and_after(parts, data, flight), *sampled]
+        findings += missed(resolved.config.loss.kl, History.read(self.folder.metrics))
         if self.runtime.is_main:
             place = Situation(resolved.config, self.folder.root, self.request.run.names, len(data.train))
             findings += report.at_the_end(self.folder, found, place, state.step, self.observer.notice)

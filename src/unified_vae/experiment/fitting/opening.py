@@ -143,7 +143,8 @@ def _first_batch(point: tuple[float, float], objective: Objective) -> tuple[str,
     nll, rate = point
     bits = in_bits(rate, nll, objective.dimensions)
     distortion = f"NLL {nll:,.0f} nats an image ({bits['distortion.bits_per_dim']:.3f} bits per dimension)"
-    return "first batch", f"{distortion}, KL {rate:,.1f} nats ({bits['rate.bits_per_dim']:.4f})"
+    both = bits["distortion.bits_per_dim"] + bits["rate.bits_per_dim"]
+    return "first batch", f"{distortion}, KL {rate:,.1f} nats ({bits['rate.bits_per_dim']:.4f}), together {both:.3f}"
 
 
 def term_rows(objective: Objective, resolved: Resolved, progress: float) -> list[TermRow]:

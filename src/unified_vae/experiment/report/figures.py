@@ -121,7 +121,7 @@ def _of_latents(run: RunFiles) -> list[Figure]:
     return _there(
         [
             _figure("KL", value(run, "rate.nats"), "{:,.1f} nats", "of an image: what its latents tell"),
-            _figure("bits per dimension", value(run, "bits_per_dim"), "{:.3f}", "of the ELBO; lower is better"),
+            _figure("bits per dimension", value(run, "bits_per_dim"), "{:.3f}", "of errors and KL; lower is better"),
             _figure("active units", units, f"{{:,.0f}}{of}", "latents that tell images apart"),
             _figure("gap to the prior", value(run, "posterior.gap"), "{:,.1f} nats", gap),
         ]
