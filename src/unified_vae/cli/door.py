@@ -6,6 +6,7 @@ A run that stops inside the loop brings its own.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -21,6 +22,8 @@ from unified_vae.core.errors import UserError
 
 Job = Callable[[str], int]
 """What a command line asks for; takes the command that starts it again and gives the exit code."""
+
+_INTERRUPTED = "interrupted outside the training loop; there was nothing to save"
 
 # The parser's base class of wrong words, which typer does not export by name.
 _WrongWords: Any = typer.BadParameter.__base__
@@ -52,7 +55,7 @@ def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> 
     except UserError as error:
         return _fail(str(error), error.exit_code, error.details)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted outside the training loop; there was nothing to save", 130)
+        return _fail(_INTERRUPTED, 130)
     except _WrongWords as error:
         return _fail(error.format_message(), 2)
     except OSError as error:
@@ -72,19 +75,41 @@ def _fail(message: str, exit_code: int, details: Sequence[str] = ()) -> int:
 
 
 def _end_in_words_when_terminated() -> None:
-    """While a run prepares, SIGTERM ends it with a line, and SIGUSR1, which asks to save, finds nothing to save.
+    """While a run prepares, SIGTERM and SIGINT end it with a line, and SIGUSR1 finds nothing that it could save.
 
     The training loop, which has to save, brings its own.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as nohup and & ask for
+        signal.signal(signal.SIGINT, _interrupt)
     if hasattr(signal, "SIGUSR1"):  # Windows has none
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # by default it would end the process
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(_fail("terminated outside the training loop; there was nothing to save", 128 + number))
+    words = "terminated outside the training loop; there was nothing to save"
+    _leave_imports(frame, words, 128 + number)
+    raise SystemExit(_fail(words, 128 + number))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _leave_imports(frame, _INTERRUPTED, 128 + number)
+    raise KeyboardInterrupt
+
+
+def _leave_imports(frame: FrameType | None, words: str, exit_code: int) -> None:
+    """End the process where a module is being imported: an exception might be lost there.
+
+    Python drops those that are raised in the callbacks of its import locks, and packages catch what keeps them from
+    importing what is optional. Torch alone takes seconds.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os.write(2, f"error: {words}\n".encode())
+            os._exit(exit_code)
+        frame = frame.f_back
 
 
 def _never_fail_on_a_letter() -> None:
