@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from unified_vae.cli.door import PRESET_OPTIONS
 from unified_vae.core.errors import DataError, Diverged, EnvironmentProblem
+from unified_vae.experiment.presets.book_file import SECTIONS
 from unified_vae.experiment.presets.overrides import FLAGS
 from unified_vae.experiment.request import ComposedRun
 
@@ -185,6 +187,8 @@ def test_without_a_mode_the_table_is_shown(door) -> None:
         (["--mode", "quick_test", "--set", "training.accumulate=99"], "larger than training.batch_size"),
         (["--mode", "quick_test", "--config", "none.json"], "none.json is not there"),
         (["--mode", "resume_fix"], "no run to fix in runs/fast_high_quality"),
+        (["--mode", "quick_test", "--loss-preset", "sharp"], "--loss-preset is an option of train_unified.py"),
+        (["--augment-preset=flip"], "--augment-preset is an option of train_unified.py"),
         (["extra"], "extra"),
         (["--mode"], "--mode"),
     ],
@@ -253,6 +257,29 @@ def write_record(door, run_dir: Path, *words: str) -> ComposedRun:
     content = {"config": config, "requested": config, "origins": run.origins, "names": run.names}
     (run_dir / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     return run
+
+
+def test_a_mode_is_of_the_other_door_and_each_preset_of_this(door) -> None:
+    code, out, error = door.presets("--mode", "quick_test")
+    assert (code, out) == (2, "") and "--mode is an option of train.py: uv run train.py --mode NAME" in error
+    help_text = door.presets("--help")[1]
+    assert tuple(f"--{kind}-preset" for kind in SECTIONS) == PRESET_OPTIONS
+    assert all(option in help_text for option in PRESET_OPTIONS)
+    assert "is an option of" not in door.presets("--modes", "quick_test")[2]
+
+
+@pytest.mark.parametrize("mode", ["resume_fix", "quick_test"])
+def test_the_folder_of_a_model_is_told_from_that_of_its_run(door, mode: str) -> None:
+    for run, way in (("runs/mine", "name its run, runs/mine,"), ("elsewhere", "name the folder of a run")):
+        folder = Path(run) / "model"
+        if run == "runs/mine":
+            write_record(door, Path(run))
+            (Path(run) / "checkpoints").mkdir()
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+        (folder / "config.json").write_text('{"format": 2, "model": {}}')
+        code, _, error = door.mode("--mode", mode, "--run-dir", str(folder))
+        assert code == 2 and error.count("\n") == 1 and way in error and "is the folder of a model" in error
 
 
 def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(door) -> None:

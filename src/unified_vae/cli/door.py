@@ -23,6 +23,8 @@ from unified_vae.core.errors import UserError
 Job = Callable[[str], int]
 """What a command line asks for; takes the command that starts it again and gives the exit code."""
 
+PRESET_OPTIONS = tuple(f"--{kind}-preset" for kind in ("loss", "training", "model", "dataset", "augment"))
+
 _INTERRUPTED = "interrupted outside the training loop; there was nothing to save"
 
 # The parser's base class of wrong words, which typer does not export by name.
@@ -57,11 +59,28 @@ def enter(app: typer.Typer, script: str, words: Sequence[str] | None = None) -> 
     except (KeyboardInterrupt, typer.Abort):
         return _fail(_INTERRUPTED, 130)
     except _WrongWords as error:
-        return _fail(error.format_message(), 2)
+        return _fail(_of_other_door(script, error) or error.format_message(), 2)
     except OSError as error:
         if error.filename is None:  # no file is to blame
             raise
         return _fail(f"{error.filename}: {error.strerror}; see to its disk and permissions, then run it again", 3)
+
+
+def _of_other_door(script: str, error: Any) -> str | None:
+    """What to do about an option that the other door has; None for every other mistake."""
+    option = getattr(error, "option_name", None)
+    if script == "train.py" and option in PRESET_OPTIONS:
+        return (
+            f"train.py takes a mode, which names all presets; {option} is an option of train_unified.py, which takes "
+            "them one by one: uv run train_unified.py --help. (--list-presets shows those of a mode; --set changes any "
+            "single setting of it.)"
+        )
+    if script == "train_unified.py" and option == "--mode":
+        return (
+            "--mode is an option of train.py: uv run train.py --mode NAME. train_unified.py takes the presets one by "
+            f"one: {', '.join(PRESET_OPTIONS)}."
+        )
+    return None
 
 
 def restart_command(script: str, words: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from unified_vae.experiment.presets.book_file import read_record
 from unified_vae.experiment.presets.layers import Settings
 
 RECORD = "config.json"
+WEIGHTS = "model.safetensors"  # of an exported model, whose config.json is none of a run
 
 HANDED_ON = (
     "seed",
@@ -52,6 +54,7 @@ def read_earlier_run(run_dir: Path) -> EarlierRun:
     Raises:
         ConfigError: there is no run, or its record is damaged.
     """
+    refuse_model(run_dir)
     record = run_dir / RECORD
     if not is_file(record):
         raise ConfigError(
@@ -60,6 +63,16 @@ def read_earlier_run(run_dir: Path) -> EarlierRun:
         )
     file = read_record(record)
     return EarlierRun(run_dir, file.settings, file.names or {})
+
+
+def refuse_model(run_dir: Path) -> None:
+    """Raise ConfigError where the folder named as a run's is that of an exported model."""
+    if not is_file(run_dir / WEIGHTS):
+        return
+    above = Path(os.path.normpath(run_dir / os.pardir)) if run_dir.name else run_dir.resolve().parent
+    is_of_run = is_file(above / RECORD) and (above / "checkpoints").is_dir()
+    way = f"name its run, {shown(str(above))}" if is_of_run else "name the folder of a run, which has checkpoints"
+    raise ConfigError(f"{shown(str(run_dir))} is the folder of a model, not of a run: {way}, with --run-dir")
 
 
 def beside(run_dir: Path, suffix: str) -> Path:

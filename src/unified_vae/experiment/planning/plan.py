@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unified_vae.core.errors import ConfigError
 from unified_vae.data.sources.names import check_source, source_path
-from unified_vae.experiment.planning.earlier_run import beside, read_earlier_run
+from unified_vae.experiment.planning.earlier_run import beside, read_earlier_run, refuse_model
 from unified_vae.experiment.presets.layers import Settings
 from unified_vae.experiment.presets.preset_book import Mode, PresetBook
 from unified_vae.experiment.request import ComposedRun
@@ -85,13 +85,14 @@ def check(plan: Plan) -> None:
 
     Raises:
         DataError: the images are not where the run looks for them.
-        ConfigError: the run would write into the folder of the images.
+        ConfigError: the run would write into the folder of the images, or into that of a model.
         EnvironmentProblem: the run's folder cannot be written.
     """
     source = plan.run.config.data.source
     check_source(source)
     if os.path.realpath(source_path(source)) == os.path.realpath(plan.run_dir):  # never fails, also not on loops
         raise ConfigError(f"--run-dir and --data are the same folder, {source}: give the run a folder of its own")
+    refuse_model(plan.run_dir)
     RunFolder(plan.run_dir).refuse_unwritable()
 
 
