@@ -76,7 +76,7 @@ def paths_of(change, before=""):
 
 
 def test_the_nearest_fix_names_the_old_values(trained, source):
-    with pytest.raises(ConfigError, match=r"Give the old values: --set model\.latents=4;"):
+    with pytest.raises(ConfigError, match=r"Give the old value: --set model\.latents=4;"):
         fit(request(trained, source, {**SHORT, "model": {"latents": 5}}), [Recorder()])
 
 

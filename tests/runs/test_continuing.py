@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_beta_and_every_weight_are_told_at_start_and_on_resume(run_dir, source):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model": {"latents": 5}}, "Give the old values: --set model.latents=4"),
+        ({"model": {"latents": 5}}, "Give the old value: --set model.latents=4"),
         ({"model": {"image_size": 32}}, "model.image_size"),
         ({"model": {"base_channels": 8}}, "model.base_channels"),
         ({"seed": 1}, "seed"),
@@ -84,6 +85,14 @@ def test_what_a_run_cannot_change_is_refused_with_a_way_out(run_dir, source, cha
     with pytest.raises(ConfigError, match=named) as problem:
         go(run_dir, source, {**SHORT, **change})
     assert "--no-resume" in str(problem.value)
+
+
+def test_a_single_value_is_asked_for_by_the_option_that_it_has(run_dir, source):
+    asked = request(run_dir, source, {**SHORT, "seed": 1, "loss": {"kl": {"weight": 3.0}}})
+    for origin, way in (("--seed", "--seed 0;"), ("--set", "--set seed=0;")):
+        run = replace(asked.run, origins={"seed": origin})
+        with pytest.raises(ConfigError, match=rf": seed differs from its checkpoint\. Give the old value: {way}"):
+            fit(replace(asked, run=run), [Recorder()])
 
 
 def test_saying_what_auto_was_resolved_to_is_no_change(run_dir, source):

@@ -1,11 +1,13 @@
 """At its end a run fits a latent density, stores it with the model, and draws its samples."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lives import Recorder, request, write_images
 
+import unified_vae.experiment.fitting.fit as running
 from unified_vae.data.config import DataConfig
 from unified_vae.data.open import open_data
 from unified_vae.experiment.fitting import sampling
@@ -31,6 +33,19 @@ def test_the_density_asked_for_is_in_the_model(tmp_path, kind):
     assert torch.equal(first, fresh) == (kind == "normal")
     assert (tmp_path / "run" / "samples" / "final-samples.png").is_file()
     assert any("final-samples.png" in line for line in seen.finished.advice)
+
+
+def test_the_seconds_of_a_run_are_those_of_its_end_too(tmp_path, monkeypatch):
+    late, real, recorder = [0.0], sampling.fit_density, Recorder()
+
+    def slow(*words):
+        late[0] += 1000
+        return real(*words)
+
+    monkeypatch.setattr(sampling, "fit_density", slow)
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: late[0]))
+    fit(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [recorder])
+    assert recorder.finished.seconds == 1000
 
 
 def test_a_fit_that_fails_costs_nothing_but_the_density(tmp_path, monkeypatch):

@@ -56,6 +56,13 @@ def test_a_mixture_is_likelier_than_a_gaussian_on_blobs_and_a_flow_on_a_ring() -
     assert bent["flow"].nats() > bent["gaussian"].nats() + 0.3
 
 
+def test_the_last_of_the_fits_is_told() -> None:
+    seen: list[tuple[int, int | None]] = []
+    quick = DensityConfig(flow_steps=2, max_components=1)
+    fit_density(exactly(blobs(100)), quick, 0, lambda _, done, total: seen.append((done, total)))
+    assert [done for done, total in seen if total == 4] == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("means", [correlated(400), blobs(400), torch.randn(400, 4)])
 def test_auto_is_never_less_likely_than_the_prior(means: torch.Tensor) -> None:
     fitted = fit_density(exactly(means, 0.5), QUICK, seed=0)

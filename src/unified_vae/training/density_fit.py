@@ -157,6 +157,8 @@ def fit_kinds(
             progress(f"fitting a latent density: {kind}", number, len(kinds))
         density, refit = _fit_kind(kind, gaussian, fitted_to, judge, config, seed)
         candidates[kind] = Candidate(density, judge.log_likelihoods(density), refit)
+    if progress:
+        progress("latent densities fitted", len(kinds), len(kinds))
     return candidates
 
 

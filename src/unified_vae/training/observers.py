@@ -181,6 +181,7 @@ class RunFinished:
         signal: name of the signal that interrupted it, else "".
         values: the figures of the best weights (`psnr`, ...); empty where nothing was validated.
         best_step: step of those weights.
+        seconds: from the start of this process's work to its end, what comes before and after the steps included.
         model_dir: the exported model, None where there is none yet.
         exit_code: what the process should return.
         advice: lines to print: what to do next.

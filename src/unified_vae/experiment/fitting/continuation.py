@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unified_vae.core.errors import ConfigError, DataError
+from unified_vae.experiment.presets.overrides import FLAGS
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunRecord, changed, leaves
 from unified_vae.training.observers import Difference
@@ -40,12 +41,17 @@ def differences(record: RunRecord, now: RunConfig) -> list[Difference]:
 
 
 def refuse_impossible(
-    found: Sequence[Difference], record: RunRecord, names: Mapping[str, str], run_dir: object
+    found: Sequence[Difference],
+    record: RunRecord,
+    names: Mapping[str, str],
+    run_dir: object,
+    origins: Mapping[str, str] | None = None,
 ) -> None:
     """Refuse settings that a run cannot change on its way, with a table of them.
 
     Args:
         names: mode and presets that are asked for now.
+        origins: dotted path -> where the value of now comes from.
 
     Raises:
         ConfigError: there are such settings.
@@ -56,9 +62,9 @@ def refuse_impossible(
     paths = [difference.path for difference in fatal]
     listed = ", ".join(paths[:MOST_NAMED]) + (f" and {len(paths) - MOST_NAMED} more" if paths[MOST_NAMED:] else "")
     raise ConfigError(
-        f"the run in {run_dir} cannot be continued with these settings: {listed} differ from its checkpoint. "
-        f"{_nearest_fix(fatal, record.names, names)}; or name another --run-dir, or start afresh with --no-resume "
-        "(the old run is moved aside, not deleted).",
+        f"the run in {run_dir} cannot be continued with these settings: {listed} {_differ(len(paths))} from its "
+        f"checkpoint. {_nearest_fix(fatal, record.names, names, origins or {})}; or name another --run-dir, or start "
+        "afresh with --no-resume (the old run is moved aside, not deleted).",
         _table(fatal),
     )
 
@@ -71,7 +77,13 @@ def _why_fixed(path: str) -> str | None:
     return next(matches, None)
 
 
-def _nearest_fix(fatal: Sequence[Difference], then: Mapping[str, str], now: Mapping[str, str]) -> str:
+def _differ(count: int) -> str:
+    return "differs" if count == 1 else "differ"
+
+
+def _nearest_fix(
+    fatal: Sequence[Difference], then: Mapping[str, str], now: Mapping[str, str], origins: Mapping[str, str]
+) -> str:
     """What to give so that the run goes on: the old mode, the old presets, or the old values."""
     if then.get("mode") != now.get("mode") and "mode" in then:
         return f"It was begun with --mode {then['mode']}: give that"
@@ -80,9 +92,17 @@ def _nearest_fix(fatal: Sequence[Difference], then: Mapping[str, str], now: Mapp
     if presets and "mode" not in then:
         return "It was begun with " + " ".join(f"--{kind}-preset {then[kind]}" for kind in sorted(presets))
     if len(fatal) <= MOST_NAMED:
-        values = " ".join(f"--set {difference.path}={json.dumps(difference.before)}" for difference in fatal)
-        return f"Give the old values: {values}"
+        values = " ".join(_option(difference, origins.get(difference.path, "")) for difference in fatal)
+        return f"Give the old value{'s' if len(fatal) > 1 else ''}: {values}"
     return "Give the old values, which are listed below"
+
+
+def _option(difference: Difference, origin: str) -> str:
+    """What gives the old value: the option that has no other name, else `--set`, which wins over all."""
+    flag = next((flag for flag, path in FLAGS.items() if path == difference.path), None)
+    if flag is None or origin == "--set" or difference.before is None:
+        return f"--set {difference.path}={json.dumps(difference.before)}"
+    return f"{flag} {difference.before}"
 
 
 def _table(fatal: Sequence[Difference]) -> list[str]:

@@ -118,7 +118,8 @@ class _Fit:
         if saved is not None and saved.step == 0 and found:  # nothing was trained yet that could be continued
             saved, record, found = None, None, []
         if record:
-            refuse_impossible(found, record, self.request.run.names, self.folder.root)
+            now = self.request.run
+            refuse_impossible(found, record, now.names, self.folder.root, now.origins)
         if saved is None and self.request.fix_from:
             resume_fix.refuse_without_checkpoint(self.request.fix_from)
         data = open_images(self.request.run, self.runtime, self.observer)
@@ -341,11 +342,10 @@ class _Fit:
         flight: Preflight,
         saver: Saver,
     ) -> RunFinished:
-        seconds = time.monotonic() - self.begun
         whole = state.stopped_early or state.validated_step == state.step >= parts.plan.total_steps
         if stopped_by and not whole:  # also where a stop came in the last step: its validation is still to be done
             saver.refuse_unsaved()
-            return self._say(ending.interrupted(self.request, state, stopped_by, seconds))
+            return self._say(ending.interrupted(self.request, state, stopped_by, self._seconds()))
         sampled = self._export(parts, resolved, data, state, saver)
         found = closing.diagnosed(parts, data, self.runtime, self.folder, flight)
         findings = [*closing.lines(found, self.folder), *self._before_and_after(parts, data, flight), *sampled]
@@ -353,7 +353,11 @@ class _Fit:
         if self.runtime.is_main:
             place = Situation(resolved.config, self.folder.root, self.request.run.names, len(data.train))
             findings += report.at_the_end(self.folder, found, place, state.step, self.observer.notice)
-        return self._say(ending.finished(self.request, state, seconds, findings, saver.problem))
+        return self._say(ending.finished(self.request, state, self._seconds(), findings, saver.problem))
+
+    def _seconds(self) -> float:
+        """Of all that this start did until now, what follows the training included."""
+        return time.monotonic() - self.begun
 
     def _export(
         self, parts: Parts, resolved: Resolved, data: DataSets, state: TrainState, saver: Saver
