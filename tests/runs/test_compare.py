@@ -1,6 +1,7 @@
 """`unified-vae compare`: tables, marks and pictures of several tiny runs, and what cannot be compared."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from PIL import Image
 from unified_vae.cli.door import enter
 from unified_vae.cli.main import app
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.experiment.evaluation.compare import SIZES_DIFFER, compare, rows_of
 from unified_vae.experiment.evaluation.entrants import labels_of
 from unified_vae.experiment.evaluation.figure import Figure
 from unified_vae.experiment.evaluation.request import CompareRequest, Group, Settings
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.metrics.bootstrap import Interval
+from unified_vae.models.density.gaussian import fit_gaussian
+from unified_vae.models.pretrained import save_density
 from unified_vae.training.observers import Observer
 
 QUICK = Settings(samples=8, draws=2, device="cpu", skip=frozenset({Group.FACTORS, Group.LIKELIHOOD}))
@@ -115,6 +119,23 @@ def test_a_run_and_its_own_model_are_level_in_all(runs, tmp_path):
 
 def figure(values, better="higher"):
     return Figure("x", "x", Group.RECONSTRUCTION, better=better).averaged(np.array(values), 0)
+
+
+def test_what_one_model_lacks_has_its_reason_in_the_table_and_the_report(runs, tmp_path, capsys):
+    shutil.copytree(runs / "a" / "model", tmp_path / "with")
+    save_density(tmp_path / "with", fit_gaussian(DiagonalGaussian(torch.randn(60, 4), torch.zeros(60, 4))), {})
+    words = ["compare", str(tmp_path / "with"), str(runs / "b" / "model"), "--output", str(tmp_path / "out")]
+    words += ["--data", str(runs / "images.npy"), "--device", "cpu", "--samples", "8", "--draws", "2"]
+    assert enter(app, "unified-vae", [*words, "--skip", "likelihood"]) == 0
+    reason = "model draws new pictures from N(0, I) alone: no other latent density was fitted"
+    assert reason in " ".join(capsys.readouterr().out.split())
+    models = json.loads((tmp_path / "out" / "comparison.json").read_text())["models"]
+    names = [[figure["name"] for figure in model["figures"]] for model in models]
+    assert set(names[0]) == set(names[1]) and len(names[1]) == len(set(names[1]))
+    for model in models:
+        assert all(figure["value"] is not None or figure["missing"] for figure in model["figures"])
+    (lacking,) = [figure for figure in models[1]["figures"] if figure["name"] == "swd.fitted"]
+    assert lacking["value"] is None and reason in lacking["missing"]
 
 
 def test_differences_are_judged_image_by_image():

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from unified_vae.core.durable import write_text
 from unified_vae.experiment.evaluation.comparison_picture import paint_plot, paint_sheet
-from unified_vae.experiment.evaluation.entrants import Result, gather_entrants, measure_all
+from unified_vae.experiment.evaluation.entrants import Entrant, Result, gather_entrants, measure_all
 from unified_vae.experiment.evaluation.evaluate import FORMAT, PRECISION, described, prove_writable
 from unified_vae.experiment.evaluation.figure import Figure
+from unified_vae.experiment.evaluation.of_samples import FITTED
 from unified_vae.experiment.evaluation.request import CompareRequest
 from unified_vae.metrics import bootstrap
 from unified_vae.training.observers import Observer
@@ -70,7 +71,7 @@ def compare(request: CompareRequest, observer: Observer) -> Comparison:
     prove_writable(request.output, "--output")
     asked = request.settings.device or entrants[0].subject.config.device
     with open_runtime(asked, PRECISION) as runtime:
-        results = measure_all(entrants, request, runtime.device, observer)
+        results = completed(measure_all(entrants, request, runtime.device, observer))
     same_size = len({entrant.pictures.size for entrant in entrants}) == 1
     found = Comparison(
         labels=[entrant.label for entrant in entrants],
@@ -86,6 +87,28 @@ def compare(request: CompareRequest, observer: Observer) -> Comparison:
     paint_sheet(found.sheet, results)
     paint_plot(found.plot, results)
     return found
+
+
+def completed(results: Sequence[Result]) -> list[Result]:
+    """The same, with a figure without a value, and why, for each that only others have."""
+    known = {figure.name: figure for result in results for figure in reversed(result.figures)}
+    found = []
+    for result in results:
+        own = {figure.name for figure in result.figures}
+        lacking = [_lacking(figure, result.entrant) for name, figure in known.items() if name not in own]
+        found.append(replace(result, figures=[*result.figures, *lacking]))
+    return found
+
+
+def _lacking(figure: Figure, entrant: Entrant) -> Figure:
+    why = f"{entrant.label} has no such figure"
+    if figure.name.endswith(f".{FITTED}"):
+        why = (
+            f"{entrant.label} draws new pictures from N(0, I) alone: no other latent density was fitted to these "
+            "weights, or none was likelier"
+        )
+    empty = Figure(figure.name, figure.title, figure.group, figure.unit, figure.better, figure.evaluator)
+    return empty.unavailable(why)
 
 
 def rows_of(models: Sequence[Sequence[Figure]], seed: int, marked: bool = True) -> list[Row]:

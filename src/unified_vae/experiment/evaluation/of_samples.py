@@ -31,6 +31,8 @@ from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.vae import VAE
 
 KERNEL_RESAMPLES = 200
+FITTED = "fitted"
+"""Ends the names of figures of pictures drawn from a fitted density."""
 
 
 def of_samples(
@@ -46,7 +48,7 @@ def of_samples(
     kept, features = _drawn(model, density, originals, networks, settings, progress)
     fitted = density.kind != "normal"
     words = "fitted density" if fitted else density.describe()
-    drawn = _Drawn("fitted" if fitted else "normal", words, kept, features)
+    drawn = _Drawn(FITTED if fitted else "normal", words, kept, features)
     rows = [
         *_of_features(drawn, originals, networks.inception, settings.seed, told),
         _of_patches(drawn, originals, settings.seed, told),
