@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from test_spatial_runs import spatial_request
 from unified_vae.cli import main as command
 from unified_vae.cli.door import enter
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.experiment.export import comparison, diffusers_folder, place
+from unified_vae.experiment.export import comparison, diffusers_card, diffusers_folder, place
 from unified_vae.experiment.export.comparison import Checked
 from unified_vae.experiment.export.exporting import export
 from unified_vae.experiment.export.request import ExportRequest, Format, Weights
 from unified_vae.experiment.fitting.fit import fit
+from unified_vae.experiment.subject.subject import find
 from unified_vae.models.pretrained import open_pretrained
 
 SHORT = {"training": {"epochs": 1, "batch_size": 16, "samples": {"count": 2}}, "density": {"fit": "normal"}}
@@ -84,6 +86,13 @@ def test_config_and_card_say_what_the_latents_are_like(run, folder):
     )
     assert "library_name: diffusers" in card and f"{stats.scale:.6g}" in card and "| 1 |" in card
     assert "bf16" in card and str(run.parent) not in card
+
+
+def test_the_card_names_presets_apart_from_settings(run):
+    subject = find(run, None, None, lambda _: None)
+    record = replace(subject.record, names={"mode": "m", "loss": "sharp", "model": "small"})
+    rows = [line.split(" | ")[0] for line in diffusers_card._training(replace(subject, record=record)).splitlines()]
+    assert len(rows) == len(set(rows)) and {"| mode", "| preset: loss", "| loss"} <= set(rows)
 
 
 def test_the_scale_of_raw_weights_is_measured(run, tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def _training(subject: Subject) -> str:
     rows = [
         ("run", (subject.run_dir or subject.home).resolve().name),
         ("step", "unknown" if subject.step is None else f"{subject.step:,}"),
-        *((kind, f"`{name}`") for kind, name in names.items()),
+        *((f"preset: {kind}" if kind != "mode" else kind, f"`{name}`") for kind, name in names.items()),
         ("loss", ", ".join([*terms, f"beta {loss.kl.weight:g}"])),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
