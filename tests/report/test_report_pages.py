@@ -12,6 +12,7 @@ import pytest
 from made_runs import bare_run, draw, kept_diagnosis, validation, whole_run, write_rows
 
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.paths import above
 from unified_vae.experiment.report import pictures
 from unified_vae.experiment.report.figures import plain
 from unified_vae.experiment.report.write import ReportRequest, report
@@ -219,6 +220,19 @@ def test_a_checkpoint_or_a_model_names_its_run(tmp_path):
     (run / "checkpoints" / "step-000000040").mkdir(parents=True)
     for inside in ("model", "checkpoints/step-000000040"):
         assert report(ReportRequest([run / inside])).path == run / "report.html"
+
+
+def test_what_a_run_is_named_by_does_not_change_its_page(tmp_path, monkeypatch):
+    run = whole_run(tmp_path / "runs" / "mine")
+    (run / "model" / "model.safetensors").touch()
+    (run / "checkpoints" / "step-000000040").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    texts = {page(Path("runs/mine") / inside) for inside in ("", "model", "./model", "checkpoints/step-000000040")}
+    assert len(texts) == 1 and str(tmp_path) not in texts.pop()
+    monkeypatch.chdir(run / "model")
+    assert above(Path(), 1) == run
+    monkeypatch.chdir(tmp_path / "runs")
+    assert above(run / "model", 1) == run and above(Path("mine/model"), 1) == Path("mine")
 
 
 def test_wrong_folders_are_named_in_a_sentence(tmp_path):

@@ -48,6 +48,18 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def above(path: Path, levels: int) -> Path:
+    """The folder so many levels above, spelled as `path` is: what is told of `runs/x/model` is told of `runs/x`.
+
+    Where the spelling has no such part (`.`, a link), it is below the current folder if it lies there, else absolute.
+    """
+    real, written = path.resolve().parents[levels - 1], Path(os.path.normpath(path)).parents
+    if levels <= len(written) and written[levels - 1].resolve() == real:
+        return written[levels - 1]
+    here = Path.cwd()
+    return real.relative_to(here) if real.is_relative_to(here) else real
+
+
 def sibling(path: Path, before: str = "", after: str = "") -> Path:
     """The path beside `path` whose name is its own with something before and after it.
 

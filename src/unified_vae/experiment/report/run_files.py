@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.paths import above
 from unified_vae.core.printable import printable
 from unified_vae.experiment.run_folder import RunFolder
 
@@ -152,9 +153,9 @@ def find_run(target: Path) -> RunFiles:
 def _root(target: Path) -> Path:
     place = target.resolve()
     if _STEP_FOLDER.fullmatch(place.name) and place.parent.name == "checkpoints":
-        return place.parents[1]
+        return above(target, 2)
     if (target / "model.safetensors").is_file() and (place.parent / "config.json").is_file():
-        return place.parent
+        return above(target, 1)
     return target
 
 

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from unified_vae.core.errors import CheckpointError, ConfigError
+from unified_vae.core.paths import above
 from unified_vae.data.config import DataConfig
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder, RunRecord
@@ -97,7 +98,7 @@ def find(
     if match := _STEP.fullmatch(target.resolve().name):
         if which is not None:
             raise ConfigError(f"{target} is one checkpoint already: leave --checkpoint out, or name the run's folder")
-        return _of_run(target.resolve().parents[1], match[1], notice, weights or "ema")
+        return _of_run(above(target, 2), match[1], notice, weights or "ema")
     if (target / WEIGHTS).is_file() and (target / CONFIG).is_file():
         return _of_model(target, which, data, weights, looks)
     if not RunFolder(target).has_run():
@@ -162,7 +163,7 @@ def _of_model(folder: Path, which: str | None, data: str | None, weights: Weight
     name = f"{folder.as_posix()}{'' if has == 'ema' else ', raw weights'}"
     record = _record_beside(folder)
     if record is not None:
-        run_dir = folder.resolve().parent
+        run_dir = above(folder, 1)
         return Subject(name, model, record.resolved, run_dir, run_dir, record, step, weights=has, folder=folder)
     if data is None and looks:
         raise ConfigError(f"{folder} is a model without its run: name the images to look at with --data")
