@@ -64,6 +64,31 @@ def test_a_run_may_not_write_into_its_own_images(door) -> None:
     assert "--run-dir and --data are the same folder" in error
 
 
+def test_an_empty_folder_is_told_before_anything_is_loaded(door) -> None:
+    Path("photos").mkdir()
+    code, out, error = door.mode("--mode", "quick_test", "--data", "photos")
+    assert (code, out, door.requests) == (2, "", [])
+    assert "The folder 'photos' is empty" in error and error.count("\n") == 1
+
+
+def test_settings_of_a_finished_run_are_not_listed_again(door) -> None:
+    run = Path("runs/mine")
+    write_record(door, run)
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text('{"run": {"trained_steps": 40}}')
+    words = ["--mode", "quick_test", "--run-dir", "runs/mine"]
+    for step, more, listed in (
+        (40, [], False),
+        (40, ["--beta", "3"], True),
+        (40, ["--no-resume"], True),
+        (50, [], True),
+    ):
+        (run / "checkpoints" / f"step-{step:09}").mkdir(parents=True, exist_ok=True)
+        code, out, _ = door.mode(*words, *more)
+        assert code == 0 and door.requests.pop()
+        assert ("kl.weight (beta)" in out, "settings: as those of the run in runs/mine" in out) == (listed, not listed)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_goes_to_its_own_folder(door, mode: str) -> None:
     code, _, _ = door.mode("--mode", mode)

@@ -12,7 +12,8 @@ from unified_vae.cli.log_file import LogFile
 from unified_vae.cli.options import Shared
 from unified_vae.cli.profile_lines import model_lines, profile_lines
 from unified_vae.cli.run_lines import RunLines
-from unified_vae.experiment.planning.plan import Plan, check
+from unified_vae.cli.text import wrapped
+from unified_vae.experiment.planning.plan import Plan, check, has_its_model
 from unified_vae.experiment.request import RunRequest
 
 
@@ -34,6 +35,8 @@ def start(plan: Plan, shared: Shared, command: str) -> int:
     if shared.profile:
         return _profile(plan, lines)
     request = RunRequest(plan.run, plan.run_dir, shared.resume, command, plan.fix_from)
+    if shared.resume and has_its_model(plan):
+        lines = wrapped(f"settings: as those of the run in {plan.run_dir.as_posix()}; --dry-run shows them", "  ")
     with ExitStack() as open_until_the_end:
         watchers = [] if _is_follower() else [to_screen(), LogFile(command)]
         for watcher in watchers:

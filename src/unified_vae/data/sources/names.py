@@ -69,6 +69,19 @@ def check_source(text: str) -> None:
         raise DataError(f"The {kind} {text!r} may not be read ({error.strerror}); mend its permissions.") from None
 
 
+def check_not_empty(text: str) -> None:
+    """Raise DataError for a folder with nothing in it; whether what there is can be used is seen when it is read."""
+    path = None if text == BUILTIN or library(text) is not None else source_path(text)
+    if path is None or not path.is_dir():
+        return
+    with os.scandir(path) as entries:
+        if next(entries, None) is None:
+            raise DataError(
+                f"The folder {text!r} is empty: there is no usable image. Check that --data names the right place, or "
+                "try --data builtin."
+            )
+
+
 def _try(path: Path, folder: bool) -> None:
     """Open and close it: what permissions say is not always what is allowed."""
     if folder:

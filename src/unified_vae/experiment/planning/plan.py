@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from unified_vae.core.errors import ConfigError
-from unified_vae.data.sources.names import check_source, source_path
+from unified_vae.data.sources.names import check_not_empty, check_source, source_path
 from unified_vae.experiment.planning.earlier_run import beside, read_earlier_run, refuse_model
 from unified_vae.experiment.presets.layers import Settings
 from unified_vae.experiment.presets.preset_book import Mode, PresetBook
 from unified_vae.experiment.request import ComposedRun
-from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.experiment.run_config import RunConfig
+from unified_vae.experiment.run_folder import RunFolder, changed
 
 RUNS = Path("runs")
 
@@ -92,8 +94,26 @@ def check(plan: Plan) -> None:
     check_source(source)
     if os.path.realpath(source_path(source)) == os.path.realpath(plan.run_dir):  # never fails, also not on loops
         raise ConfigError(f"--run-dir and --data are the same folder, {source}: give the run a folder of its own")
+    check_not_empty(source)
     refuse_model(plan.run_dir)
     RunFolder(plan.run_dir).refuse_unwritable()
+
+
+def has_its_model(plan: Plan) -> bool:
+    """Whether the folder seems to hold the model of a finished run of these very settings, by names of files alone.
+
+    Only what is shown first hangs on it: what there is to do, `fit` finds out.
+    """
+    folder = RunFolder(plan.run_dir)
+    try:
+        record = json.loads(folder.config.read_text(encoding="utf-8"))
+        requested = RunConfig.model_validate_json(json.dumps(record["requested"]))
+        about = json.loads((folder.model / folder.config.name).read_text(encoding="utf-8"))
+        newest = max(path.name for path in folder.checkpoints.glob("step-*"))
+        over = newest == f"step-{about['run']['trained_steps']:09}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return over and not changed(requested, plan.run.config)
 
 
 def _plan_fix(book: PresetBook, mode: Mode, command_line: Settings, sick: Path) -> Plan:
