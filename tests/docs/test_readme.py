@@ -113,6 +113,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = run.config.model_dump(mode="json")
     record = {"config": config, "requested": config, "names": dict(run.names)}
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
     (tmp_path / "faces128.zip").touch()
     for name in ("fast_high_quality", "NAME"):
         (tmp_path / "runs" / name).mkdir(parents=True)
