@@ -37,9 +37,7 @@ def missed(kl: KLConfig, history: History) -> list[str]:
         return []
     words = f"GECO did not settle: training images are at {reached:.1f} dB, {geco.psnr:g} were asked for"
     if history.beta <= geco.min_beta:
-        return [
-            f"{words}, and beta is at its floor. Give more latents, train longer, or ask for less"
-        ]
+        return [f"{words}, and beta is at its floor. Give more latents, train longer, or ask for less"]
     if history.beta >= geco.max_beta:
         return [f"{words}, and beta is at its ceiling: --set loss.kl.constraint.max_beta={10 * geco.max_beta:g}"]
     speed = f"--set loss.kl.constraint.speed={min(1.0, 4 * geco.speed):g}"
