@@ -47,6 +47,8 @@ def number(value: float) -> str:
 
 
 def gibibytes(count: int) -> str:
-    """Bytes in GiB, one decimal below 100."""
+    """Bytes in GiB, one decimal from 0.1 to 100."""
     size = count / 2**30
+    if size < 0.1:
+        return f"{size:.2g}"
     return f"{size:.1f}" if size < 100 else f"{size:.0f}"

@@ -91,7 +91,10 @@ def _components(axes: Axes, found: Diagnosis) -> None:
     variances = np.maximum(found.line.eigenvalues, SMALLEST)
     axes.plot(np.arange(1, len(variances) + 1), variances, color=BLUE, marker=".", markersize=4)
     axes.axvline(found.latents, color=GREY, linestyle=":")
-    axes.text(found.latents, 0.97, f" {found.latents} latents", va="top", color=DARK, transform=_along(axes))
+    last = max(len(variances), found.latents) * 1.6
+    side = "right" if found.latents**2 > 0.8 * last else "left"  # where there is more room
+    words: dict[str, Any] = {"va": "top", "ha": side, "color": DARK, "transform": _along(axes)}
+    axes.text(found.latents, 0.97, f" {found.latents} latents ", **words)
     low, high = variances.min(initial=1.0), variances.max(initial=SMALLEST)
     if found.beta and found.sigma:
         level = found.beta * found.sigma**2
@@ -103,7 +106,7 @@ def _components(axes: Axes, found: Diagnosis) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(low / 6, high * 4)
-    axes.set_xlim(0.8, max(len(variances), found.latents) * 1.6)
+    axes.set_xlim(0.8, last)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title("Principal components of the images")
     axes.set_xlabel("component")

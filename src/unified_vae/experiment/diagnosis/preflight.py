@@ -262,7 +262,7 @@ def refuse_or_warn(flight: Preflight, beta: float, strict: bool) -> str | None:
 def lines(flight: Preflight, beta: float) -> list[tuple[str, str]]:
     """(label, text) facts to print before step 0."""
     linear = flight.linear(beta)
-    active = f"{linear.active_units} of {flight.latents} units active, KL {linear.rate:.0f} nats"
+    active = f"{linear.active_units} of {flight.latents} units active, KL {linear.rate:z.0f} nats"
     psnr_text = f"{flight.validation_psnr(linear):.1f} dB"
     source = f"linear theory on {flight.images:,} training images, {flight.seconds:.0f} s"
     facts = [("predicted", f"{active}, {psnr_text} or more at beta {beta:g} ({source})")]
@@ -284,6 +284,8 @@ def _what(flight: Preflight) -> str:
 def latents_advice(flight: Preflight, beta: float) -> str:
     """A better number of latents, in words; empty where this one is good."""
     linear = flight.linear(beta)
+    if linear.active_units == 0:
+        return ""  # collapse is predicted, and told with what to do
     if linear.active_units < flight.latents:
         return f"{linear.active_units} are enough at this beta: the others would carry nothing linear"
     known = {int(count): value for count, value in flight.psnr_by_components.items()}

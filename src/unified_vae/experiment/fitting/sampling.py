@@ -119,7 +119,7 @@ def lines(fitted: FittedDensity, sheet: Path | None, seconds: float) -> list[str
         likeliest = f", the likeliest of {len(fitted.nats)} densities" if len(fitted.nats) > 1 else ""
         return [fitted.note or f"new pictures are sampled from N(0, I){likeliest}", *look]
     gain = fitted.nats[fitted.density.kind] - fitted.nats["normal"] if fitted.nats else 0.0
-    better = f"; {gain:,.0f} nats an image likelier than N(0, I) for images kept out" if gain > 0 else ""
+    better = f"; {gain:,.0f} nats an image likelier than N(0, I) for images kept out" if gain >= 0.5 else ""
     said = (
         f"new pictures are sampled from {fitted.density.describe()}, fitted to the latents of {fitted.images:,} images"
     )
