@@ -6,7 +6,7 @@ import torch
 
 from unified_vae.core.principal_components import compose, project
 from unified_vae.data.config import AugmentConfig
-from unified_vae.data.principal import principal_components
+from unified_vae.data.principal import _leading, principal_components
 
 PLAIN = AugmentConfig()
 FLIP = AugmentConfig(horizontal_flip=True)
@@ -56,6 +56,16 @@ def test_a_spectrum_that_falls_slowly_is_told_to_its_end(count, off):
     np.testing.assert_allclose(basis.eigenvalues, exact(split.images)[:count], rtol=off)
     flat = basis.components.flatten(1)
     torch.testing.assert_close(flat @ flat.T, torch.eye(count), atol=1e-5, rtol=0)
+
+
+def test_components_that_are_faint_beside_the_first_are_told_too():
+    """A part of 1e-4 and less of the first one: its square is lost where products are formed in fp32."""
+    rng, falls = np.random.default_rng(0), np.arange(1, 101.0) ** -2
+    left, right = (np.linalg.qr(rng.normal(size=(side, 100)))[0] for side in (100, 400))
+    rows = torch.from_numpy((left * falls) @ right.T).float()
+    singular, vectors = _leading(rows, 80, seed=0)
+    np.testing.assert_allclose(singular, np.linalg.svd(rows.double().numpy(), compute_uv=False)[:80], rtol=1e-4)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(80), atol=1e-5, rtol=0)
 
 
 def test_the_components_are_orthonormal_and_rebuild_the_images():

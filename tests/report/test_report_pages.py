@@ -231,6 +231,8 @@ def test_what_a_run_is_named_by_does_not_change_its_page(tmp_path, monkeypatch):
     assert len(texts) == 1 and str(tmp_path) not in texts.pop()
     monkeypatch.chdir(run / "model")
     assert above(Path(), 1) == run
+    monkeypatch.chdir(run)
+    assert above(Path("model"), 1) == above(Path("checkpoints/step-000000040"), 2) == run, "not `.`"
     monkeypatch.chdir(tmp_path / "runs")
     assert above(run / "model", 1) == run and above(Path("mine/model"), 1) == Path("mine")
 

@@ -110,7 +110,8 @@ def test_a_target_that_geco_missed_is_told_at_the_end(whole):
 
 def test_each_way_to_miss_a_target_has_its_own_advice():
     geco = KLConfig(constraint=Geco(psnr=20.0, min_beta=0.1, max_beta=10.0))
-    for level, beta, words in [(15.0, 0.1, "more latents"), (25.0, 10.0, "max_beta=100"), (25.0, 1.0, "speed=0.08")]:
+    ways = [(15.0, 0.1000000015, "more latents"), (25.0, 9.999999, "max_beta=100"), (25.0, 1.0, "speed=0.08")]
+    for level, beta, words in ways:
         assert words in missed(geco, History(training=[(5, level)], beta=beta))[0]
     assert missed(geco, History(training=[(5, 20.3)], beta=1.0)) == []
     assert missed(KLConfig(), History(training=[(5, 1.0)], beta=1.0)) == []

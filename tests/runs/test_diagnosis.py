@@ -91,6 +91,7 @@ def test_units_that_a_run_lost_after_its_best_weights_count_as_lost():
 
 def test_a_few_steps_from_the_start_at_pca_are_not_called_overfitted():
     assert diagnosed(training_psnr=29.0, history=course(25.0, 25.1)).cause == causes.UNDERTRAINED
+    assert diagnosed(training_psnr=29.0, history=History()).cause == causes.OVERFITTED, "its course is lost"
 
 
 def test_a_run_below_a_linear_map_is_undertrained_even_at_rest():

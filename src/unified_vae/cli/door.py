@@ -27,6 +27,8 @@ PRESET_OPTIONS = tuple(f"--{kind}-preset" for kind in ("loss", "training", "mode
 
 _INTERRUPTED = "interrupted outside the training loop; there was nothing to save"
 
+_SHOW_CURSOR = b"\x1b[?25h"
+
 # The parser's base class of wrong words, which typer does not export by name.
 _WrongWords: Any = typer.BadParameter.__base__
 
@@ -126,6 +128,8 @@ def _leave_imports(frame: FrameType | None, words: str, exit_code: int) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            if os.isatty(1):
+                os.write(1, _SHOW_CURSOR)  # bars hide it
             os.write(2, f"error: {words}\n".encode())
             os._exit(exit_code)
         frame = frame.f_back

@@ -52,8 +52,11 @@ def above(path: Path, levels: int) -> Path:
     """The folder so many levels above, spelled as `path` is: what is told of `runs/x/model` is told of `runs/x`.
 
     Where the spelling has no such part (`.`, a link), it is below the current folder if it lies there, else absolute.
+    The current folder itself is absolute too: `.` says nothing where it is read later.
     """
     real, written = path.resolve().parents[levels - 1], Path(os.path.normpath(path)).parents
+    if real == Path.cwd():
+        return real
     if levels <= len(written) and written[levels - 1].resolve() == real:
         return written[levels - 1]
     here = Path.cwd()

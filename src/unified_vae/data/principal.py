@@ -76,11 +76,13 @@ def _leading(rows: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def _leading_of_few(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The same by way of the products of all pairs of rows."""
-    _, left = torch.linalg.eigh((rows @ rows.T).double())  # ascending
+    wide = rows.double()  # the squares of small values beside those of large ones
+    _, left = torch.linalg.eigh(wide @ wide.T)  # ascending
     pictures = left[:, -count:].flip(1).to(rows.dtype).T @ rows
     vectors, triangle = torch.linalg.qr(pictures.T)  # orthogonal but for the rounding of the products
-    singular = triangle.diagonal()
-    return singular.abs(), vectors * torch.where(singular < 0, -1.0, 1.0)
+    signed = triangle.diagonal()
+    order = signed.abs().argsort(descending=True)  # but for rounding it is so already
+    return signed.abs()[order], (vectors * torch.where(signed < 0, -1.0, 1.0))[:, order]
 
 
 def _most_rows(split: PackedSplit) -> int:

@@ -202,8 +202,9 @@ class Diagnosis:
         if self.training_psnr is None:
             return fell or None
         gap = self.training_psnr - self.psnr
-        if self.history is not None and self.gain is None:  # the start at PCA knows few images by heart, and a few
-            return fell  # steps tell nothing of the network
+        short = self.history is not None and self.history.steps > 0 and self.gain is None
+        if short:  # the start at PCA knows few images by heart, and a few steps tell nothing of the network
+            return fell
         return fell or gap >= MEMORISED or (gap >= AT_REST_GAP and self.gain is not None and not self.rising)
 
     def _undertrained(self) -> bool | None:

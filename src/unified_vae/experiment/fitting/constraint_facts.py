@@ -10,6 +10,7 @@ from unified_vae.losses.config import KLConfig
 from unified_vae.losses.constraint import Capacity, Geco
 
 MISSED = 0.5  # dB from the target that GECO is told to have missed
+ROUNDING = 1e-5  # of beta, which is logged as a product of numbers in fp32
 
 
 def constraint_facts(flight: Preflight, kl: KLConfig) -> list[tuple[str, str]]:
@@ -36,9 +37,9 @@ def missed(kl: KLConfig, history: History) -> list[str]:
     if abs(reached - geco.psnr) < MISSED:
         return []
     words = f"GECO did not settle: training images are at {reached:.1f} dB, {geco.psnr:g} were asked for"
-    if history.beta <= geco.min_beta:
+    if history.beta <= geco.min_beta * (1 + ROUNDING):
         return [f"{words}, and beta is at its floor. Give more latents, train longer, or ask for less"]
-    if history.beta >= geco.max_beta:
+    if history.beta >= geco.max_beta * (1 - ROUNDING):
         return [f"{words}, and beta is at its ceiling: --set loss.kl.constraint.max_beta={10 * geco.max_beta:g}"]
     speed = f"--set loss.kl.constraint.speed={min(1.0, 4 * geco.speed):g}"
     return [f"{words}, and beta ({history.beta:.3g}) is still on its way. Train longer, or let it move faster: {speed}"]
