@@ -23,6 +23,8 @@ HOW = {
     "in a callback": "seen = weakref.ref(held, stop)\ndel held",  # as import locks have: Python drops what it raises
 }
 _PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 import typer
 from unified_vae.cli.door import enter
 app = typer.Typer()

@@ -98,7 +98,7 @@ def test_a_run_records_its_batch_and_a_resumed_one_keeps_it(source, tmp_path, mo
     named = merged(longer, {"training": {"batch_size": 32, "max_steps": 10}})
     assert fit(request(tmp_path / "run", source, named), [Recorder()]).exit_code == 0
     other = merged(longer, {"training": {"batch_size": 16}})
-    with pytest.raises(ConfigError, match=r"--set training\.batch_size=32"):
+    with pytest.raises(ConfigError, match="--batch-size 32"):
         fit(request(tmp_path / "run", source, other), [Recorder()])
 
 
