@@ -48,6 +48,7 @@ def said_by(run_dir: Path, rank: int = 0) -> Path:
 def started(config: Path, run_dir: Path, rank: int = 0, environment: dict[str, str] | None = None):
     """The process of a life, alive."""
     words = ["--config", str(config), "--run-dir", str(run_dir)]
+    said_by(run_dir, rank).touch()  # for those who look before it begins
     process = server().Process(target=enter, args=(words, said_by(run_dir, rank), environment or {}))
     process.start()
     return process

@@ -43,7 +43,7 @@ def after(process, seconds: float, name: str) -> tuple[int, float]:
     return ended(process), time.monotonic() - sent
 
 
-@pytest.mark.parametrize("trials", [9, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("trials", [6, pytest.param(100, marks=pytest.mark.long)])
 def test_at_random_instants(trials, config, undisturbed, tmp_path):
     expected, seconds = undisturbed
     rng, slowest, codes = random.Random(trials), 0.0, []
@@ -101,7 +101,7 @@ def test_usr1_saves_though_no_timer_asks_and_the_run_goes_on(tmp_path):
     )
 
 
-@pytest.mark.parametrize("trials", [5, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("trials", [3, pytest.param(100, marks=pytest.mark.long)])
 def test_usr1_ends_no_run_at_any_moment(trials, config, undisturbed, tmp_path):
     expected, seconds = undisturbed
     rng = random.Random(trials)

@@ -91,3 +91,10 @@ def test_the_death_of_one_rank_ends_the_other(trials, config, undisturbed, tmp_p
         target="the other ends, relaunch bit-identical, 0 hangs",
         result=f"{trials} of {trials}; slowest end {slowest:.1f} s after the kill",
     )
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    processes = started_together(settings_file(tmp_path, {"training": {"batch_size": 7}}), tmp_path / "run")
+    assert all(ended(process) != 0 for process in processes)
+    said = "".join(said_by(tmp_path / "run", rank).read_text() for rank in (0, 1))
+    assert "training.batch_size 7 cannot be shared by 2 processes: give 6 or 8" in said

@@ -15,7 +15,7 @@ from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.density.stored import read_density, write_density
 from unified_vae.training.density_fit import choose, fit_density, fit_kinds
 
-QUICK = DensityConfig(fit="auto", flow_steps=300)
+QUICK = DensityConfig(fit="auto", flow_steps=120)
 
 
 def exactly(means: torch.Tensor, std: float = 0.05) -> DiagonalGaussian:
@@ -52,7 +52,7 @@ def test_a_mixture_is_likelier_than_a_gaussian_on_blobs_and_a_flow_on_a_ring() -
     found = fit_kinds(exactly(blobs()), QUICK, seed=0)
     assert found["mixture"].nats() > found["gaussian"].nats() + 1
     assert choose(found) in ("mixture", "flow")
-    bent = fit_kinds(exactly(ring(), 0.1), DensityConfig(max_components=1, flow_steps=600), seed=0)
+    bent = fit_kinds(exactly(ring(), 0.1), DensityConfig(max_components=1, flow_steps=400), seed=0)
     assert bent["flow"].nats() > bent["gaussian"].nats() + 0.3
 
 
