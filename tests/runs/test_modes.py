@@ -42,7 +42,7 @@ def shortened(source, steps, *more):
 
 
 def start(plan, resume=True):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     recorder = Recorder()
     fit(RunRequest(plan.run, plan.run_dir, resume, "the same again", plan.fix_from), [recorder])
     return recorder
