@@ -24,11 +24,11 @@ def settings_file(folder: Path, change: dict | None = None) -> Path:
 
 def enter(words: list[str], said: Path, environment: dict[str, str]) -> None:
     """A life: the command with these words; what it says is added to a file."""
-    os.environ.update(environment)
-    out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
     try:  # as the doors do
+        os.environ.update(environment)
+        out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
         import torch
 
         from unified_vae.cli import run_presets
@@ -48,7 +48,6 @@ def said_by(run_dir: Path, rank: int = 0) -> Path:
 def started(config: Path, run_dir: Path, rank: int = 0, environment: dict[str, str] | None = None):
     """The process of a life, alive."""
     words = ["--config", str(config), "--run-dir", str(run_dir)]
-    said_by(run_dir, rank).touch()  # for those who look before it begins
     process = server().Process(target=enter, args=(words, said_by(run_dir, rank), environment or {}))
     process.start()
     return process
