@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import re
@@ -170,6 +171,17 @@ def test_an_epoch_line_has_everything(tmp_path: Path) -> None:
         assert part in text
     other = next(line for line in lines if line.startswith("epoch 3/10"))
     assert "best" not in other
+
+
+@pytest.mark.parametrize(
+    ("waited", "best", "said"),
+    [(0, True, "patience 0/10"), (1, False, "patience 1/10"), (1, True, "patience 1/10 (too small a gain)")],
+)
+def test_a_best_that_patience_does_not_count_is_told(waited: int, best: bool, said: str) -> None:
+    stream = io.StringIO()
+    event = dataclasses.replace(validated(40, best=best), epochs_without_gain=waited)
+    RunLines(stream, Clock()).validated(event)
+    assert stream.getvalue().rstrip().endswith(said)
 
 
 def test_a_pipe_gets_a_line_an_epoch_and_at_most_one_each_half_minute(tmp_path: Path) -> None:

@@ -118,9 +118,15 @@ class RunLines(Observer):
             cells += [*pace_cells(self.logged), memory_text(self.logged.memory)]
         cells.append(f"{clock_text(self._seconds_left())} left")
         if event.patience is not None:
-            waited = f"patience {event.epochs_without_gain}/{event.patience}"
-            cells.append(waited if event.armed else "patience waits")
+            cells.append(self._patience_cell(event, event.patience))
         return joined(cells)
+
+    @staticmethod
+    def _patience_cell(event: Validated, patience: int) -> str:
+        if not event.armed:
+            return "patience waits"
+        too_little = event.best and event.epochs_without_gain > 0
+        return f"patience {event.epochs_without_gain}/{patience}{' (too small a gain)' if too_little else ''}"
 
     def _pace_lines(self, event: LossesLogged) -> list[str]:
         total = self.started.total_steps if self.started else event.step
