@@ -7,7 +7,7 @@ import torch
 from unified_vae.core.linear_gaussian import optimum
 from unified_vae.core.principal_components import LARGEST_SIDE, PrincipalComponents, enlarge, working_side
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
+from unified_vae.models.config import ConvConfig, ResidualConfig
 from unified_vae.models.linear_path import at_size, folding
 
 
@@ -22,11 +22,11 @@ def basis_of(size: int, channels: int = 3, count: int = 6, seed: int = 0) -> Pri
     return PrincipalComponents(mean, shaped, eigenvalues, float(eigenvalues.sum()) + 9, covered, 100)
 
 
-def started(size: int, latents: int = 6, beta: float = 2.0, count: int = 6):
+def started(size: int, latents: int = 6, beta: float = 2.0, count: int = 6, family=ConvConfig):
     basis = basis_of(size, count=count)
     spectrum = basis.eigenvalues[:latents]
     linear = optimum(spectrum, basis.rest(latents), 3 * size**2, beta)
-    model = build_model(ConvConfig(image_size=size, latents=latents, base_channels=4, channels=3), seed=0).eval()
+    model = build_model(family(image_size=size, latents=latents, base_channels=4, channels=3), seed=0).eval()
     model.start_at(basis, linear)
     return model, basis, linear
 
@@ -75,6 +75,19 @@ def test_the_network_learns_from_the_start():
     for layer in (model.decoder.last, model.encoder.head):
         assert bool((layer.weight.grad != 0).any())
     assert all(parameter.grad is None for parameter in model.linear.parameters())
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_the_residual_decoder_begins_with_the_picture_alone(count):
+    """Latents that the picture shows move it by nothing else, until its first layer learns; the others do."""
+    model, _, linear = started(32, count=count, family=ResidualConfig)
+    decoder, picture = model.decoder, torch.rand(1, 3, 32, 32)
+    torch.nn.init.normal_(decoder.last.weight)  # as after the first step
+    for unit in range(6):
+        one, two = (decoder(float(value) * torch.eye(6)[[unit]], picture) for value in (-1, 1))
+        assert torch.equal(one, two) == (unit < linear.active_units)
+    decoder(torch.randn(4, 6), picture.expand(4, -1, -1, -1)).square().sum().backward()
+    assert bool((decoder.head.weight.grad != 0).any(0).all())
 
 
 def test_the_picture_reaches_every_map():

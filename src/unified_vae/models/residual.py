@@ -146,5 +146,16 @@ class ResidualDecoder(Decoder):
         detail: Tensor = 0.5 * F.pixel_shuffle(self.last(F.silu(self.norm(features))), 2)
         return detail[..., : self.size, : self.size]
 
+    def begin_beside_linear_path(self, kept: int) -> None:
+        """See the first `kept` units in the picture alone.
+
+        Random mixtures of them, which the shortcuts carry as blocks to the finest map, would drown the picture there:
+        at 32 px such a network had gained 0.01 dB after 456 steps, and gains 0.5 dB without them (docs/log.md).
+        """
+        super().begin_beside_linear_path(kept)
+        nn.init.zeros_(self.head.weight[:, :kept])
+        if kept == self.head.in_features:
+            nn.init.zeros_(self.head.bias)
+
     def _look(self, channels: int, number: int, channels_out: int) -> Look:
         return Look(channels, self.side * 2**number, self.size, self.frame, channels_out)

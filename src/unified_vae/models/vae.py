@@ -48,6 +48,12 @@ class Decoder(nn.Module):
     head: nn.Linear
     last: nn.Conv2d | nn.ConvTranspose2d
 
+    def begin_beside_linear_path(self, kept: int) -> None:
+        """Add nothing yet to its picture, which shows the first `kept` units."""
+        nn.init.zeros_(self.last.weight)
+        if self.last.bias is not None:
+            nn.init.zeros_(self.last.bias)
+
     @torch.no_grad()
     def replace_units(self, which: Tensor, donor: Decoder) -> None:
         """Take the latent units `which` ([latents], bool, on this module's device) from one of the same shape."""
@@ -152,9 +158,7 @@ class VAE(nn.Module):
             head.bias[first : first + kept] = 0
         logvar = torch.from_numpy(linear.posterior_variances[:kept]).clamp(max=LARGEST_VARIANCE).log()
         head.bias[self.latents : self.latents + kept] = logvar.to(head.bias)
-        nn.init.zeros_(self.decoder.last.weight)
-        if self.decoder.last.bias is not None:
-            nn.init.zeros_(self.decoder.last.bias)
+        self.decoder.begin_beside_linear_path(kept)
 
     @torch.no_grad()
     def replace_units(self, which: Tensor, donor: VAE) -> None:
