@@ -87,7 +87,8 @@ def test_the_residual_decoder_begins_with_the_picture_alone(count):
         one, two = (decoder(float(value) * torch.eye(6)[[unit]], picture) for value in (-1, 1))
         assert torch.equal(one, two) == (unit < linear.active_units)
     decoder(torch.randn(4, 6), picture.expand(4, -1, -1, -1)).square().sum().backward()
-    assert bool((decoder.head.weight.grad != 0).any(0).all())
+    for late in (decoder.head, *(stage.look.mix for stage in decoder.stages)):  # silent at first, not stuck
+        assert bool((late.weight.grad != 0).flatten(1).any(1).all())
 
 
 def test_the_picture_reaches_every_map():

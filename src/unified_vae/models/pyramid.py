@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,3 +57,9 @@ class Look(nn.Module):
         """[batch, channels, side, side] -> [batch, channels_out, map_size, map_size]."""
         features: Tensor = self.mix(at_size(2.0 * picture - 1.0, map_size, MOST_PICTURE_CHANNELS))
         return features
+
+    @torch.no_grad()
+    def amplify(self, gain: float) -> None:
+        """Multiply all weights; 0 is a map that does not see the picture yet, and still learns to."""
+        for parameter in self.mix.parameters():
+            parameter.mul_(gain)
