@@ -77,6 +77,33 @@ def test_the_network_learns_from_the_start():
     assert all(parameter.grad is None for parameter in model.linear.parameters())
 
 
+@pytest.mark.parametrize("family", [ConvConfig, ResidualConfig])
+def test_the_first_step_of_adam_leaves_the_start_softly(family):
+    """Latents move by little of their spread (1), pixels by about one of 255 levels; at full gain both jump."""
+    basis = basis_of(64)
+    linear = optimum(basis.eigenvalues, basis.rest(6), 3 * 64**2, 2.0)
+    images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def moved(gain: float | None) -> tuple[float, float]:
+        model = build_model(family(image_size=64, latents=6, base_channels=32, channels=3), seed=0)
+        model.start_at(basis, linear)
+        if gain is not None:
+            model.encoder.head_gain = model.decoder.detail_gain = gain
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        before = model(images, torch.zeros(8, 6))
+        (before.reconstruction - images).square().sum().add(before.posterior.kl_per_unit().sum()).backward()
+        optimizer.step()
+        latents = before.posterior.mean.detach()
+        detail = model.decode(latents) - before.reconstruction
+        shift = model.encode(images).mean - latents
+        return shift.detach().square().mean().sqrt().item(), detail.detach().square().mean().sqrt().item()
+
+    latents, pixels = moved(None)
+    assert 0 < latents < 0.1 and 0 < pixels < 0.003
+    latents, pixels = moved(1.0)
+    assert latents > 0.3 and pixels > 0.005
+
+
 @pytest.mark.parametrize("count", [4, 6])
 def test_the_residual_decoder_begins_with_the_picture_alone(count):
     """Latents that the picture shows move it by nothing else, until its first layer learns; the others do."""

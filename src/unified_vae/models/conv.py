@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified_vae.core.precision import full_precision
 from unified_vae.models.config import ConvConfig
 from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
-from unified_vae.models.vae import Decoder, Encoder
+from unified_vae.models.vae import FULL_GAIN, GENTLE_GAIN, Decoder, Encoder
 
 
 def upsampling(channels_in: int, channels_out: int, bias: bool) -> nn.ConvTranspose2d:
@@ -46,14 +45,12 @@ class ConvEncoder(Encoder):
         self.stages = nn.Sequential(*layers)
         self.multiple = 2 ** len(widths)
         side = math.ceil(config.image_size / self.multiple)
-        self.head = nn.Linear(widths[-1] * side * side, 2 * config.latents)
+        self._make_head(widths[-1] * side * side, config.latents, gentle=config.pca_start)
 
     def forward(self, images: Tensor) -> Tensor:
         """Sizes that are no multiple of the total stride are extended by their edge pixels."""
         features: Tensor = self.stages(2.0 * to_multiple(images, self.multiple) - 1.0)
-        with full_precision(images.device):  # the posterior is float32 (objective.md)
-            moments: Tensor = self.head(features.float().flatten(1))
-        return moments
+        return self._moments(features)
 
 
 class Stage(nn.Module):
@@ -94,6 +91,7 @@ class ConvDecoder(Decoder):
             for number, (before, after) in enumerate(pairwise(widths), start=1)
         )
         self.last = upsampling(widths[-1], channels, bias=True)
+        self.detail_gain = GENTLE_GAIN if config.pca_start else FULL_GAIN
 
     def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
         """Sizes that are no multiple of the total stride are cut out of the next larger one."""
@@ -101,7 +99,7 @@ class ConvDecoder(Decoder):
         framed = None if picture is None else in_frame(picture, self.size, self.frame)
         for stage in self.stages:
             features = stage(features, framed)
-        detail: Tensor = 0.5 * self.last(features)
+        detail: Tensor = self.detail_gain * self.last(features)
         return detail[..., : self.size, : self.size]
 
     def _look(self, channels: int, number: int, channels_out: int) -> Look:

@@ -14,10 +14,9 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified_vae.core.precision import full_precision
 from unified_vae.models.config import ResidualConfig
 from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
-from unified_vae.models.vae import Decoder, Encoder
+from unified_vae.models.vae import FULL_GAIN, GENTLE_GAIN, Decoder, Encoder
 
 DETAIL_GAIN = 4.0
 """How much stronger than usual the finest map's first weights see the linear path's picture; 12 was no better."""
@@ -93,14 +92,12 @@ class ResidualEncoder(Encoder):
         self.stages = nn.Sequential(*layers, norm(widths[-1]), nn.SiLU())
         self.multiple = 2 ** len(widths)
         side = math.ceil(config.image_size / self.multiple)
-        self.head = nn.Linear(widths[-1] * side * side, 2 * config.latents)
+        self._make_head(widths[-1] * side * side, config.latents, gentle=config.pca_start)
 
     def forward(self, images: Tensor) -> Tensor:
         """Sizes that are no multiple of the total stride are extended by their edge pixels."""
         features: Tensor = self.stages(2.0 * to_multiple(images, self.multiple) - 1.0)
-        with full_precision(images.device):  # the posterior is float32 (objective.md)
-            moments: Tensor = self.head(features.float().flatten(1))
-        return moments
+        return self._moments(features)
 
 
 class Stage(nn.Module):
@@ -139,6 +136,7 @@ class ResidualDecoder(Decoder):
         )
         self.norm = norm(widths[-1])
         self.last = nn.Conv2d(widths[-1], 4 * channels, 3, 1, 1)
+        self.detail_gain = GENTLE_GAIN if config.pca_start else FULL_GAIN
 
     def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
         """Sizes that are no multiple of the total stride are cut out of the next larger one."""
@@ -146,7 +144,7 @@ class ResidualDecoder(Decoder):
         framed = None if picture is None else in_frame(picture, self.size, self.frame)
         for stage in self.stages:
             features = stage(features, framed)
-        detail: Tensor = 0.5 * F.pixel_shuffle(self.last(F.silu(self.norm(features))), 2)
+        detail: Tensor = self.detail_gain * F.pixel_shuffle(self.last(F.silu(self.norm(features))), 2)
         return detail[..., : self.size, : self.size]
 
     def begin_beside_linear_path(self, kept: int) -> None:

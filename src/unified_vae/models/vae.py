@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unified_vae.core.linear_gaussian import LARGEST_VARIANCE, LinearVAE
 from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.precision import full_precision
 from unified_vae.core.principal_components import PrincipalComponents, enlarge
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.models.density.base import LatentDensity
@@ -16,6 +17,8 @@ from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.linear_path import LinearPath
 
 GREY = 0.5  # what a decoder without a linear path starts from
+FULL_GAIN = 0.5  # of detail that makes the whole image out of grey
+GENTLE_GAIN = 0.05  # of detail beside a linear path's picture: see Encoder._make_head; chosen in docs/log.md
 
 
 class Encoder(nn.Module):
@@ -23,9 +26,30 @@ class Encoder(nn.Module):
 
     Attributes:
         head: the last layer; unit j is its rows j (mean) and latents + j (log variance).
+        head_gain: what its input is multiplied by.
     """
 
     head: nn.Linear
+    head_gain: float
+
+    def _make_head(self, features: int, latents: int, gentle: bool) -> None:
+        """A head of `features` inputs; `gentle` beside a linear path, where its rows start at zero.
+
+        An optimizer of the Adam kind moves every weight by the learning rate, so a head of n inputs moves its output
+        by n times as much in its first step: 4,096 of them threw the posterior means off by more than their own
+        spread, and what PCA gave was lost at once. With inputs divided by sqrt(n) (the parametrisation of Jacot et
+        al. 2018, arXiv 1806.07572, section 3) it leaves softly. Weights start sqrt(n) larger, as the same function.
+        """
+        self.head = nn.Linear(features, 2 * latents)
+        self.head_gain = features**-0.5 if gentle else 1.0
+        with torch.no_grad():
+            self.head.weight.div_(self.head_gain)
+
+    def _moments(self, features: Tensor) -> Tensor:
+        """The head of feature maps, in float32: the posterior is exact (objective.md)."""
+        with full_precision(features.device):
+            moments: Tensor = self.head(self.head_gain * features.float().flatten(1))
+        return moments
 
     @torch.no_grad()
     def replace_units(self, which: Tensor, donor: Encoder) -> None:
@@ -43,10 +67,12 @@ class Decoder(nn.Module):
     Attributes:
         head: the first layer; unit j is its column j.
         last: the last layer that has weights.
+        detail_gain: what its output is multiplied by.
     """
 
     head: nn.Linear
     last: nn.Conv2d | nn.ConvTranspose2d
+    detail_gain: float
 
     def begin_beside_linear_path(self, kept: int) -> None:
         """Add nothing yet to its picture, which shows the first `kept` units."""
