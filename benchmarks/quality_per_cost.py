@@ -3,6 +3,7 @@
 A step of each model is timed first: in turns, in this process, in seconds of the processor (median), so that other work
 on the machine falls on all of them alike. The runs then take as many steps as the seconds allow at that speed, so it
 does not matter how busy the machine is while they train. Validation, start and export are on nobody's account.
+Each run ends its learning-rate schedule with its time.
 With and without the PCA start, since the start alone gives most of what a short run reaches.
 """
 
@@ -65,6 +66,8 @@ def settings_of(options: argparse.Namespace, about: dict[str, Any]) -> dict[str,
         "training.epochs": 10_000,
         "training.validate_every_epochs": 4,
         "training.early_stopping.patience": None,
+        "training.lr_schedule.kind": "cosine",
+        "training.lr_schedule.warmup": 0.05,
         **NOT_ASKED,
         **overrides(options),
     }
