@@ -88,7 +88,8 @@ def test_the_first_step_of_adam_leaves_the_start_softly(family):
         model = build_model(family(image_size=64, latents=6, base_channels=32, channels=3), seed=0)
         model.start_at(basis, linear)
         if gain is not None:
-            model.encoder.head_gain = model.decoder.detail_gain = gain
+            model.encoder.head_gain.fill_(gain)
+            model.decoder.detail_gain.fill_(gain)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         before = model(images, torch.zeros(8, 6))
         (before.reconstruction - images).square().sum().add(before.posterior.kl_per_unit().sum()).backward()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from unified_vae.models.config import ConvConfig
 from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
-from unified_vae.models.vae import FULL_GAIN, GENTLE_GAIN, Decoder, Encoder
+from unified_vae.models.vae import Decoder, Encoder
 
 
 def upsampling(channels_in: int, channels_out: int, bias: bool) -> nn.ConvTranspose2d:
@@ -91,7 +91,7 @@ class ConvDecoder(Decoder):
             for number, (before, after) in enumerate(pairwise(widths), start=1)
         )
         self.last = upsampling(widths[-1], channels, bias=True)
-        self.detail_gain = GENTLE_GAIN if config.pca_start else FULL_GAIN
+        self._make_gain(gentle=config.pca_start)
 
     def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
         """Sizes that are no multiple of the total stride are cut out of the next larger one."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from unified_vae.models.config import ResidualConfig
 from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
-from unified_vae.models.vae import FULL_GAIN, GENTLE_GAIN, Decoder, Encoder
+from unified_vae.models.vae import Decoder, Encoder
 
 DETAIL_GAIN = 4.0
 """How much stronger than usual the finest map's first weights see the linear path's picture; 12 was no better."""
@@ -136,7 +136,7 @@ class ResidualDecoder(Decoder):
         )
         self.norm = norm(widths[-1])
         self.last = nn.Conv2d(widths[-1], 4 * channels, 3, 1, 1)
-        self.detail_gain = GENTLE_GAIN if config.pca_start else FULL_GAIN
+        self._make_gain(gentle=config.pca_start)
 
     def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
         """Sizes that are no multiple of the total stride are cut out of the next larger one."""

@@ -26,11 +26,11 @@ class Encoder(nn.Module):
 
     Attributes:
         head: the last layer; unit j is its rows j (mean) and latents + j (log variance).
-        head_gain: what its input is multiplied by.
+        head_gain: what its input is multiplied by; a buffer, so that a file of weights says what it was trained with.
     """
 
     head: nn.Linear
-    head_gain: float
+    head_gain: Tensor
 
     def _make_head(self, features: int, latents: int, gentle: bool) -> None:
         """A head of `features` inputs; `gentle` beside a linear path, where its rows start at zero.
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         al. 2018, arXiv 1806.07572, section 3) it leaves softly. Weights start sqrt(n) larger, as the same function.
         """
         self.head = nn.Linear(features, 2 * latents)
-        self.head_gain = features**-0.5 if gentle else 1.0
+        self.register_buffer("head_gain", torch.tensor(features**-0.5 if gentle else 1.0))
         with torch.no_grad():
             self.head.weight.div_(self.head_gain)
 
@@ -67,12 +67,16 @@ class Decoder(nn.Module):
     Attributes:
         head: the first layer; unit j is its column j.
         last: the last layer that has weights.
-        detail_gain: what its output is multiplied by.
+        detail_gain: what its output is multiplied by; a buffer, as the encoder's.
     """
 
     head: nn.Linear
     last: nn.Conv2d | nn.ConvTranspose2d
-    detail_gain: float
+    detail_gain: Tensor
+
+    def _make_gain(self, gentle: bool) -> None:
+        """The factor of the detail: `gentle` beside a linear path, for the reason given at `Encoder._make_head`."""
+        self.register_buffer("detail_gain", torch.tensor(GENTLE_GAIN if gentle else FULL_GAIN))
 
     def begin_beside_linear_path(self, kept: int) -> None:
         """Add nothing yet to its picture, which shows the first `kept` units."""
