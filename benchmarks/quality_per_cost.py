@@ -27,11 +27,11 @@ BASELINE = "conv"
 ENTRANTS: dict[str, dict[str, object]] = {
     "conv": {"model.family": "conv", "model.base_channels": 64},
     "residual": {"model.family": "residual", "model.base_channels": 32},
-    "residual, no blocks": {
+    "residual, blocks everywhere": {
         "model.family": "residual",
-        "model.base_channels": 64,
-        "model.max_multiplier": 4,
-        "model.blocks": 0,
+        "model.base_channels": 32,
+        "model.blocks": 1,
+        "model.detail_blocks": 1,
     },
 }
 SIZES = {"faces128": 64, "cifar10": 32}

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ResidualConfig
-from unified_vae.models.residual import Block, Down, Up
+from unified_vae.models.residual import Block, Down, ResidualAttention, Up
 
 SMALL = ResidualConfig(image_size=16, latents=5, base_channels=8, channels=3)
 
@@ -19,6 +19,7 @@ def silence(layer: torch.nn.Conv2d) -> None:
 def test_a_block_starts_as_the_identity():
     features = torch.randn(2, 8, 6, 6)
     assert torch.equal(Block(8)(features), features)
+    assert torch.equal(ResidualAttention(8)(features), features)
 
 
 def test_without_its_convolution_a_halving_averages_and_a_doubling_repeats():
@@ -48,6 +49,8 @@ def test_every_size_comes_back(size, channels):
         {"latents": 6},
         {"base_channels": 16},
         {"blocks": 2},
+        {"detail_blocks": 1},
+        {"attention": True},
         {"pca_start": False},
         {"channels": 1},
         {"image_size": 32, "max_multiplier": 1},
@@ -57,15 +60,17 @@ def test_every_setting_reaches_the_weights(change):
     def shapes(config):
         return [tuple(parameter.shape) for parameter in build_model(config).parameters()]
 
-    base = {**SMALL.model_dump(), **({"image_size": 32} if "max_multiplier" in change else {})}
+    base = {**SMALL.model_dump(), **({"image_size": 32} if {"max_multiplier", "blocks"} & set(change) else {})}
     assert shapes(ResidualConfig(**base)) != shapes(ResidualConfig(**{**base, **change}))
 
 
 def test_every_parameter_is_moved_once_the_blocks_are_awake():
-    model = build_model(SMALL, seed=0)
+    model = build_model(SMALL.model_copy(update={"blocks": 1, "attention": True}), seed=0)
     for module in model.modules():
         if isinstance(module, Block):
             torch.nn.init.normal_(module.second.weight, std=0.1)
+        if isinstance(module, ResidualAttention):
+            torch.nn.init.normal_(module.to_out[0].weight, std=0.1)
     model(torch.rand(4, 3, 16, 16), torch.randn(4, 5)).reconstruction.square().sum().backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters() if p.requires_grad)
 

@@ -76,8 +76,12 @@ class ResidualConfig(_VectorConfig):
     """Channels of the first stage, a multiple of 4; they double at each halving, up to `max_multiplier` times this."""
     max_multiplier: Annotated[int, AfterValidator(_power_of_two)] = 8
     """Bound on the doubling of channels, a power of two."""
-    blocks: int = Field(default=1, ge=0)
-    """Residual blocks at each size, in the encoder and in the decoder."""
+    blocks: int = Field(default=0, ge=0)
+    """Residual blocks at each size, in the encoder and in the decoder, but for the decoder's finest map."""
+    detail_blocks: int = Field(default=4, ge=0)
+    """Residual blocks at the decoder's finest map, where details are made."""
+    attention: bool = False
+    """Attention between the positions of the smallest map, in the encoder and in the decoder."""
 
 
 class SpatialConfig(Config):
