@@ -27,12 +27,7 @@ BASELINE = "conv"
 ENTRANTS: dict[str, dict[str, object]] = {
     "conv": {"model.family": "conv", "model.base_channels": 64},
     "residual": {"model.family": "residual", "model.base_channels": 32},
-    "residual, blocks everywhere": {
-        "model.family": "residual",
-        "model.base_channels": 32,
-        "model.blocks": 1,
-        "model.detail_blocks": 1,
-    },
+    "residual, 64 channels": {"model.family": "residual", "model.base_channels": 64, "model.detail_blocks": 2},
 }
 SIZES = {"faces128": 64, "cifar10": 32}
 TARGET = 0.7
