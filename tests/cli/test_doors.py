@@ -141,6 +141,17 @@ def test_the_restart_command_continues_the_same_run(door) -> None:
     assert door.request().command == "uv run train.py --mode quick_test --data 'my photos.zip'"
 
 
+@pytest.mark.parametrize(
+    ("here", "everywhere", "launcher"),
+    [(2, 2, "torchrun --standalone --nproc-per-node 2"), (8, 16, "torchrun --nnodes 2 --nproc-per-node 8")],
+)
+def test_the_restart_command_starts_as_many_processes(door, monkeypatch, here, everywhere, launcher) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": here, "WORLD_SIZE": everywhere}.items():
+        monkeypatch.setenv(name, str(value))
+    door.mode("--mode", "quick_test")
+    assert door.request().command == f"uv run {launcher} train.py --mode quick_test"
+
+
 def test_set_wins_over_flags_and_flags_over_the_mode(door) -> None:
     door.mode("--mode", "quick_test", "--beta", "3", "--set", "loss.kl.weight=4", "--epochs", "2")
     run = door.request().run

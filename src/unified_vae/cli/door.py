@@ -87,7 +87,17 @@ def _of_other_door(script: str, error: Any) -> str | None:
 
 def restart_command(script: str, words: Sequence[str]) -> str:
     """The command that starts the same run again: the words given, without those that would set it aside."""
-    return " ".join(["uv run", script, shlex.join(word for word in words if word != "--no-resume")]).rstrip()
+    kept = shlex.join(word for word in words if word != "--no-resume")
+    return " ".join(["uv run", *_launcher(), script, kept]).rstrip()
+
+
+def _launcher() -> list[str]:
+    """torchrun with its numbers of processes, where it started this one; a cluster adds its own meeting point."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return []
+    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    machines = ["--standalone"] if here == everywhere else [f"--nnodes {everywhere // here}"]
+    return ["torchrun", *machines, f"--nproc-per-node {here}"]
 
 
 def _fail(message: str, exit_code: int, details: Sequence[str] = ()) -> int:
