@@ -64,6 +64,7 @@ def test_units_without_a_component_keep_the_networks_first_weights():
     assert kept == 4
     assert torch.equal(model.encoder.head.weight[kept:9], fresh.encoder.head.weight[kept:9])
     assert not model.encoder.head.weight[:kept].any()
+    assert ((model.encoder.head.gain < 1) == torch.tensor([*[True] * 4, *[False] * 5] * 2)).all()
 
 
 def test_the_network_learns_from_the_start():
@@ -88,7 +89,7 @@ def test_the_first_step_of_adam_leaves_the_start_softly(family):
         model = build_model(family(image_size=64, latents=6, base_channels=32, channels=3), seed=0)
         model.start_at(basis, linear)
         if gain is not None:
-            model.encoder.head_gain.fill_(gain)
+            model.encoder.head.gain.fill_(gain)
             model.decoder.detail_gain.fill_(gain)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         before = model(images, torch.zeros(8, 6))
@@ -147,3 +148,11 @@ def test_replaced_units_take_their_part_of_the_path():
     assert torch.equal(model.linear.to_picture.weight[:, which], donor.linear.to_picture.weight[:, which])
     assert torch.equal(model.linear.to_picture.weight[:, ~which], before[:, ~which])
     assert torch.equal(model.linear.to_latents.bias[which], donor.linear.to_latents.bias[which])
+
+
+def test_replaced_units_learn_as_softly_as_the_donors():
+    model = build_model(ConvConfig(image_size=16, latents=6, base_channels=4, channels=3), seed=0)
+    donor, *_ = started(16)
+    which = torch.tensor([True, False, True, False, False, False])
+    model.replace_units(which, donor)
+    assert ((model.encoder.head.gain < 1) == which.repeat(2)).all()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified_vae.models.config import ConvConfig
+from unified_vae.models.gentle_linear import GentleLinear
 from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
 from unified_vae.models.vae import Decoder, Encoder
 
@@ -45,7 +46,7 @@ class ConvEncoder(Encoder):
         self.stages = nn.Sequential(*layers)
         self.multiple = 2 ** len(widths)
         side = math.ceil(config.image_size / self.multiple)
-        self._make_head(widths[-1] * side * side, config.latents, gentle=config.pca_start)
+        self.head = GentleLinear(widths[-1] * side * side, 2 * config.latents)
 
     def forward(self, images: Tensor) -> Tensor:
         """Sizes that are no multiple of the total stride are extended by their edge pixels."""
@@ -91,7 +92,7 @@ class ConvDecoder(Decoder):
             for number, (before, after) in enumerate(pairwise(widths), start=1)
         )
         self.last = upsampling(widths[-1], channels, bias=True)
-        self._make_gain(gentle=config.pca_start)
+        self._make_gain()
 
     def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
         """Sizes that are no multiple of the total stride are cut out of the next larger one."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified_vae.models.config import ResidualConfig
+from unified_vae.models.gentle_linear import GentleLinear
 from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
 from unified_vae.models.spatial_blocks import Attention, norm_groups
 from unified_vae.models.vae import Decoder, Encoder
@@ -111,7 +112,7 @@ class ResidualEncoder(Encoder):
         self.stages = nn.Sequential(*layers, norm(widths[-1]), nn.SiLU())
         self.multiple = 2 ** len(widths)
         side = math.ceil(config.image_size / self.multiple)
-        self._make_head(widths[-1] * side * side, config.latents, gentle=config.pca_start)
+        self.head = GentleLinear(widths[-1] * side * side, 2 * config.latents)
 
     def forward(self, images: Tensor) -> Tensor:
         """Sizes that are no multiple of the total stride are extended by their edge pixels."""
@@ -156,7 +157,7 @@ class ResidualDecoder(Decoder):
         )
         self.norm = norm(widths[-1])
         self.last = nn.Conv2d(widths[-1], 4 * channels, 3, 1, 1)
-        self._make_gain(gentle=config.pca_start)
+        self._make_gain()
 
     def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
         """Sizes that are no multiple of the total stride are cut out of the next larger one."""

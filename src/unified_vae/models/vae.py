@@ -14,11 +14,14 @@ from unified_vae.core.principal_components import PrincipalComponents, enlarge
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.gentle_linear import GentleLinear
 from unified_vae.models.linear_path import LinearPath
 
 GREY = 0.5  # what a decoder without a linear path starts from
 FULL_GAIN = 0.5  # of detail that makes the whole image out of grey
-GENTLE_GAIN = 0.05  # of detail beside a linear path's picture: see Encoder._make_head; chosen in docs/log.md
+GENTLE_GAIN = (
+    0.05  # of detail beside a linear path's picture: for the reason given at GentleLinear; chosen in docs/log.md
+)
 
 
 class Encoder(nn.Module):
@@ -26,37 +29,20 @@ class Encoder(nn.Module):
 
     Attributes:
         head: the last layer; unit j is its rows j (mean) and latents + j (log variance).
-        head_gain: what its input is multiplied by; a buffer, so that a file of weights says what it was trained with.
     """
 
-    head: nn.Linear
-    head_gain: Tensor
-
-    def _make_head(self, features: int, latents: int, gentle: bool) -> None:
-        """A head of `features` inputs; `gentle` beside a linear path, where its rows start at zero.
-
-        An optimizer of the Adam kind moves every weight by the learning rate, so a head of n inputs moves its output
-        by n times as much in its first step: 4,096 of them threw the posterior means off by more than their own
-        spread, and what PCA gave was lost at once. With inputs divided by sqrt(n) (the parametrisation of Jacot et
-        al. 2018, arXiv 1806.07572, section 3) it leaves softly. Weights start sqrt(n) larger, as the same function.
-        """
-        self.head = nn.Linear(features, 2 * latents)
-        self.register_buffer("head_gain", torch.tensor(features**-0.5 if gentle else 1.0))
-        with torch.no_grad():
-            self.head.weight.div_(self.head_gain)
+    head: GentleLinear
 
     def _moments(self, features: Tensor) -> Tensor:
         """The head of feature maps, in float32: the posterior is exact (objective.md)."""
         with full_precision(features.device):
-            moments: Tensor = self.head(self.head_gain * features.float().flatten(1))
+            moments: Tensor = self.head(features.float().flatten(1))
         return moments
 
     @torch.no_grad()
     def replace_units(self, which: Tensor, donor: Encoder) -> None:
         """Take the latent units `which` ([latents], bool, on this module's device) from one of the same shape."""
-        rows = torch.cat([which, which])
-        self.head.weight[rows] = donor.head.weight.to(self.head.weight)[rows]
-        self.head.bias[rows] = donor.head.bias.to(self.head.bias)[rows]
+        self.head.replace(torch.cat([which, which]), donor.head)
 
 
 class Decoder(nn.Module):
@@ -67,22 +53,24 @@ class Decoder(nn.Module):
     Attributes:
         head: the first layer; unit j is its column j.
         last: the last layer that has weights.
-        detail_gain: what its output is multiplied by; a buffer, as the encoder's.
+        detail_gain: what its output is multiplied by; a buffer, as the gain of `GentleLinear`.
     """
 
     head: nn.Linear
     last: nn.Conv2d | nn.ConvTranspose2d
     detail_gain: Tensor
 
-    def _make_gain(self, gentle: bool) -> None:
-        """The factor of the detail: `gentle` beside a linear path, for the reason given at `Encoder._make_head`."""
-        self.register_buffer("detail_gain", torch.tensor(GENTLE_GAIN if gentle else FULL_GAIN))
+    def _make_gain(self) -> None:
+        """The gain before any start; a method, as the spatial family has none."""
+        self.register_buffer("detail_gain", torch.tensor(FULL_GAIN))
 
     def begin_beside_linear_path(self, kept: int) -> None:
-        """Add nothing yet to its picture, which shows the first `kept` units."""
+        """Add nothing yet to its picture, which shows the first `kept` units; softly, where it shows any."""
         nn.init.zeros_(self.last.weight)
         if self.last.bias is not None:
             nn.init.zeros_(self.last.bias)
+        if kept:
+            self.detail_gain.fill_(GENTLE_GAIN)
 
     @torch.no_grad()
     def replace_units(self, which: Tensor, donor: Decoder) -> None:
@@ -184,8 +172,7 @@ class VAE(nn.Module):
         assert self.linear is not None, "this model has no linear path"
         kept, head = self.linear.start(basis, linear), self.encoder.head
         for first in (0, self.latents):
-            head.weight[first : first + kept] = 0
-            head.bias[first : first + kept] = 0
+            head.silence(first, kept)
         logvar = torch.from_numpy(linear.posterior_variances[:kept]).clamp(max=LARGEST_VARIANCE).log()
         head.bias[self.latents : self.latents + kept] = logvar.to(head.bias)
         self.decoder.begin_beside_linear_path(kept)
