@@ -13,9 +13,12 @@ from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.experiment.fitting.continuation import refuse_impossible
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.models.build import build_model
+from unified_vae.models.config import ConvConfig
 from unified_vae.training import checkpoint_ring
 from unified_vae.training.checkpoint import folder_name
 from unified_vae.training.manifest import MANIFEST, OtherFormat, seal
+from unified_vae.training.saver import load_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHORT = {"training": {"epochs": 1}}
@@ -151,6 +154,18 @@ def test_a_run_that_an_earlier_version_saved_goes_on(stored, tmp_path):
         assert "unified-vae" in str(problem) and "--no-resume" in str(problem)
         return
     assert finished.outcome == "finished" and (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def test_weights_of_an_earlier_version_compute_as_they_did_then():
+    """They do not name the gains, which were 1 for the posterior and a half for the detail."""
+    torch.manual_seed(0)
+    model, again = (build_model(ConvConfig(image_size=16, latents=3, base_channels=4, channels=3)) for _ in range(2))
+    named = {"encoder.head.gain", "decoder.detail_gain"}
+    load_weights(again, {key: value for key, value in model.state_dict().items() if key not in named}, "model")
+    images, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 3)
+    assert torch.equal(again(images, noise).reconstruction, model(images, noise).reconstruction)
+    with pytest.raises(CheckpointError, match="another model"):
+        load_weights(again, {key: value for key, value in model.state_dict().items() if "last" not in key}, "model")
 
 
 def test_there_is_a_stored_run():

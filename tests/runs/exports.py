@@ -17,9 +17,9 @@ CHANGE = {"training": {"epochs": 2, "samples": {"count": 4}}}
 BATCHES = (1, 2, 7)
 
 
-def trained(folder):
+def trained(folder, change=None):
     """A finished run in `folder`."""
-    fit(request(folder / "run", write_images(folder / "images.npy"), CHANGE), [])
+    fit(request(folder / "run", write_images(folder / "images.npy"), {**CHANGE, **(change or {})}), [])
     return folder / "run"
 
 

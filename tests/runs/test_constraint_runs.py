@@ -17,7 +17,7 @@ from unified_vae.experiment.fitting.fit import fit
 from unified_vae.losses.config import KLConfig
 from unified_vae.losses.constraint import Geco
 
-GECO = {"loss": {"kl": {"constraint": {"kind": "geco", "psnr": 45.0, "speed": 0.1}}}}
+GECO = {"loss": {"kl": {"constraint": {"kind": "geco", "psnr": 57.0, "speed": 0.1}}}}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_geco_goes_on_to_the_same_bits(stop, source, whole, tmp_path):
     assert outcome(tmp_path / "run") == outcome(whole[0])
     (beta,) = [row for row in again.started[0].terms if row.name == "loss.kl"]
     assert beta.weight * beta.factor == pytest.approx(float(re.search(r"beta now ([\d.]+)", beta.note)[1]), rel=0.01)
-    assert "geco: at least 45 dB at the least KL" in beta.note
+    assert "geco: at least 57 dB at the least KL" in beta.note
 
 
 def test_beta_is_logged_as_it_moves(whole):
@@ -103,9 +103,9 @@ def test_another_first_beta_does_not_move_the_one_that_geco_has_found(source, tm
 def test_a_target_that_geco_missed_is_told_at_the_end(whole):
     run_dir, recorder = whole
     reached = -10 * math.log10(rows(run_dir, "train")[-1]["loss.mse"])
-    assert abs(reached - 45) > MISSED, "a few steps leave beta far from where it would settle"
+    assert abs(reached - 57) > MISSED, "a few steps leave beta far from where it would settle"
     (told,) = [line for line in recorder.finished.advice if "GECO" in line]
-    assert f"at {reached:.1f} dB, 45 were asked for" in told
+    assert f"at {reached:.1f} dB, 57 were asked for" in told
 
 
 def test_each_way_to_miss_a_target_has_its_own_advice():

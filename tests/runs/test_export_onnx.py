@@ -51,7 +51,8 @@ def test_a_process_with_onnxruntime_alone_gets_the_models_numbers(run, tmp_path)
         assert fact in said
 
 
-def test_fp16_has_fp16_weights_and_is_close(run, tmp_path):
+def test_fp16_has_fp16_weights_and_is_close(tmp_path):
+    run = trained(tmp_path, {"model": {"pca_start": False}})  # its 58 dB on these images show all rounding
     half, _ = exported(run, "onnx", output=tmp_path / "half", half=Half.FP16)
     stored = onnx.load(tmp_path / "half" / "decoder.onnx").graph.initializer
     weights = [tensor.data_type for tensor in stored if len(tensor.dims) > 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -22,6 +23,9 @@ FULL_GAIN = 0.5  # of detail that makes the whole image out of grey
 GENTLE_GAIN = (
     0.05  # of detail beside a linear path's picture: for the reason given at GentleLinear; chosen in docs/log.md
 )
+
+GAINS_BEFORE = {"encoder.head.gain": 1.0, "decoder.detail_gain": FULL_GAIN}
+"""What models computed with whose files do not name their gains."""
 
 
 class Encoder(nn.Module):
@@ -176,6 +180,12 @@ class VAE(nn.Module):
         logvar = torch.from_numpy(linear.posterior_variances[:kept]).clamp(max=LARGEST_VARIANCE).log()
         head.bias[self.latents : self.latents + kept] = logvar.to(head.bias)
         self.decoder.begin_beside_linear_path(kept)
+
+    def complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a file, with the gains that files of earlier versions lack."""
+        own = self.state_dict()
+        before = {name: torch.full_like(own[name], gain) for name, gain in GAINS_BEFORE.items() if name in own}
+        return {**before, **weights}
 
     @torch.no_grad()
     def replace_units(self, which: Tensor, donor: VAE) -> None:

@@ -346,6 +346,8 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], name: str) ->
     Raises:
         CheckpointError: names or shapes differ; the sentence says how many and the first of them.
     """
+    if isinstance(module, VAE):
+        tensors = module.complete(tensors)
     wanted = {key: _form(value) for key, value in module.state_dict().items()}
     found = {key: _form(value) for key, value in tensors.items()}
     differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
