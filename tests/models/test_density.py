@@ -10,6 +10,7 @@ import torch
 
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.tensor_file import write_tensors
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ConvConfig
 from unified_vae.models.density.base import LatentDensity
@@ -17,6 +18,7 @@ from unified_vae.models.density.flow import FlowDensity
 from unified_vae.models.density.gaussian import SHRINKAGES, GaussianDensity, best_shrinkage, fit_gaussian
 from unified_vae.models.density.mixture import MixtureDensity, fit_mixture
 from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density.stored import TENSORS, read_density
 from unified_vae.models.pretrained import load_pretrained, save_density, save_pretrained
 
 LATENTS = 5
@@ -34,8 +36,9 @@ def two_blobs(count: int = 600, latents: int = LATENTS) -> DiagonalGaussian:
 
 
 def bent_flow(latents: int = LATENTS) -> FlowDensity:
-    """A flow whose couplings do something, as after training."""
-    flow = FlowDensity.around(fit_gaussian(two_blobs(latents=latents)), seed=1)
+    """A flow of a mixture whose couplings do something, as after training."""
+    blobs = two_blobs(latents=latents)
+    flow = FlowDensity.started_as(fit_mixture(fit_gaussian(blobs), blobs, 2, 0.5, generator()), seed=1)
     source = generator(2)
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -168,12 +171,19 @@ def test_a_flow_is_undone_by_its_inverse_and_levelled() -> None:
     torch.testing.assert_close(levelled.mean(0), torch.zeros(LATENTS), rtol=0, atol=0.05)
 
 
-def test_a_new_flow_is_its_gaussian() -> None:
-    gaussian = fit_gaussian(two_blobs())
-    flow = FlowDensity.around(gaussian, seed=3)
-    torch.testing.assert_close(flow.sample(5, generator()), gaussian.sample(5, generator()))
-    latents = gaussian.sample(5, generator(1))
-    torch.testing.assert_close(flow.log_prob(latents), gaussian.log_prob(latents))
+@pytest.mark.parametrize("base", densities()[1:3], ids=lambda density: density.kind)
+def test_a_new_flow_is_what_it_was_begun_from(base: GaussianDensity) -> None:
+    flow = FlowDensity.started_as(base, seed=3)
+    torch.testing.assert_close(flow.sample(5, generator()), base.sample(5, generator()))
+    latents = base.sample(5, generator(1))
+    torch.testing.assert_close(flow.log_prob(latents), base.log_prob(latents))
+
+
+def test_views_of_an_image_are_kept_out_together() -> None:
+    """A Gaussian of every image twice is that of the images: no image is judged by its own other view."""
+    blobs = two_blobs(count=42, latents=30)
+    twice = DiagonalGaussian(blobs.mean.repeat(2, 1), blobs.logvar.repeat(2, 1))
+    assert best_shrinkage(twice, views=2) == best_shrinkage(blobs) > best_shrinkage(twice)
 
 
 def test_more_draws_than_components_know_still_come_from_them() -> None:
@@ -198,6 +208,21 @@ def test_a_model_stored_before_there_were_densities_samples_from_the_prior(folde
     model = load_pretrained(folder)
     assert isinstance(model.density, NormalDensity)
     assert torch.equal(model.sample(2, generator()), model.sample(2, generator(), density="normal"))
+
+
+def test_densities_stored_before_their_sizes_were_draw_as_then(folder) -> None:
+    """Flows of a Gaussian, and mixtures in 64 coordinates."""
+    blobs = two_blobs(latents=80)
+    gaussian = fit_gaussian(blobs)
+    flow = FlowDensity.started_as(gaussian, seed=1)
+    torch.nn.init.normal_(flow.couplings[0].last.weight, std=0.1, generator=generator())
+    mixture = MixtureDensity(80, 2)
+    mixture.take(gaussian)
+    for density, sizes, gone in ((flow, {}, MixtureDensity.OWN), (mixture, {"components": 2}, ())):
+        tensors = {name: tensor for name, tensor in density.state_dict().items() if name not in gone}
+        write_tensors(folder / TENSORS, tensors)
+        again = read_density(folder, {"kind": density.kind, "latents": 80, "sizes": sizes})
+        assert torch.equal(again.sample(4, generator()), density.sample(4, generator()))
 
 
 def test_a_newer_format_is_said(folder) -> None:

@@ -35,6 +35,25 @@ def test_the_density_asked_for_is_in_the_model(tmp_path, kind):
     assert any("final-samples.png" in line for line in seen.finished.advice)
 
 
+@pytest.mark.parametrize(("at_most", "mirrored"), [(20_000, True), (20, False)])
+def test_mirror_images_are_looked_at_where_the_run_mirrors_and_images_are_few(tmp_path, at_most, mirrored):
+    source = write_images(tmp_path / "images.npy")
+    change = {**SHORT, "density": {"fit": "gaussian", "max_images": at_most}}
+    seen = Recorder()
+    phases = []
+    seen.phase = lambda what, *_: phases.append(what)
+    fit(request(tmp_path / "run", source, change | {"data": {"augment": {"horizontal_flip": True}}}), [seen])
+    assert any("mirrored" in phase for phase in phases) == mirrored
+    model = load_pretrained(tmp_path / "run" / "model")
+    about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["density"]
+    assert about["images"] == (20 if not mirrored else len(posteriors_of(model, source, tmp_path).mean))
+
+
+def posteriors_of(model, source, folder):
+    data = DataConfig(source=str(source), cache_dir=str(folder / "cache"))
+    return posteriors(model, open_data(data, 16, None, lambda *_: None).train, 20_000, 0)
+
+
 def test_the_seconds_of_a_run_are_those_of_its_end_too(tmp_path, monkeypatch):
     late, real, recorder = [0.0], sampling.fit_density, Recorder()
 

@@ -56,6 +56,17 @@ def test_a_mixture_is_likelier_than_a_gaussian_on_blobs_and_a_flow_on_a_ring() -
     assert bent["flow"].nats() > bent["gaussian"].nats() + 0.3
 
 
+def test_mirror_images_are_as_likely_and_count_as_their_images() -> None:
+    """A second view of each image, mirrored here in the first latent, which its images show on one side alone."""
+    means = correlated(600)
+    means[:, 0] = means[:, 0].abs()
+    both = exactly(torch.cat([means, means * torch.tensor([-1.0, 1, 1, 1])]), 0.5)
+    fitted = fit_density(both, QUICK, seed=0, views=2)
+    draws = fitted.density.sample(4000, torch.Generator().manual_seed(5))
+    assert fitted.images in (540, 600)
+    assert abs(float((draws[:, 0] > 0).float().mean()) - 0.5) < 0.05
+
+
 def test_the_last_of_the_fits_is_told() -> None:
     seen: list[tuple[int, int | None]] = []
     quick = DensityConfig(flow_steps=2, max_components=1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -84,20 +84,22 @@ class FittedDensity:
 
 
 def fit_density(
-    posteriors: DiagonalGaussian, config: DensityConfig, seed: int, progress: Progress | None = None
+    posteriors: DiagonalGaussian, config: DensityConfig, seed: int, progress: Progress | None = None, views: int = 1
 ) -> FittedDensity:
     """The density that `config` asks for, on the CPU.
 
     Args:
-        posteriors: of training images, [n, latents].
+        posteriors: of training images, [views * n, latents].
         seed: decides the images that are kept out, draws, first centres and weights.
+        views: of each image, as mirrored and not; all images' first ones before all their second ones.
 
     Raises:
         DataError: the kind asked for cannot be fitted to so few images or latents.
         ArithmeticError: the posteriors are not finite.
     """
     refuse_not_finite(posteriors)
-    images, latents = posteriors.mean.shape
+    rows, latents = posteriors.mean.shape
+    images = rows // views
     if config.fit == "normal":
         return FittedDensity(NormalDensity(latents), {}, 0)
     possible = kinds_for(latents)
@@ -107,9 +109,9 @@ def fit_density(
             f"{MOST_CORRELATED:,}): set density.fit=auto"
         )
     if images < FEWEST:
-        return _without_choice(posteriors, config)
+        return _without_choice(posteriors, config, views)
     wanted = possible if config.fit == "auto" else ("normal", config.fit)
-    candidates = fit_kinds(posteriors, config, seed, wanted, progress)
+    candidates = fit_kinds(posteriors, config, seed, wanted, progress, views)
     chosen = choose(candidates) if config.fit == "auto" else config.fit
     nats = {kind: candidate.nats() for kind, candidate in candidates.items()}
     fitted_to = images - kept_out_of(images) if chosen == "flow" else images  # a flow needs some to stop by
@@ -135,6 +137,7 @@ def fit_kinds(
     seed: int,
     kinds: tuple[DensityKind, ...] = KINDS,
     progress: Progress | None = None,
+    views: int = 1,
 ) -> dict[DensityKind, Candidate]:
     """Each kind fitted to nine tenths of the images and measured on the rest, for a choice or a comparison.
 
@@ -143,19 +146,19 @@ def fit_kinds(
     Raises:
         DataError: a flow is the only kind asked for beside `normal`, and there are too few latents.
     """
-    fitted_to, kept_out = _split(posteriors, seed)
+    fitted_to, kept_out = _split(posteriors, seed, views)
     latents = posteriors.mean.shape[1]
     if "flow" in kinds and latents < SMALLEST:
         if set(kinds) <= {"normal", "flow"}:
             raise DataError(f"a flow needs {SMALLEST} latents, and this model has {latents}: set density.fit=mixture.")
         kinds = tuple(kind for kind in kinds if kind != "flow")
-    judge = Judge(kept_out, seed)
-    gaussian = fit_gaussian(fitted_to) if latents <= MOST_CORRELATED else None
+    judge = Judge(kept_out, seed, views)
+    bench = _Bench(fitted_to, views, judge, config, seed)
     candidates: dict[DensityKind, Candidate] = {}
     for number, kind in enumerate(kinds):
         if progress:
             progress(f"fitting a latent density: {kind}", number, len(kinds))
-        density, refit = _fit_kind(kind, gaussian, fitted_to, judge, config, seed)
+        density, refit = bench.fit(kind)
         candidates[kind] = Candidate(density, judge.log_likelihoods(density), refit)
     if progress:
         progress("latent densities fitted", len(kinds), len(kinds))
@@ -175,8 +178,9 @@ def choose(candidates: Mapping[DensityKind, Candidate]) -> DensityKind:
     return best
 
 
-def _without_choice(posteriors: DiagonalGaussian, config: DensityConfig) -> FittedDensity:
-    images, latents = posteriors.mean.shape
+def _without_choice(posteriors: DiagonalGaussian, config: DensityConfig, views: int) -> FittedDensity:
+    rows, latents = posteriors.mean.shape
+    images = rows // views
     if config.fit == "flow":
         raise DataError(
             f"a flow needs {FEWEST} training images, to keep some out, and there are {images}: "
@@ -191,7 +195,7 @@ def _without_choice(posteriors: DiagonalGaussian, config: DensityConfig) -> Fitt
     if config.fit == "units":
         return FittedDensity(fit_units(posteriors), {}, images)
     note = f"{images} training images give a Gaussian whose samples are mixes of these"
-    return FittedDensity(fit_gaussian(posteriors), {}, images, note)
+    return FittedDensity(fit_gaussian(posteriors, views), {}, images, note)
 
 
 def kept_out_of(images: int) -> int:
@@ -199,60 +203,67 @@ def kept_out_of(images: int) -> int:
     return min(max(images // 10, FEWEST_KEPT_OUT), LARGEST_KEPT_OUT)
 
 
-def _split(posteriors: DiagonalGaussian, seed: int) -> tuple[DiagonalGaussian, DiagonalGaussian]:
-    """Nine tenths to fit to, and the rest."""
-    count = len(posteriors.mean)
+def _split(posteriors: DiagonalGaussian, seed: int, views: int) -> tuple[DiagonalGaussian, DiagonalGaussian]:
+    """Nine tenths of the images to fit to, and the rest, each with all its views."""
+    count = len(posteriors.mean) // views
     order = torch.randperm(count, generator=generator(seed, "split"))
     out = kept_out_of(count)
-    return some(posteriors, order[out:]), some(posteriors, order[:out])
+    first = torch.arange(views)[:, None] * count
+    return some(posteriors, (first + order[out:]).flatten()), some(posteriors, (first + order[:out]).flatten())
 
 
-def _fit_kind(
-    kind: DensityKind,
-    gaussian: GaussianDensity | None,
-    fitted_to: DiagonalGaussian,
-    judge: Judge,
-    config: DensityConfig,
-    seed: int,
-) -> tuple[LatentDensity, Refit]:
-    match kind:
-        case "normal":
-            normal = NormalDensity(fitted_to.mean.shape[1])
-            return normal, lambda _: normal
-        case "units":
-            return fit_units(fitted_to), fit_units
-    assert gaussian is not None, "there are too many latents for this kind"
-    match kind:
-        case "gaussian":
-            return gaussian, fit_gaussian
-        case "mixture":
-            return _best_mixture(gaussian, fitted_to, judge, config, seed)
-        case "flow":
-            flow = train_flow(gaussian, fitted_to, judge, config.flow_steps, seed)
-            return flow, lambda _: flow  # it needs images kept out to stop by
+@dataclass(frozen=True)
+class _Bench:
+    """Where kinds are fitted to the same images and judged by the same others; what several need is fitted once."""
 
+    fitted_to: DiagonalGaussian
+    views: int
+    judge: Judge
+    config: DensityConfig
+    seed: int
 
-def _best_mixture(
-    gaussian: GaussianDensity, fitted_to: DiagonalGaussian, judge: Judge, config: DensityConfig, seed: int
-) -> tuple[MixtureDensity, Refit]:
-    """Twice as many components as long as that helps, each more or less loyal to the common covariance."""
-    largest = min(config.max_components, len(fitted_to.mean) // IMAGES_PER_COMPONENT)
-    best_nats, best = -math.inf, None
-    count = min(2, max(largest, 1))
-    while count <= max(largest, 1):
-        found = []
-        for loyalty in LOYALTIES:
-            refit = partial(_mixture, count=count, loyalty=loyalty, seed=seed)
-            density = fit_mixture(gaussian, fitted_to, count, loyalty, generator(seed, f"mixture of {count}"))
-            found.append((float(judge.log_likelihoods(density).mean()), density, refit))
-        nats, density, refit = max(found, key=lambda entry: entry[0])
-        if nats <= best_nats:
-            break
-        best_nats, best = nats, (density, refit)
-        count *= 2
-    assert best is not None
-    return best
+    def fit(self, kind: DensityKind) -> tuple[LatentDensity, Refit]:
+        match kind:
+            case "normal":
+                normal = NormalDensity(self.fitted_to.mean.shape[1])
+                return normal, lambda _: normal
+            case "units":
+                return fit_units(self.fitted_to), fit_units
+            case "gaussian":
+                return self._gaussian, partial(fit_gaussian, views=self.views)
+            case "mixture":
+                return self._mixture
+            case "flow":
+                base = max(self._gaussian, self._mixture[0], key=lambda d: float(self.judge.log_likelihoods(d).mean()))
+                flow = train_flow(base, self.fitted_to, self.judge, self.config.flow_steps, self.seed)
+                return flow, lambda _: flow  # it needs images kept out to stop by
 
+    @cached_property
+    def _gaussian(self) -> GaussianDensity:
+        return fit_gaussian(self.fitted_to, self.views)
 
-def _mixture(posteriors: DiagonalGaussian, count: int, loyalty: float, seed: int) -> MixtureDensity:
-    return fit_mixture(fit_gaussian(posteriors), posteriors, count, loyalty, generator(seed, f"mixture of {count}"))
+    @cached_property
+    def _mixture(self) -> tuple[MixtureDensity, Refit]:
+        """Twice as many components as long as that helps, each more or less loyal to the common covariance."""
+        largest = max(min(self.config.max_components, len(self.fitted_to.mean) // IMAGES_PER_COMPONENT), 1)
+        best_nats, best = -math.inf, None
+        count = min(2, largest)
+        while count <= largest:
+            nats, density, refit = max((self._of(count, loyalty) for loyalty in LOYALTIES), key=lambda entry: entry[0])
+            if nats <= best_nats:
+                break
+            best_nats, best = nats, (density, refit)
+            count *= 2
+        assert best is not None
+        return best
+
+    def _of(self, count: int, loyalty: float) -> tuple[float, MixtureDensity, Refit]:
+        """Nats of images that were kept out, the mixture, and how to fit it to others."""
+        purpose = f"mixture of {count}"
+        density = fit_mixture(self._gaussian, self.fitted_to, count, loyalty, generator(self.seed, purpose))
+
+        def refit(posteriors: DiagonalGaussian) -> LatentDensity:
+            gaussian = fit_gaussian(posteriors, self.views)
+            return fit_mixture(gaussian, posteriors, count, loyalty, generator(self.seed, purpose))
+
+        return float(self.judge.log_likelihoods(density).mean()), density, refit

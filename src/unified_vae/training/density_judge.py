@@ -22,15 +22,16 @@ class Judge:
     """Holds draws from the posteriors of images that were kept out.
 
     Attributes:
-        draws: [DRAWS * images, latents].
+        draws: [DRAWS * views * images, latents].
     """
 
-    def __init__(self, kept_out: DiagonalGaussian, seed: int) -> None:
-        self.images = len(kept_out.mean)
+    def __init__(self, kept_out: DiagonalGaussian, seed: int, views: int = 1) -> None:
+        """See `fit_gaussian` for the order of the views."""
+        self.images = len(kept_out.mean) // views
         source = generator(seed, "kept out")
         self.draws = torch.cat([draw(kept_out, source) for _ in range(DRAWS)])
 
     @torch.no_grad()
     def log_likelihoods(self, density: LatentDensity) -> Tensor:
-        """[images], natural logarithms, each the mean over an image's draws."""
-        return density.log_prob(self.draws).view(DRAWS, self.images).mean(0)
+        """[images], natural logarithms, each the mean over an image's views and draws."""
+        return density.log_prob(self.draws).view(-1, self.images).mean(0)

@@ -18,7 +18,7 @@ from unified_vae.optim.light_start import take_step
 from unified_vae.training.density_judge import Judge, generator
 from unified_vae.training.ema import EMA
 
-OPTIMIZER = AdamWConfig(lr=2e-3, weight_decay=0.1)
+OPTIMIZER = AdamWConfig(lr=2e-3, weight_decay=0.5)
 BATCH = 256  # images
 CLIP_NORM = 5.0
 DECAY = 0.98  # of the averaged weights, which are the ones judged and kept
@@ -26,16 +26,14 @@ LOOK_EVERY = 25  # steps
 PATIENCE = 8  # looks without gain
 
 
-def train_flow(
-    gaussian: GaussianDensity, posteriors: DiagonalGaussian, judge: Judge, steps: int, seed: int
-) -> FlowDensity:
-    """The flow, begun as `gaussian`, under which what was kept out was likeliest.
+def train_flow(base: GaussianDensity, posteriors: DiagonalGaussian, judge: Judge, steps: int, seed: int) -> FlowDensity:
+    """The flow, begun as `base`, under which what was kept out was likeliest.
 
     Args:
         steps: at most so many.
         seed: decides first weights, batches and draws.
     """
-    flow = FlowDensity.around(gaussian, key(seed, "density", "flow"))
+    flow = FlowDensity.started_as(base, key(seed, "density", "flow"))
     source = generator(seed, "flow")
     optimizer = build_optimizer(OPTIMIZER, flow, fused=False)
     average = EMA(flow, DECAY)

@@ -10,6 +10,7 @@ import torch
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.data.batches import gather
+from unified_vae.data.config import AugmentConfig
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.models.vae import VAE
 
@@ -28,11 +29,14 @@ def at_once(model: VAE) -> int:
 
 @torch.no_grad()
 def posteriors(
-    model: VAE, split: PackedSplit, at_most: int, seed: int, progress: Progress | None = None
+    model: VAE, split: PackedSplit, at_most: int, seed: int, progress: Progress | None = None, mirrored: bool = False
 ) -> DiagonalGaussian:
     """q(z|x) of `at_most` images of a split, chosen by the seed, on the CPU: [n, latents]; without augmentation.
 
     Of a model with more than MOST_CORRELATED latents no more than ENOUGH_FOR_UNITS.
+
+    Args:
+        mirrored: of the images' mirror images.
     """
     if model.latents > MOST_CORRELATED:
         at_most = min(at_most, ENOUGH_FOR_UNITS)
@@ -42,8 +46,15 @@ def posteriors(
     batch = at_once(model)
     for start in range(0, len(chosen), batch):
         raw = gather(split, chosen[start : start + batch])
-        found.append(model.encode(raw.to(device).float() / 255))
+        images = raw.to(device).float() / 255
+        found.append(model.encode(images.flip(3) if mirrored else images))
         if progress:
             progress(min(start + batch, len(chosen)), len(chosen))
     means, logvars = ([getattr(posterior, name).cpu() for posterior in found] for name in ("mean", "logvar"))
     return DiagonalGaussian(torch.cat(means), torch.cat(logvars))
+
+
+def views(model: VAE, split: PackedSplit, at_most: int, augment: AugmentConfig) -> int:
+    """Of each image, for a density of correlated units: 2 where the model learned mirror images too, and few images."""
+    mirrored = augment.horizontal_flip and 2 * len(split) <= at_most and model.latents <= MOST_CORRELATED
+    return 2 if mirrored else 1

@@ -23,7 +23,7 @@ from unified_vae.models.latent_stats import measure
 from unified_vae.models.pretrained import CONFIG, load_pretrained, save_density, save_stats
 from unified_vae.models.vae import VAE
 from unified_vae.training.density_fit import FittedDensity, fit_density
-from unified_vae.training.latents import posteriors
+from unified_vae.training.latents import posteriors, views
 from unified_vae.training.observers import Observer
 from unified_vae.training.sheets import paint_density
 
@@ -37,7 +37,8 @@ def add_density(
     begun = time.monotonic()
     model = load_pretrained(folder.model, device)
     found = _encoded(model, config, train, observer)
-    fitted = _fitted(model, config, found, observer)
+    mirror = _mirrored(model, config, train, found, observer)
+    fitted = _fitted(model, config, found, mirror, observer)
     seconds = time.monotonic() - begun
     model.use_density(fitted.density)
     sheet = _painted(model, folder, config, observer)
@@ -56,28 +57,45 @@ Encoded = DiagonalGaussian | Exception
 """Posteriors of training images, or why there are none: the model is good without them."""
 
 
-def _encoded(model: VAE, config: RunConfig, train: PackedSplit, observer: Observer) -> Encoded:
+def _encoded(model: VAE, config: RunConfig, train: PackedSplit, observer: Observer, mirrored: bool = False) -> Encoded:
+    of = "mirrored training images" if mirrored else "training images"
 
     def encoded(done: int, total: int) -> None:
-        observer.phase("encoding training images for the latent density", done, total)
+        observer.phase(f"encoding {of} for the latent density", done, total)
 
     try:
-        return posteriors(model, train, config.density.max_images, config.seed, encoded)
+        return posteriors(model, train, config.density.max_images, config.seed, encoded, mirrored)
     except Exception as problem:
         return problem
 
 
-def _fitted(model: VAE, config: RunConfig, found: Encoded, observer: Observer) -> FittedDensity:
+def _mirrored(model: VAE, config: RunConfig, train: PackedSplit, found: Encoded, observer: Observer) -> Encoded | None:
+    """The same of the mirror images, where the density is to know them."""
+    wanted = config.density.fit != "normal" and not isinstance(found, Exception)
+    if wanted and views(model, train, config.density.max_images, config.data.augment) > 1:
+        return _encoded(model, config, train, observer, mirrored=True)
+    return None
+
+
+def _fitted(model: VAE, config: RunConfig, found: Encoded, mirror: Encoded | None, observer: Observer) -> FittedDensity:
     """The density; N(0, I) with a note where none can be fitted, whatever the reason: the model is good without one."""
     if config.density.fit == "normal":
         return FittedDensity(NormalDensity(model.latents), {}, 0)
     try:
-        if isinstance(found, Exception):
-            raise found
-        return fit_density(found, config.density, config.seed, observer.phase)
+        seen = [each for each in (found, mirror) if each is not None]
+        means, logvars = zip(*(_numbers(each) for each in seen), strict=True)
+        both = DiagonalGaussian(torch.cat(means), torch.cat(logvars))
+        return fit_density(both, config.density, config.seed, observer.phase, len(seen))
     except Exception as problem:
         note = f"no latent density could be fitted ({_words(problem)}), so new pictures are sampled from N(0, I)"
         return FittedDensity(NormalDensity(model.latents), {}, 0, note)
+
+
+def _numbers(found: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means and log variances; raises what kept them from being computed."""
+    if isinstance(found, Exception):
+        raise found
+    return found.mean, found.logvar
 
 
 def _described(folder: RunFolder, model: VAE, found: Encoded, observer: Observer) -> None:

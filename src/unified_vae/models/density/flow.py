@@ -1,7 +1,8 @@
 """A small normalizing flow: affine couplings (Real NVP; Dinh et al. 2017, arXiv 1605.08803).
 
 It works in the standard coordinates of the Gaussian of the same latents, and bends only the first of them, which
-differ most between images. Every coupling starts as the identity, so the flow starts as that Gaussian. It is
+differ most between images. What it bends is a mixture of Gaussians, as couplings are slow to part groups (the pair of
+Izmailov et al. 2020, arXiv 1912.13025). Every coupling starts as the identity: the flow starts as that mixture. It is
 trained in training/flow_training.py.
 
 A trained flow's draws need not have the mean and variance of what it was trained on; on latents of portraits they had
@@ -15,9 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from unified_vae.models.density.base import Rows, row_normals, row_numbers, standard_log_prob
+from unified_vae.models.density.base import Rows, row_numbers
 from unified_vae.models.density.config import DensityKind
 from unified_vae.models.density.gaussian import GaussianDensity
+from unified_vae.models.density.mixture import BENT_BEFORE, MixtureDensity
 
 BENT = 128  # standard coordinates that the couplings act on
 COUPLINGS = 8
@@ -67,8 +69,8 @@ class Coupling(nn.Module):
         return torch.cat([kept, moved], dim=1)[:, torch.argsort(self.order)]
 
 
-class FlowDensity(GaussianDensity):
-    """A Gaussian whose first standard coordinates are bent by couplings.
+class FlowDensity(MixtureDensity):
+    """A mixture whose first standard coordinates are bent by couplings; of one component N(0, I) to begin with.
 
     Attributes:
         centre: [bent], subtracted from what comes out of the couplings.
@@ -79,8 +81,8 @@ class FlowDensity(GaussianDensity):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, latents: int) -> None:
-        super().__init__(latents)
+    def __init__(self, latents: int, components: int = 1, bent: int = BENT_BEFORE) -> None:
+        super().__init__(latents, components, bent)
         if latents < SMALLEST:
             raise ValueError(f"a flow needs {SMALLEST} latents, and this model has {latents}: fit a mixture instead")
         self.bent = min(latents, BENT)
@@ -89,16 +91,16 @@ class FlowDensity(GaussianDensity):
         self.register_buffer("spread", torch.ones(self.bent))
 
     @classmethod
-    def around(cls, gaussian: GaussianDensity, seed: int) -> FlowDensity:
-        """Started as `gaussian`; `seed` decides the couplings' orders and first weights."""
+    def started_as(cls, base: GaussianDensity, seed: int) -> FlowDensity:
+        """Started as `base`, a Gaussian or a mixture; `seed` decides the couplings' orders and first weights."""
         with torch.random.fork_rng(devices=[]):
             torch.random.manual_seed(seed % 2**63)
-            density = cls(gaussian.latents)
+            density = cls(base.latents, **(base.sizes() if isinstance(base, MixtureDensity) else {}))
             for coupling in density._couplings():
                 coupling.order.copy_(torch.randperm(density.bent))
                 nn.init.zeros_(coupling.last.weight)
                 nn.init.zeros_(coupling.last.bias)
-        density.take(gaussian)
+        density.load_state_dict(base.state_dict(), strict=False)
         return density
 
     @torch.no_grad()
@@ -110,7 +112,7 @@ class FlowDensity(GaussianDensity):
 
     def draw_standard(self, rows: Rows) -> Tensor:
         """See `GaussianDensity.draw_standard`."""
-        values = row_normals(rows, self.latents).to(self.mean)
+        values = super().draw_standard(rows)
         bent = values[:, : self.bent]
         for coupling in reversed(self._couplings()):
             bent = coupling.inverse(bent)
@@ -123,11 +125,11 @@ class FlowDensity(GaussianDensity):
         for coupling in self._couplings():
             bent, change = coupling(bent)
             volume = volume + change
-        return standard_log_prob(bent) + volume + standard_log_prob(values[:, self.bent :])
+        return super().log_prob_standard(torch.cat([bent, values[:, self.bent :]], dim=1)) + volume
 
     def describe(self) -> str:
         """See `LatentDensity.describe`."""
-        return f"a flow of {COUPLINGS} couplings"
+        return f"a flow of {COUPLINGS} couplings of {super().describe()}"
 
     def _couplings(self) -> list[Coupling]:
         return [coupling for coupling in self.couplings if isinstance(coupling, Coupling)]

@@ -75,25 +75,28 @@ class GaussianDensity(LatentDensity):
             getattr(self, name).copy_(getattr(gaussian, name))
 
 
-def fit_gaussian(posteriors: DiagonalGaussian) -> GaussianDensity:
+def fit_gaussian(posteriors: DiagonalGaussian, views: int = 1) -> GaussianDensity:
     """The Gaussian of the posteriors of a set of images, any number from 1 on.
+
+    Args:
+        views: of each image, all images' first ones before all their second ones.
 
     Raises:
         ArithmeticError: the posteriors are not finite.
     """
     refuse_not_finite(posteriors)
-    return _of(posteriors, best_shrinkage(posteriors))
+    return _of(posteriors, best_shrinkage(posteriors, views))
 
 
-def best_shrinkage(posteriors: DiagonalGaussian) -> float:
+def best_shrinkage(posteriors: DiagonalGaussian, views: int = 1) -> float:
     """The member of SHRINKAGES under which images that were kept out are likeliest; 1 for a single image."""
-    count = len(posteriors.mean)
+    count = len(posteriors.mean) // views
     parts = min(PARTS, count)
     if parts < 2:
         return 1.0
     gains = torch.zeros(len(SHRINKAGES), dtype=torch.float64)
     for part in range(1 if count >= MANY else parts):
-        out = torch.arange(count) % parts == part
+        out = (torch.arange(count) % parts == part).repeat(views)
         moments, kept_out = _moments(some(posteriors, ~out)), some(posteriors, out)
         gains += torch.tensor([_log_likelihood(moments, kept_out, share) for share in SHRINKAGES]).double()
     return SHRINKAGES[int(gains.argmax())]

@@ -21,11 +21,13 @@ from unified_vae.models.density.base import Rows, row_normals, row_uniforms, sta
 from unified_vae.models.density.config import DensityKind
 from unified_vae.models.density.gaussian import GaussianDensity
 
-BENT = 64  # standard coordinates that the components may differ in
+BENT = 128  # standard coordinates that the components may differ in
+BENT_BEFORE = 64  # in files that do not say it
 ROUNDS = 25  # of expectation and maximisation
 ENOUGH = 1e-3  # nats an image that a round has to bring
 VALUES = 8192  # draws from the posteriors, where there are fewer images than that
 COMMON_RIDGE = 0.02  # weight of N(0, I) in the common covariance
+UNHEARD = 1e-6  # share of a value in a component below which it adds nothing to its covariance
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,14 @@ class MixtureDensity(GaussianDensity):
     """A Gaussian whose first standard coordinates are a mixture instead of N(0, I)."""
 
     kind: ClassVar[DensityKind] = "mixture"
+    OWN: ClassVar[tuple[str, ...]] = ("weights", "centres", "factors")  # tensors beside the Gaussian's
     weights: Tensor
     centres: Tensor
     factors: Tensor
 
-    def __init__(self, latents: int, components: int) -> None:
+    def __init__(self, latents: int, components: int, bent: int = BENT_BEFORE) -> None:
         super().__init__(latents)
-        bent = min(latents, BENT)
+        bent = min(latents, bent)
         self.register_buffer("weights", torch.full((components,), 1 / components))
         self.register_buffer("centres", torch.zeros(components, bent))
         self.register_buffer("factors", torch.eye(bent).repeat(components, 1, 1))
@@ -72,11 +75,10 @@ class MixtureDensity(GaussianDensity):
     @classmethod
     def around(cls, gaussian: GaussianDensity, components: Components) -> MixtureDensity:
         """The components, in the standard coordinates of `gaussian`."""
-        density = cls(gaussian.latents, len(components.weights))
+        density = cls(gaussian.latents, *components.centres.shape)
         density.take(gaussian)
-        density.weights.copy_(components.weights)
-        density.centres.copy_(components.centres)
-        density.factors.copy_(components.factors)
+        for name in cls.OWN:
+            getattr(density, name).copy_(getattr(components, name))
         return density
 
     def draw_standard(self, rows: Rows) -> Tensor:
@@ -99,7 +101,7 @@ class MixtureDensity(GaussianDensity):
 
     def sizes(self) -> dict[str, int]:
         """See `LatentDensity.sizes`."""
-        return {"components": len(self.weights)}
+        return dict(zip(("components", "bent"), self.centres.shape, strict=True))
 
     def describe(self) -> str:
         """See `LatentDensity.describe`."""
@@ -152,18 +154,20 @@ def _maximise(values: Tensor, shares: Tensor, loyalty: float, draws: int) -> Com
     """The likeliest components, given each value's shares [n, components] in them."""
     heard = shares.sum(0)
     centres = (shares.T @ values) / heard.clamp_min(1e-6)[:, None]
-    scatters = torch.stack(
-        [
-            (values - centre).T @ ((values - centre) * share[:, None])
-            for centre, share in zip(centres, shares.T, strict=True)
-        ]
-    )
+    scatters = torch.stack([_scatter(values, c, share) for c, share in zip(centres, shares.T, strict=True)])
     images, scatters = heard / draws, scatters / draws
     identity = torch.eye(values.shape[1]).to(values)
     common = (scatters.sum(0) / images.sum() + COMMON_RIDGE * identity) / (1 + COMMON_RIDGE)
     covariances = (scatters + loyalty * common) / (images + loyalty)[:, None, None]
     weights = (images + 1) / (images.sum() + len(images))
     return Components(weights, centres, torch.linalg.cholesky(covariances))
+
+
+def _scatter(values: Tensor, centre: Tensor, share: Tensor) -> Tensor:
+    """Sum of share times away away^T: [bent, bent]. In many coordinates most values have no share in most."""
+    heard = share > UNHEARD
+    away = values[heard] - centre
+    return away.T @ (away * share[heard, None])
 
 
 def _spread_centres(values: Tensor, count: int, generator: torch.Generator) -> Tensor:

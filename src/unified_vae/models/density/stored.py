@@ -36,5 +36,7 @@ def read_density(folder: Path, entry: Mapping[str, Any]) -> LatentDensity:
     if any(size > numbers for size in entry["sizes"].values()):
         raise ValueError(f"its {numbers} numbers cannot be of the sizes {entry['sizes']}")
     density = kinds[entry["kind"]](entry["latents"], **entry["sizes"])
+    if isinstance(density, FlowDensity) and not entry["sizes"]:  # from before flows stood on mixtures
+        tensors = {name: density.state_dict()[name] for name in MixtureDensity.OWN} | tensors
     density.load_state_dict(tensors)
     return density.eval().requires_grad_(False)
