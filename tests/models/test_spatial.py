@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from unified_vae.models.build import build_model
 from unified_vae.models.config import SpatialConfig
 from unified_vae.models.spatial import foreign_name
+from unified_vae.models.spatial_blocks import Upsampler
 
 SMALL = SpatialConfig(image_size=16, downsampling=4, latent_channels=2, base_channels=8, channels=3)
 
@@ -54,6 +55,20 @@ def test_it_computes_what_diffusers_computes(change):
     latents = torch.randn(2, config.latents)
     decoded = other.decode(latents.unflatten(1, (config.latent_channels, config.side, config.side))).sample
     assert torch.equal(model.decode(latents), 0.5 + 0.5 * decoded)
+    assert torch.allclose(model.train().decode(latents), 0.5 + 0.5 * decoded, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (5, 3)])
+def test_a_doubling_in_one_is_repeated_pixels_and_a_convolution(shape):
+    """Result and gradients of what training computes, against what everything else does."""
+    layer = Upsampler(6).double()
+    features = torch.randn(2, 6, *shape, dtype=torch.double, requires_grad=True)
+    inputs = [features, layer.conv.weight, layer.conv.bias]
+    repeated, in_one = layer.eval()(features), layer.train()(features)
+    wanted = torch.randn_like(repeated)
+    expected, found = (torch.autograd.grad(result, inputs, wanted) for result in (repeated, in_one))
+    assert torch.allclose(in_one, repeated, rtol=0, atol=1e-12)
+    assert all(torch.allclose(one, other, rtol=0, atol=1e-11) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(

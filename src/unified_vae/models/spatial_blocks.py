@@ -1,7 +1,8 @@
 """The blocks of the KL autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752, appendix E.1 and E.2).
 
 The computation and the names of parameters are those of AutoencoderKL in diffusers: DownEncoderBlock2D,
-UNetMidBlock2D with one head of attention, UpDecoderBlock2D. So weights go from one to the other as they are.
+UNetMidBlock2D with one head of attention, UpDecoderBlock2D. So weights go from one to the other as they are. In
+training alone, doublings are computed in a cheaper way that differs by rounding.
 """
 
 from __future__ import annotations
@@ -96,8 +97,32 @@ class Downsampler(nn.Module):
         return halved
 
 
+def doubling_kernel(weight: Tensor) -> Tensor:
+    """The kernel of a transposed convolution of stride 2 that equals repeating each pixel, then a 3x3 convolution.
+
+    Along one side, with taps (a, b, c), an output pixel of even number 2i sees x[i-1], x[i] and x[i], one of odd number
+    x[i], x[i] and x[i+1]: a x[i-1] + (b + c) x[i], and (a + b) x[i] + c x[i+1]. So 16 taps serve four output pixels,
+    where 36 did, and the repeated pixels are never written. The weights are added up in float32.
+
+    Args:
+        weight: [channels_out, channels_in, 3, 3].
+
+    Returns:
+        [channels_in, channels_out, 4, 4].
+    """
+    kernel = weight.transpose(0, 1).to(torch.promote_types(weight.dtype, torch.float32))
+    for side in (2, 3):
+        a, b, c = kernel.unbind(side)
+        kernel = torch.stack([c, b + c, a + b, a], side)
+    return kernel.to(weight.dtype)
+
+
 class Upsampler(nn.Module):
-    """Doubles a map by repeating its pixels, then a convolution."""
+    """Doubles a map by repeating its pixels, then a convolution.
+
+    In training both are one transposed convolution (see `doubling_kernel`), in half of the time. Otherwise they are
+    computed as in diffusers, so that a model and its exported folder agree to the last bit.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -105,6 +130,9 @@ class Upsampler(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[batch, channels, size, size] -> [batch, channels, 2 * size, 2 * size]."""
+        if self.training:
+            kernel = doubling_kernel(self.conv.weight)
+            return F.conv_transpose2d(features, kernel, self.conv.bias, stride=2, padding=1)
         if not torch.compiler.is_compiling() and 4 * features.numel() >= LARGEST_UPSAMPLED:  # a graph is of any batch
             features = features.contiguous()
         doubled: Tensor = self.conv(F.interpolate(features, scale_factor=2.0, mode="nearest"))
