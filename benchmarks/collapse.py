@@ -114,19 +114,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"presets": count(presets), "controls": controls, "presets_by_model": by_model}
 
 
-def main() -> None:
-    options = read_options()
-    for model in options.models:
-        for name in options.sets:  # packed once, not by each process
-            images(source(options, name), SIZES[model], training_images(options, model))
-    planned = list(jobs(options))
-    about = {job.name: entry for job, entry in planned}
-    rows = []
-    for job, found in train_all([job for job, _ in planned], options.work_dir, options.processes, options.threads):
-        rows.append(about[job.name] | found)
-        print(
-            f"{len(rows)}/{len(planned)} {job.name}: {found['active_units']} of {found['latents']} active", flush=True
-        )
+def keep(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Save what there is so far, so that a stopped benchmark keeps its figures; returns their summary."""
     settings = {
         "steps": options.steps,
         "images": options.images or f"latents + {SPARE_IMAGES}",
@@ -137,6 +126,23 @@ def main() -> None:
     rows = merged(options, settings, rows)
     counts = summary(rows)
     save(options, NAME, {"runs_have": settings, "summary": counts, "runs": rows})
+    return counts
+
+
+def main() -> None:
+    options = read_options()
+    for model in options.models:
+        for name in options.sets:  # packed once, not by each process
+            images(source(options, name), SIZES[model], training_images(options, model))
+    planned = list(jobs(options))
+    about = {job.name: entry for job, entry in planned}
+    rows: list[dict[str, Any]] = []
+    for job, found in train_all([job for job, _ in planned], options.work_dir, options.processes, options.threads):
+        rows.append(about[job.name] | found)
+        print(
+            f"{len(rows)}/{len(planned)} {job.name}: {found['active_units']} of {found['latents']} active", flush=True
+        )
+        counts = keep(options, rows)
     table(["model", "runs", "collapsed"], [[k, *v.values()] for k, v in counts["presets_by_model"].items()])
     print(f"\npresets: {counts['presets']}, controls: {counts['controls']}")
 

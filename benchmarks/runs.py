@@ -123,7 +123,7 @@ def figures_of(run_dir: Path, best_step: int | None) -> Figures:
     best = next((row for row in rows if row["step"] == best_step), rows[-1])
     folder = RunFolder(run_dir)
     record = json.loads(folder.config.read_text(encoding="utf-8"))
-    predicted = json.loads(folder.preflight.read_text(encoding="utf-8"))["predicted"]
+    flight = json.loads(folder.preflight.read_text(encoding="utf-8"))
     speeds = [row["images_per_second"] for row in rows_of(folder.timing) if "images_per_second" in row]
     return {
         "psnr": round(best["psnr"], 3),
@@ -131,8 +131,8 @@ def figures_of(run_dir: Path, best_step: int | None) -> Figures:
         "psnr_last": round(rows[-1]["psnr"], 3),
         "rate_nats": round(best["rate.nats"], 3),
         "active_units": round(best["active_units"]),
-        "predicted_active_units": predicted["active_units"],
-        "latents": record["config"]["model"]["latents"],
+        "predicted_active_units": flight["predicted"]["active_units"],
+        "latents": flight["latents"],
         "step": best["step"],
         "steps": rows[-1]["step"],
         "images_per_second": round(statistics.median(speeds), 1) if speeds else None,

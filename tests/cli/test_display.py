@@ -74,7 +74,7 @@ def logged(step: int) -> LossesLogged:
 
 def validated(step: int, *, best: bool) -> Validated:
     distortion = {"loss.nll": -5067.2, "bits_per_dim": 7.4193}
-    values = {"psnr": 24.31, "rate.nats": 512.3, "active_units": 250.0, **distortion, **LOSSES}
+    values = {"psnr": 24.31, "rate.nats": 512.3, "posterior.gap": 31.4, "active_units": 250.0, **distortion, **LOSSES}
     return Validated(step, step // 20, values, [1.0] * 256, best, True, 0 if best else 3, 10, 1.5)
 
 
@@ -153,6 +153,7 @@ def test_an_epoch_line_has_everything(tmp_path: Path) -> None:
     for part in (
         "PSNR 24.31 dB best",
         "KL 512.3 nats",
+        "gap 31.4 nats",
         "NLL -5067 nats",
         "7.419 bits/dim",
         "active 250/256",

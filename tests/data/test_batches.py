@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unified_vae.data import resident
-from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
+from unified_vae.data.batches import READ_AHEAD, TrainBatch, read_ahead, train_batches, validation_batches
 from unified_vae.data.order import batch_indices, share, steps_per_epoch
 from unified_vae.data.packing.packed import Labels, PackedSplit
 
@@ -120,3 +120,36 @@ def test_images_are_held_where_they_take_a_quarter_of_the_free_memory(split: Pac
     assert resident.fits(split, 4 * size)
     assert not resident.fits(split, 4 * size - 1)
     assert not resident.fits(split, 0)
+
+
+def test_reading_ahead_changes_nothing_and_stays_two_batches_ahead() -> None:
+    begun: list[int] = []
+
+    def read(step: int) -> torch.Tensor:
+        begun.append(step)
+        return torch.tensor(step)
+
+    for taken, value in enumerate(read_ahead(read, range(3, 9)), start=1):
+        assert value.item() == 2 + taken
+        assert len(begun) <= min(taken + READ_AHEAD, 6)
+    assert begun == list(range(3, 9))
+    assert list(read_ahead(read, range(0))) == []
+
+
+def test_what_fails_ahead_fails_in_its_turn_and_a_closed_stream_reads_no_more() -> None:
+    begun: list[int] = []
+
+    def read(step: int) -> torch.Tensor:
+        begun.append(step)
+        if step == 1:
+            raise OSError("the disk is gone")
+        return torch.tensor(step)
+
+    stream = read_ahead(read, range(10))
+    assert next(stream).item() == 0
+    with pytest.raises(OSError, match="gone"):
+        next(stream)
+    stream = read_ahead(read, range(2, 10))
+    next(stream)
+    stream.close()
+    assert max(begun) <= 2 + READ_AHEAD

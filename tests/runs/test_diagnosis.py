@@ -257,6 +257,16 @@ def test_all_images_come_before_mirrored_ones(place):
 
 
 @pytest.mark.parametrize(
+    ("beta", "words"),
+    [(1.0, "--beta 4"), (3.0, "--beta 6"), (6.0, "--beta 10"), (10.0, "model.latents=32"), (40.0, "model.latents=32")],
+)
+def test_beta_is_raised_up_to_ten_and_then_there_are_fewer_latents(beta, words, tmp_path):
+    found = diagnosed(**{**FAULTS[causes.MISMATCH], "gap": 200.0, "rate": 500.0, "beta": beta})
+    assert found.cause == causes.MISMATCH
+    assert remedy(found, Situation(CONFIG, tmp_path)).command.endswith(words)
+
+
+@pytest.mark.parametrize(
     ("constraint", "fault", "words"),
     [
         ({"kind": "capacity", "nats": 40.0}, causes.PARTIAL, ["loss.kl.constraint.nats=80"]),

@@ -107,6 +107,8 @@ class RunLines(Observer):
             cells.append(f"sharp {values['sharpness']:.2f}")
         if "rate.nats" in values:
             cells.append(f"KL {number(values['rate.nats'])} nats")
+        if "posterior.gap" in values:
+            cells.append(f"gap {number(values['posterior.gap'])} nats")
         if "loss.nll" in values:
             cells.append(f"NLL {number(values['loss.nll'])} nats")
         if "bits_per_dim" in values:

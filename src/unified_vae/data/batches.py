@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,8 @@ from unified_vae.data import resident as on_device
 from unified_vae.data.loader import load
 from unified_vae.data.order import Order, share
 from unified_vae.data.packing.packed import PackedSplit
+
+READ_AHEAD = 2  # batches
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def train_batches(
     Args:
         batch_size: of the global batch, over all ranks.
         workers: loader processes; any number gives the same batches. 0 reads in this process.
-        pin_memory: so that the copy to a CUDA device does not wait.
+        pin_memory: so that the copy to a CUDA device does not wait; without workers, a thread reads and pins ahead.
         told: receives a line when loader processes had to be replaced.
         resident: the images of `resident.load_all`; batches are then gathered on its device, by no one else.
 
@@ -74,12 +78,39 @@ def train_batches(
             indices = order.indices(step)
             yield TrainBatch(indices, order.epoch(step), on_device.gather(resident, torch.from_numpy(indices)))
         return
-    with contextlib.closing(load(split, order, steps, workers, told)) as loaded:
+    with contextlib.closing(_images(split, order, steps, workers, pin_memory, told)) as loaded:
         for step in steps:
-            indices = order.indices(step)
-            pixels = next(loaded) if workers else _take(split, indices)
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-            yield TrainBatch(indices, order.epoch(step), images.pin_memory() if pin_memory else images)
+            yield TrainBatch(order.indices(step), order.epoch(step), next(loaded))
+
+
+def _images(
+    split: PackedSplit, order: Order, steps: range, workers: int, pin_memory: bool, told: Callable[[str], None]
+) -> Generator[Tensor, None, None]:
+    """The images of each step, uint8 [local, channels, height, width]."""
+    if workers:
+        with contextlib.closing(load(split, order, steps, workers, told)) as loaded:
+            for pixels in loaded:
+                images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+                yield images.pin_memory() if pin_memory else images
+    elif pin_memory:
+        yield from read_ahead(lambda step: gather(split, order.indices(step)).pin_memory(), steps)
+    else:
+        yield from (gather(split, order.indices(step)) for step in steps)
+
+
+def read_ahead(read: Callable[[int], Tensor], steps: range) -> Generator[Tensor, None, None]:
+    """`read` of each step in turn, done READ_AHEAD steps early by a thread: copies of pixels leave Python's lock."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        waiting: deque[Future[Tensor]] = deque(reader.submit(read, step) for step in steps[:READ_AHEAD])
+        try:
+            for later in range(len(steps)):
+                images = waiting.popleft().result()
+                if later + READ_AHEAD < len(steps):
+                    waiting.append(reader.submit(read, steps[later + READ_AHEAD]))
+                yield images
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def validation_batches(split: PackedSplit, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:

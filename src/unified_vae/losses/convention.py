@@ -7,9 +7,9 @@ draws a water level through the spectrum of the images, below which a component 
 | convention | loss | found in |
 |---|---|---|
 | `nats` | this project's (docs/objective.md) | here |
-| `sum_sum` | sum of squares + w * sum of KL | PyTorch's example with squared error, many papers' code |
+| `sum_sum` | sum of squares + w * sum of KL | diffusers' train_autoencoderkl (1e-6), PyTorch's example with squares |
 | `half_sum_sum` | half the sum of squares + w * sum of KL | a unit-variance Gaussian decoder; pythae |
-| `mean_sum` | mean of squares + w * sum of KL | diffusers' train_autoencoderkl (1e-6), PyTorch-VAE (2.5e-4) |
+| `mean_sum` | mean of squares + w * sum of KL | PyTorch-VAE (2.5e-4) |
 | `mean_mean` | mean of squares + w * mean of KL over the latents | scripts that average everything |
 | `l1_sum` | sum of absolute errors + w * sum of KL | latent-diffusion (1e-6) |
 """

@@ -218,7 +218,8 @@ class Objective(nn.Module):
         return math.sqrt(self._mean("mse").item())
 
     def bits_per_dim(self, nll: Tensor, rate: Tensor) -> Tensor:
-        """Code length of 8-bit pixels in bits per value; a bound on the likelihood for MSE or L1 alone."""
+        """Code length of 8-bit pixels in bits per value; for MSE or L1 alone and latents drawn from the posterior, a
+        bound on the likelihood."""
         return (nll + rate) / (self.dimensions * math.log(2)) + 8
 
     def rows(self, progress: float) -> list[TermRow]:

@@ -109,10 +109,13 @@ class ResidualEncoder(Encoder):
         for before, after in pairwise(widths):
             layers += [Down(before, after), blocks(after, config.blocks)]
         layers += _attention(widths[-1], config)
-        self.stages = nn.Sequential(*layers, norm(widths[-1]), nn.SiLU())
+        width = config.neck_channels or widths[-1]
+        if width != widths[-1]:
+            layers.append(nn.Conv2d(widths[-1], width, 1))
+        self.stages = nn.Sequential(*layers, norm(width), nn.SiLU())
         self.multiple = 2 ** len(widths)
         side = math.ceil(config.image_size / self.multiple)
-        self.head = GentleLinear(widths[-1] * side * side, 2 * config.latents)
+        self.head = GentleLinear(width * side * side, 2 * config.latents)
 
     def forward(self, images: Tensor) -> Tensor:
         """Sizes that are no multiple of the total stride are extended by their edge pixels."""
@@ -145,10 +148,11 @@ class ResidualDecoder(Decoder):
         super().__init__()
         widths = stage_channels(config)[::-1]
         self.size = config.image_size
-        self.width = widths[0]
+        self.width = config.neck_channels or widths[0]
         self.side = math.ceil(config.image_size / 2 ** len(widths))
         self.frame = self.side * 2 ** len(widths)
         self.head = nn.Linear(config.latents, self.width * self.side * self.side)
+        self.neck = nn.Identity() if self.width == widths[0] else nn.Conv2d(self.width, widths[0], 1)
         counts = [config.blocks] * (len(widths) - 1) + [config.detail_blocks]
         self.refine = nn.Sequential(*_attention(widths[0], config), *blocks(widths[0], counts[0]))
         self.stages = nn.ModuleList(
@@ -161,7 +165,8 @@ class ResidualDecoder(Decoder):
 
     def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
         """Sizes that are no multiple of the total stride are cut out of the next larger one."""
-        features = self.refine(self.head(latents).unflatten(1, (self.width, self.side, self.side)))
+        small = self.head(latents).unflatten(1, (self.width, self.side, self.side))
+        features = self.refine(self.neck(small))
         framed = None if picture is None else in_frame(picture, self.size, self.frame)
         for stage in self.stages:
             features = stage(features, framed)
@@ -178,6 +183,8 @@ class ResidualDecoder(Decoder):
         nn.init.zeros_(self.head.weight[:, :kept])
         if kept == self.head.in_features:
             nn.init.zeros_(self.head.bias)
+            if isinstance(self.neck, nn.Conv2d) and self.neck.bias is not None:
+                nn.init.zeros_(self.neck.bias)
         looks = [stage.look for stage in self.stages if isinstance(stage, Stage) and stage.look is not None]
         for number, look in enumerate(looks, start=1):
             look.amplify(DETAIL_GAIN if number == len(looks) else 0.0)

@@ -29,6 +29,7 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a validation or a save on one rank may take minutes
 BUNDLE_BYTES = 32 * 2**20  # of gradients that travel together: few messages, little memory beside them
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "arm_bf16")  # names of torch.cpu.get_capabilities
 PREPARATION_TIMEOUT = timedelta(days=2)  # one rank packs images or downloads weights, the others wait
 
 
@@ -192,6 +193,14 @@ class Runtime:
             torch.cuda.max_memory_allocated(self.device),
             torch.cuda.get_device_properties(self.device).total_memory,
         )
+
+    @property
+    def has_faster_bf16(self) -> bool:
+        """Whether this is a CPU in fp32 that has instructions for bf16."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return False
+        known = torch.cpu.get_capabilities()
+        return any(known.get(name) for name in CPU_BF16)
 
     def describe(self) -> str:
         """Device, precision and number of processes, for the user."""

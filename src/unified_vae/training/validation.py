@@ -25,7 +25,8 @@ from unified_vae.training.step import in_unit_range
 class ValidationResult:
     """Attributes:
     values: `psnr`, `psnr.mean_image` (dB), `sharpness`, `rate.nats`, `active_units`, `posterior.gap`,
-        `bits_per_dim`, ... and each term.
+        `bits_per_dim`, ... and each term. Images are decoded from the means of their posteriors, so NLL and bits lack
+        the noise of the draw: they are no bound on a likelihood (metrics/likelihood.py has those).
     kl_per_unit: [latents], nats.
     active: [latents], whether each unit is active.
     """

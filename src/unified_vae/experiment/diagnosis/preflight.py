@@ -235,8 +235,11 @@ def start_at_pca(models: Sequence[VAE], basis: PrincipalComponents, flight: Pref
             model.start_at(basis, flight.linear(flight.planned_beta(config.loss.kl)))
 
 
-def refuse_or_warn(flight: Preflight, beta: float, strict: bool) -> str | None:
+def refuse_or_warn(flight: Preflight, beta: float, strict: bool, in_nats: str = "") -> str | None:
     """The warning where collapse is predicted, None where it is not.
+
+    Args:
+        in_nats: the words that make an advised `--beta` one in nats, where it would be read as another trainer's.
 
     Raises:
         ConfigError: it is predicted, and `preflight` is `strict`.
@@ -249,7 +252,9 @@ def refuse_or_warn(flight: Preflight, beta: float, strict: bool) -> str | None:
         if strict:
             raise ConfigError(f"{words}. Give other images; preflight=strict refuses these.")
         return f"{words}. Give other images."
-    advice = f"--beta {flight.largest_beta():.3g} or less, or {flight.set_latents(max(linear.active_units, 1))}"
+    advice = (
+        f"--beta {flight.largest_beta():.3g}{in_nats} or less, or {flight.set_latents(max(linear.active_units, 1))}"
+    )
     words = (
         f"posterior collapse is predicted: at beta {beta:g} only {linear.active_units} of {flight.latents} units "
         f"would carry anything on these images. Give {advice}"

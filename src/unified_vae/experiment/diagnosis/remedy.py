@@ -211,9 +211,13 @@ def _higher_beta(found: Diagnosis, place: Situation) -> Remedy:
     if held := _tightened(place.config.loss.kl.constraint):
         return Remedy("a lower rate draws the latents towards N(0, I)", place.again(*held))
     beta = found.beta if found.beta is not None else place.config.loss.kl.weight
-    new = min(max(USUAL_BETA, 2 * beta), max(LARGEST_BETA, 2 * beta))
-    advice = "a higher beta draws the latents towards N(0, I)"
-    return Remedy(advice, place.again("--beta", _two_digits(new)))
+    if beta < LARGEST_BETA:
+        new = min(max(USUAL_BETA, 2 * beta), LARGEST_BETA)
+        advice = "a higher beta draws the latents towards N(0, I)"
+        return Remedy(advice, place.again("--beta", _two_digits(new)))
+    model, half = place.config.model, max(1, found.latents // 2)
+    words = f"{model.latents_setting}={math.ceil(half / model.positions)}"
+    return Remedy("beta is high already: fewer latents leave less room between the images", place.again("--set", words))
 
 
 def _two_digits(value: float) -> str:

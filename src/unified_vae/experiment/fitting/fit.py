@@ -149,7 +149,9 @@ class _Fit:
             return self._say(ending.already_finished(self.request, state, parts.plan.training.epochs))
         self._say_what_was_found(data, resolved, record)
         beta = flight.planned_beta(resolved.config.loss.kl)
-        if warning := preflight.refuse_or_warn(flight, beta, resolved.config.preflight == "strict"):
+        strict, asked = resolved.config.preflight == "strict", self.request.run.config.loss.kl.convention
+        in_nats = "" if asked == "nats" else " --set loss.kl.convention=nats"
+        if warning := preflight.refuse_or_warn(flight, beta, strict, in_nats):
             self.observer.notice(warning)
         images, noise = first_batch(parts, data, self.runtime)
         self_test(parts, images, noise)
