@@ -138,3 +138,23 @@ def test_alexnet_works_at_its_minimum_and_smaller_images_are_refused(
 def test_other_terms_refuse_images_that_are_too_small(name: str, size: int) -> None:
     with pytest.raises(ConfigError, match=f"loss.{name} needs images of at least {size + 1} px"):
         build_objective(LossConfig.model_validate({name: {"weight": 1.0}}), 3, size)
+
+
+@pytest.mark.parametrize("name", ["perceptual", "lpips"])
+def test_features_in_bf16_measure_what_those_in_float32_do(
+    name: str, images: Images, as_output: Callable[..., VAEOutput], vgg_file: Path, alex_file: Path
+) -> None:
+    settings = {"perceptual": {"weights_path": str(vgg_file)}, "lpips": {"net": "alex", "weights_path": str(alex_file)}}
+    config = LossConfig.model_validate({name: {"weight": 0.1, **settings[name]}})
+    target = images(4, 3, 64)
+    blurred = F.avg_pool2d(target, 3, 1, 1)
+
+    def measured(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        x = blurred.clone().requires_grad_()
+        value = build_objective(config, 3, 64, dtype).measure(as_output(x), target)[name]
+        assert value.dtype == torch.float32
+        return value, torch.autograd.grad(value, x)[0]
+
+    (value, gradient), (exact, wanted) = measured(torch.bfloat16), measured(torch.float32)
+    assert value.item() == pytest.approx(exact.item(), rel=0.03) and value.item() != exact.item()
+    assert F.cosine_similarity(gradient.flatten(), wanted.flatten(), dim=0) > 0.98

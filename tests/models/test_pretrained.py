@@ -1,11 +1,13 @@
 """A model's folder: exact round trip, and one clear sentence for each kind of damage."""
 
+import json
+
 import pytest
 import torch
 
 from unified_vae.core.errors import CheckpointError
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
+from unified_vae.models.config import ConvConfig, ResidualConfig
 from unified_vae.models.pretrained import load_pretrained, save_pretrained
 
 CONFIG = ConvConfig(image_size=16, latents=4, base_channels=4, channels=1)
@@ -41,6 +43,18 @@ def test_damage_is_named(folder, name, damage):
         path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "noise": b"\xff\x00" * 200}[damage])
     with pytest.raises(CheckpointError, match="model"):
         load_pretrained(folder)
+
+
+def test_a_file_of_before_a_setting_was_there_loads_as_the_model_that_it_was(tmp_path):
+    config = ResidualConfig(image_size=16, latents=4, base_channels=4, channels=1, prepare_blocks=0)
+    save_pretrained(tmp_path, config, build_model(config, seed=3).state_dict(), {})
+    description = json.loads((tmp_path / "config.json").read_text())
+    del description["model"]["prepare_blocks"]
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    images = torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        expected = build_model(config, seed=3).eval()(images).reconstruction
+        assert torch.equal(load_pretrained(tmp_path)(images).reconstruction, expected)
 
 
 def test_weights_of_another_shape_are_refused(folder):

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ResidualConfig
-from unified_vae.models.residual import Block, Down, ResidualAttention, Up
+from unified_vae.models.residual import Block, Down, Prepare, ResidualAttention, Up
 
 SMALL = ResidualConfig(image_size=16, latents=5, base_channels=8, channels=3)
 
@@ -35,6 +35,29 @@ def test_without_its_convolution_a_halving_averages_and_a_doubling_repeats():
     torch.testing.assert_close(down(doubled), halved)  # the shortcuts undo each other in this order
 
 
+@pytest.mark.parametrize("size", [8, 9])
+def test_what_the_linear_path_is_given_starts_as_the_images(size):
+    images = torch.rand(2, 3, size, size)
+    assert torch.equal(Prepare(3, 8, 1)(images), images)
+
+
+def test_the_linear_path_encodes_what_was_prepared():
+    model = build_model(SMALL, seed=0)
+    linear, images = model.linear, torch.rand(2, 3, 16, 16)
+    assert linear is not None
+    torch.nn.init.normal_(linear.to_latents.weight)
+    before = model.encode(images).mean
+    torch.nn.init.normal_(model.encoder.prepare.last.bias)
+    change = linear.encode(model.encoder.prepared(images)) - linear.encode(images)
+    assert change.abs().max() > 1e-3
+    torch.testing.assert_close(model.encode(images).mean - before, change, rtol=1e-4, atol=1e-5)
+
+
+def test_the_dense_layers_meet_as_many_channels_as_asked():
+    model = build_model(SMALL.model_copy(update={"neck_channels": 3}), seed=0)
+    assert model.encoder.head.in_features == model.decoder.head.out_features == 3 * 4 * 4
+
+
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (16, 3), (30, 3), (36, 1), (64, 3)])
 def test_every_size_comes_back(size, channels):
     model = build_model(ResidualConfig(image_size=size, latents=3, base_channels=4, channels=channels))
@@ -50,6 +73,9 @@ def test_every_size_comes_back(size, channels):
         {"base_channels": 16},
         {"blocks": 2},
         {"detail_blocks": 1},
+        {"prepare_blocks": 1},
+        {"prepare_blocks": 0},
+        {"neck_channels": 2},
         {"attention": True},
         {"pca_start": False},
         {"channels": 1},
@@ -71,6 +97,9 @@ def test_every_parameter_is_moved_once_the_blocks_are_awake():
             torch.nn.init.normal_(module.second.weight, std=0.1)
         if isinstance(module, ResidualAttention):
             torch.nn.init.normal_(module.to_out[0].weight, std=0.1)
+        if isinstance(module, Prepare):
+            torch.nn.init.normal_(module.last.weight, std=0.1)
+    torch.nn.init.normal_(model.linear.to_latents.weight, std=0.1)  # as after a start at PCA
     model(torch.rand(4, 3, 16, 16), torch.randn(4, 5)).reconstruction.square().sum().backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters() if p.requires_grad)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from unified_vae.core.errors import ConfigError
@@ -37,7 +38,7 @@ from unified_vae.losses.objective import Objective
 from unified_vae.losses.perceptual import Perceptual
 from unified_vae.losses.pretrained import Announce, WeightsUnavailable, load_weights, to_stderr
 from unified_vae.losses.term import DistortionTerm
-from unified_vae.losses.vgg import VGG16
+from unified_vae.losses.vgg import VGG16, Backbone
 
 PretrainedTerm = PerceptualConfig | LPIPSConfig
 
@@ -88,13 +89,16 @@ def resolve_terms(
     return config, substitutions
 
 
-def build_objective(config: LossConfig, channels: int, image_size: int) -> Objective:
+def build_objective(
+    config: LossConfig, channels: int, image_size: int, features_dtype: torch.dtype = torch.float32
+) -> Objective:
     """The objective for images of [channels, image_size, image_size].
 
     Args:
         config: as `resolve_terms` returned it. Nothing is replaced here.
         channels: 1 or 3.
         image_size: height and width, in pixels.
+        features_dtype: arithmetic of the pretrained networks' convolutions; all else is float32.
 
     Raises:
         ConfigError: an enabled term needs larger images.
@@ -107,7 +111,11 @@ def build_objective(config: LossConfig, channels: int, image_size: int) -> Objec
                 f"loss.{name} needs images of at least {term.minimum_size} px and "
                 f"model.image_size is {image_size}: use larger images or set loss.{name}.weight to 0"
             )
-    return Objective(config, terms, channels * image_size**2)
+    objective = Objective(config, terms, channels * image_size**2)
+    for module in objective.modules():
+        if isinstance(module, Backbone):
+            module.dtype = features_dtype
+    return objective
 
 
 def _build_term(name: str, config: TermConfig, image_size: int) -> DistortionTerm:

@@ -111,6 +111,9 @@ class Backbone(nn.Module):
 
     The weights are buffers outside the state dict: nothing to train, nothing in checkpoints. Gradients
     pass through to the images.
+
+    Attributes:
+        dtype: the arithmetic of the convolutions, float32 unless told. Pixels, lengths and differences are float32.
     """
 
     def __init__(self, architecture: Architecture, names: list[str], weights: dict[str, Tensor]) -> None:
@@ -122,6 +125,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.layers = architecture.up_to(names)
         self.names = set(names)
+        self.dtype = torch.float32
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
         for layer in self.layers:
@@ -130,16 +134,18 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The named features, shallow to deep: [batch, features, height', width'], each place of length 1."""
-        x = (images.expand(-1, 3, -1, -1) - self.get_buffer("mean")) / self.get_buffer("std")
+        x = ((images.expand(-1, 3, -1, -1) - self.get_buffer("mean")) / self.get_buffer("std")).to(self.dtype)
         features = []
         for layer in self.layers:
             if isinstance(layer, Pool):
                 x = F.max_pool2d(x, layer.kernel, layer.stride)
                 continue
-            weight, bias = (self.get_buffer(f"features_{layer.index}_{part}") for part in ("weight", "bias"))
+            weight, bias = (
+                self.get_buffer(f"features_{layer.index}_{part}").to(self.dtype) for part in ("weight", "bias")
+            )
             x = F.relu(F.conv2d(x, weight, bias, layer.stride, layer.padding))
             if layer.name in self.names:
-                features.append(_unit_length(x))
+                features.append(_unit_length(x.float()))
         return features
 
     def squared_differences(self, reconstruction: Tensor, target: Tensor) -> list[Tensor]:

@@ -80,6 +80,9 @@ class ResidualConfig(_VectorConfig):
     """Residual blocks at each size, in the encoder and in the decoder, but for the decoder's finest map."""
     detail_blocks: int = Field(default=4, ge=0)
     """Residual blocks at the decoder's finest map, where details are made."""
+    prepare_blocks: int = Field(default=2, ge=0)
+    """Residual blocks of the network that changes images before the linear path encodes them; 0: it takes them as they
+    are, as without a start at PCA."""
     neck_channels: int | None = Field(default=None, ge=1)
     """Channels of the smallest map where the dense layers meet it, behind a 1x1 convolution; null: all that it has."""
     attention: bool = False

@@ -30,6 +30,7 @@ from unified_vae.models.vae import VAE
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 2
+LEFT_OUT_BEFORE = {"residual": {"prepare_blocks": 0}}  # by family: settings that files of earlier versions lack
 DENSITY = "density"  # the entry of the config file
 LATENT_STATS = "latent_stats"  # likewise
 
@@ -105,7 +106,8 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
         description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if description["format"] > FORMAT:
             raise CheckpointError(f"the model in {folder} was written by a newer version of unified-vae: update it.")
-        config = TypeAdapter(ModelConfig).validate_python(description["model"])
+        known = {**LEFT_OUT_BEFORE.get(description["model"]["family"], {}), **description["model"]}
+        config = TypeAdapter(ModelConfig).validate_python(known)
         weights = parse_tensors((folder / WEIGHTS).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise CheckpointError(

@@ -44,6 +44,13 @@ def in_frame(picture: Tensor, size: int, frame: int) -> Tensor:
     return F.pad(enlarge(picture, size), (0, frame - size, 0, frame - size), mode="replicate")
 
 
+@torch.no_grad()
+def amplify(layer: nn.Module, gain: float) -> None:
+    """Multiply all weights; 0 is a layer that does nothing yet, and still learns to."""
+    for parameter in layer.parameters():
+        parameter.mul_(gain)
+
+
 class Look(nn.Module):
     """What a map sees of the linear path's picture: details folded into channels, then a convolution."""
 
@@ -57,9 +64,3 @@ class Look(nn.Module):
         """[batch, channels, side, side] -> [batch, channels_out, map_size, map_size]."""
         features: Tensor = self.mix(at_size(2.0 * picture - 1.0, map_size, MOST_PICTURE_CHANNELS))
         return features
-
-    @torch.no_grad()
-    def amplify(self, gain: float) -> None:
-        """Multiply all weights; 0 is a map that does not see the picture yet, and still learns to."""
-        for parameter in self.mix.parameters():
-            parameter.mul_(gain)

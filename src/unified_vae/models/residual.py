@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from unified_vae.models.config import ResidualConfig
 from unified_vae.models.gentle_linear import GentleLinear
-from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
+from unified_vae.models.pyramid import Look, amplify, in_frame, norm, stage_channels, to_multiple
 from unified_vae.models.spatial_blocks import Attention, norm_groups
-from unified_vae.models.vae import Decoder, Encoder
+from unified_vae.models.vae import GENTLE_GAIN, Decoder, Encoder
 
 DETAIL_GAIN = 4.0
 """How much stronger than usual the finest map's first weights see the linear path's picture; 12 was no better."""
@@ -63,6 +63,33 @@ def blocks(channels: int, count: int) -> nn.Sequential:
 
 def _attention(channels: int, config: ResidualConfig) -> list[nn.Module]:
     return [ResidualAttention(channels)] if config.attention else []
+
+
+class Prepare(nn.Module):
+    """x + f(x) of whole images: what a linear map is to encode, so that its components carry more than their share.
+
+    A network that restores a picture from few numbers can read in them what a linear map has no room for, if another
+    network has written it there: so learned reductions of images beat bicubic ones by decibels once they are enlarged
+    again (Kim et al. 2018, ECCV, "Task-aware image downscaling"; Sun & Chen 2020, arXiv 1907.12904). Convolutions see
+    every place of every image with the same weights, so a few hundred images teach them; a dense layer to the latents
+    learns so few by heart (docs/log.md). Starts as the identity.
+    """
+
+    def __init__(self, channels: int, width: int, count: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4 * channels, width, 3, 1, 1)
+        self.blocks = blocks(width, count)
+        self.norm = norm(width)
+        self.last = nn.Conv2d(width, 4 * channels, 3, 1, 1)
+        amplify(self.first, DETAIL_GAIN)
+        amplify(self.last, 0.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[batch, channels, size, size] in [0, 1], the same out, and a little beyond."""
+        size = images.shape[-1]
+        features = self.blocks(self.first(F.pixel_unshuffle(2.0 * to_multiple(images, 2) - 1.0, 2)))
+        change = GENTLE_GAIN * F.pixel_shuffle(self.last(F.silu(self.norm(features))), 2)
+        return images + change[..., :size, :size].float()
 
 
 class Down(nn.Module):
@@ -116,6 +143,12 @@ class ResidualEncoder(Encoder):
         self.multiple = 2 ** len(widths)
         side = math.ceil(config.image_size / self.multiple)
         self.head = GentleLinear(width * side * side, 2 * config.latents)
+        wanted = config.pca_start and config.prepare_blocks > 0
+        self.prepare = Prepare(channels, widths[0], config.prepare_blocks) if wanted else None
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """See `Encoder.prepared`."""
+        return images if self.prepare is None else self.prepare(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Sizes that are no multiple of the total stride are extended by their edge pixels."""
@@ -187,7 +220,7 @@ class ResidualDecoder(Decoder):
                 nn.init.zeros_(self.neck.bias)
         looks = [stage.look for stage in self.stages if isinstance(stage, Stage) and stage.look is not None]
         for number, look in enumerate(looks, start=1):
-            look.amplify(DETAIL_GAIN if number == len(looks) else 0.0)
+            amplify(look, DETAIL_GAIN if number == len(looks) else 0.0)
 
     def _look(self, channels: int, number: int, channels_out: int) -> Look:
         return Look(channels, self.side * 2**number, self.size, self.frame, channels_out)

@@ -37,6 +37,10 @@ class Encoder(nn.Module):
 
     head: GentleLinear
 
+    def prepared(self, images: Tensor) -> Tensor:
+        """What the linear path is given of images [batch, channels, size, size]: the images, unless a family says."""
+        return images
+
     def _moments(self, features: Tensor) -> Tensor:
         """The head of feature maps, in float32: the posterior is exact (objective.md)."""
         with full_precision(features.device):
@@ -125,7 +129,8 @@ class VAE(nn.Module):
         posterior = DiagonalGaussian.from_moments(self.encoder(images))
         if self.linear is None:
             return posterior
-        return DiagonalGaussian(posterior.mean + self.linear.encode(images), posterior.logvar)
+        linear = self.linear.encode(self.encoder.prepared(images))
+        return DiagonalGaussian(posterior.mean + linear, posterior.logvar)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [batch, channels, size, size] of latents [batch, latents], not clipped.

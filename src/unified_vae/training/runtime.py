@@ -29,7 +29,7 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a validation or a save on one rank may take minutes
 BUNDLE_BYTES = 32 * 2**20  # of gradients that travel together: few messages, little memory beside them
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-CPU_BF16 = ("avx512_bf16", "amx_bf16", "arm_bf16")  # names of torch.cpu.get_capabilities
+CPU_BF16 = ("avx512_bf16", "amx_bf16")  # of torch.cpu.get_capabilities; other CPUs were not measured
 PREPARATION_TIMEOUT = timedelta(days=2)  # one rank packs images or downloads weights, the others wait
 
 
@@ -195,7 +195,7 @@ class Runtime:
         )
 
     @property
-    def has_faster_bf16(self) -> bool:
+    def has_bf16_to_offer(self) -> bool:
         """Whether this is a CPU in fp32 that has instructions for bf16."""
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return False
@@ -248,6 +248,7 @@ def open_runtime(device: str, precision: Precision, deterministic: bool = False)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = not deterministic  # the fastest kernel may be another one next time
+        torch.backends.cudnn.allow_tf32 = False  # on by itself: 10 bits of mantissa under the name of fp32
     control: dist.ProcessGroup | None = None
     if world_size > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"

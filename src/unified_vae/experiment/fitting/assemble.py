@@ -151,7 +151,10 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime, pca_psnr: f
     training = config.training
     per_epoch = steps_per_epoch(len(data.train), training.images_a_step)
     total = min(training.epochs * per_epoch, training.max_steps or training.epochs * per_epoch)
-    objective = build_objective(config.loss, data.channels, config.model.image_size).to(runtime.device)
+    # of half precisions only bf16 has the range that features of any weights may need
+    features_dtype = torch.bfloat16 if runtime.dtype == torch.bfloat16 else torch.float32
+    objective = build_objective(config.loss, data.channels, config.model.image_size, features_dtype)
+    objective = objective.to(runtime.device)
     plan = Plan(
         config.seed,
         total,

@@ -95,7 +95,7 @@ def _learnt(runtime: Runtime, plan: Plan, resolved: Resolved, state: TrainState)
     facts = []
     if reason := resolved.reasons.get("training.batch_size"):
         facts.append(("batch size", f"{plan.batch_size}, {reason}"))
-    facts += _computed(resolved)
+    facts += _computed(runtime, resolved)
     if state.pieces:
         at_once = plan.micro_batch(runtime.world_size, state.pieces)
         facts.append(("memory", f"micro-batches of at most {at_once} images, as more had not fitted"))
@@ -107,9 +107,16 @@ def _learnt(runtime: Runtime, plan: Plan, resolved: Resolved, state: TrainState)
     return facts
 
 
-def _computed(resolved: Resolved) -> list[tuple[str, str]]:
+def _computed(runtime: Runtime, resolved: Resolved) -> list[tuple[str, str]]:
     """How the network is computed, where it was found out; the words of the table alone are not worth a line."""
     training, facts = resolved.config.training, []
+    if training.precision == "auto" and runtime.has_bf16_to_offer:
+        facts.append(
+            (
+                "precision",
+                "fp32; this CPU has bf16 too, often 1.5 times as fast: --precision bf16",
+            )
+        )
     for name, value in (
         ("memory_format", training.memory_format),
         ("compile", "on" if training.compile is True else "off"),
