@@ -84,7 +84,8 @@ class ResidualConfig(_VectorConfig):
     """Residual blocks of the network that changes images before the linear path encodes them; 0: it takes them as they
     are, as without a start at PCA."""
     neck_channels: int | None = Field(default=None, ge=1)
-    """Channels of the smallest map where the dense layers meet it, behind a 1x1 convolution; null: all that it has."""
+    """Channels of the smallest map where the dense layers meet it, behind a 1x1 convolution, if that is fewer than it
+    has; null: 16 beside a linear path, which has a dense layer of its own, all without one."""
     attention: bool = False
     """Attention between the positions of the smallest map, in the encoder and in the decoder."""
 

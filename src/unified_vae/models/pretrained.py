@@ -30,7 +30,8 @@ from unified_vae.models.vae import VAE
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 2
-LEFT_OUT_BEFORE = {"residual": {"prepare_blocks": 0}}  # by family: settings that files of earlier versions lack
+LEFT_OUT_BEFORE = {"residual": {"prepare_blocks": 0, "neck_channels": 2**20}}
+"""By family, settings that files of earlier versions lack, as their models had them: all channels, for one."""
 DENSITY = "density"  # the entry of the config file
 LATENT_STATS = "latent_stats"  # likewise
 

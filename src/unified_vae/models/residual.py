@@ -26,6 +26,8 @@ from unified_vae.models.vae import GENTLE_GAIN, Decoder, Encoder
 
 DETAIL_GAIN = 4.0
 """How much stronger than usual the finest map's first weights see the linear path's picture; 12 was no better."""
+USUAL_NECK = 16
+"""Channels that the dense layers meet beside a linear path: with 256 they learn images by heart (docs/log.md)."""
 
 
 class Block(nn.Module):
@@ -54,6 +56,12 @@ class ResidualAttention(Attention):
         super().__init__(channels, norm_groups(channels))
         for parameter in self.to_out.parameters():
             nn.init.zeros_(parameter)
+
+
+def neck_channels(config: ResidualConfig, width: int) -> int:
+    """Of the smallest map, of `width` channels, where the dense layers meet it."""
+    usual = USUAL_NECK if config.pca_start else width
+    return min(config.neck_channels or usual, width)
 
 
 def blocks(channels: int, count: int) -> nn.Sequential:
@@ -136,7 +144,7 @@ class ResidualEncoder(Encoder):
         for before, after in pairwise(widths):
             layers += [Down(before, after), blocks(after, config.blocks)]
         layers += _attention(widths[-1], config)
-        width = config.neck_channels or widths[-1]
+        width = neck_channels(config, widths[-1])
         if width != widths[-1]:
             layers.append(nn.Conv2d(widths[-1], width, 1))
         self.stages = nn.Sequential(*layers, norm(width), nn.SiLU())
@@ -181,7 +189,7 @@ class ResidualDecoder(Decoder):
         super().__init__()
         widths = stage_channels(config)[::-1]
         self.size = config.image_size
-        self.width = config.neck_channels or widths[0]
+        self.width = neck_channels(config, widths[0])
         self.side = math.ceil(config.image_size / 2 ** len(widths))
         self.frame = self.side * 2 ** len(widths)
         self.head = nn.Linear(config.latents, self.width * self.side * self.side)
