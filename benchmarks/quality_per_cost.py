@@ -22,12 +22,18 @@ from script import overrides, parser, save, settle, source, start, table
 from unified_vae.models.build import build_model
 from unified_vae.optim.light_start import leave_the_compiler_alone
 
+
+def _residual(channels: int, **blocks: int) -> dict[str, object]:
+    shape = {"family": "residual", "base_channels": channels, "max_multiplier": 2, **blocks}
+    return {f"model.{name}": value for name, value in shape.items()}
+
+
 NAME = "quality_per_cost"
 BASELINE = "conv"
 ENTRANTS: dict[str, dict[str, object]] = {
     "conv": {"model.family": "conv", "model.base_channels": 64},
-    "residual": {"model.family": "residual", "model.base_channels": 32},
-    "residual, 64 channels": {"model.family": "residual", "model.base_channels": 64, "model.detail_blocks": 2},
+    "residual": _residual(32, prepare_blocks=2, detail_blocks=4),
+    "residual, 64 channels": _residual(64, prepare_blocks=1, detail_blocks=2),
 }
 SIZES = {"faces128": 64, "cifar10": 32}
 TARGET = 0.7

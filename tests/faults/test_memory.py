@@ -44,7 +44,8 @@ def stepper(constraint=CONSTRAINTS["none"], model=MODEL, images=IMAGES, runtime=
     objective = build_objective(loss, 3, model.image_size)
     with torch.no_grad():
         objective.observe(objective.measure(network(images, torch.zeros(len(images), model.latents)), images))
-    optimizer = build_optimizer(AdamWConfig(), network, fused=True)
+    # with its usual eps Adam turns the rounding of a gradient near zero into a step of any size
+    optimizer = build_optimizer(AdamWConfig(eps=1e-5), network, fused=True)
     return Stepper(runtime, network, EMA(network, 0.9), objective, optimizer, seed=3, accumulate=1, clip_norm=1.0)
 
 
