@@ -33,7 +33,7 @@ class Recipe:
     detail_blocks: int
 
 
-RECIPES = {"cifar10": Recipe(32, 4_000, 32, 64, 4, 4), "faces128": Recipe(64, 1_000, 32, 32, 2, 4)}
+RECIPES = {"cifar10": Recipe(32, 2_500, 32, 64, 4, 4), "faces128": Recipe(64, 800, 32, 32, 2, 4)}
 
 
 def read_options() -> argparse.Namespace:
