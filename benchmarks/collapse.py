@@ -89,13 +89,21 @@ def _settings(options: argparse.Namespace, about: dict[str, Any]) -> dict[str, o
 
 
 def merged(options: argparse.Namespace, settings: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, and those of an earlier result of the same settings which they do not replace."""
+    """The rows, and those of an earlier result of the same settings which they do not replace.
+
+    A row is of the network that its preset named then: where that is another one now, or gone, the row says nothing.
+    """
     before = earlier(options, NAME)
     if before and before["runs_have"] != settings:
         print(f"{result_name(options, NAME)}.json has runs of other settings; they are left out of the new result")
         return rows
-    known = {_key(row): row for row in before.get("runs", [])}
+    known = {_key(row): row for row in before.get("runs", []) if row.get("network") == network(row["model"])}
     return list((known | {_key(row): row for row in rows}).values())
+
+
+def network(model: str) -> dict[str, Any] | None:
+    """The settings of a model preset, None of one that there is not."""
+    return MODELS[model].model_dump() if model in MODELS else None
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -138,7 +146,7 @@ def main() -> None:
     about = {job.name: entry for job, entry in planned}
     rows: list[dict[str, Any]] = []
     for job, found in train_all([job for job, _ in planned], options.work_dir, options.processes, options.threads):
-        rows.append(about[job.name] | found)
+        rows.append(about[job.name] | {"network": network(about[job.name]["model"])} | found)
         print(
             f"{len(rows)}/{len(planned)} {job.name}: {found['active_units']} of {found['latents']} active", flush=True
         )

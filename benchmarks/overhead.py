@@ -42,7 +42,7 @@ def read_options() -> argparse.Namespace:
     options.add_argument("--image-size", type=int, default=32)
     options.add_argument("--latents", type=int, default=128)
     options.add_argument("--base-channels", type=int, default=32)
-    options.add_argument("--epochs", type=int, default=10)
+    options.add_argument("--epochs", type=int, default=20, help="as the preset fast_training")
     options.add_argument("--preflight-set", default="cifar10", help="10,000 images: 9,000 train, 1,000 validate")
     options.add_argument("--preflight-size", type=int, default=64)
     options.add_argument("--preflight-latents", type=int, default=256)

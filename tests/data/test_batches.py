@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -124,16 +125,29 @@ def test_images_are_held_where_they_take_a_quarter_of_the_free_memory(split: Pac
 
 def test_reading_ahead_changes_nothing_and_stays_two_batches_ahead() -> None:
     begun: list[int] = []
+    news = threading.Semaphore(0)
 
     def read(step: int) -> torch.Tensor:
         begun.append(step)
+        news.release()
         return torch.tensor(step)
 
     for taken, value in enumerate(read_ahead(read, range(3, 9)), start=1):
         assert value.item() == 2 + taken
-        assert len(begun) <= min(taken + READ_AHEAD, 6)
+        while len(begun) < min(taken + READ_AHEAD, 6):
+            assert news.acquire(timeout=30), f"nothing is read ahead of batch {taken}"
+        assert len(begun) == min(taken + READ_AHEAD, 6)
     assert begun == list(range(3, 9))
     assert list(read_ahead(read, range(0))) == []
+
+
+def test_pinned_batches_are_the_others(split: PackedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    for batch, expected in zip(stream(split, 2, 9, pin_memory=True), stream(split, 2, 9), strict=True):
+        np.testing.assert_array_equal(batch.indices, expected.indices)
+        assert torch.equal(batch.images, expected.images) and batch.epoch == expected.epoch
+    assert len(pinned) == 7
 
 
 def test_what_fails_ahead_fails_in_its_turn_and_a_closed_stream_reads_no_more() -> None:

@@ -11,6 +11,7 @@ from lives import Recorder, request, write_images
 
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from unified_vae.experiment.fitting.fit import fit
+from unified_vae.experiment.subject.subject import find
 
 SHORT = {"training": {"epochs": 2}}
 
@@ -202,3 +203,32 @@ def test_tiny_sets_train(count, tmp_path):
     source = write_images(tmp_path / "images.npy", count=count)
     recorder = go(tmp_path / "run", source)
     assert recorder.finished.outcome == "finished" and recorder.finished.step >= 2
+
+
+def test_a_run_of_another_family_is_continued_by_its_own_record(run_dir, source):
+    with pytest.raises(ConfigError) as refused:
+        go(
+            run_dir,
+            source,
+            {**SHORT, "model": {"family": "residual", "image_size": 8, "latents": 4, "base_channels": 8}},
+        )
+    assert f"--config {run_dir}/config.json --run-dir {run_dir}" in str(refused.value)
+
+
+def test_a_residual_run_of_an_earlier_version_is_read_as_it_was(source, tmp_path):
+    """Its record and its model lack the settings that came later; what is written of them anew does not."""
+    model = {"family": "residual", "image_size": 8, "latents": 4, "base_channels": 8}
+    before = {**model, "prepare_blocks": 0, "neck_channels": 2**20}
+    go(tmp_path / "run", source, {**SHORT, "model": before})
+    for path, parts in (("config.json", ("config", "requested")), ("model/config.json", ("model",))):
+        content = json.loads((tmp_path / "run" / path).read_text())
+        for part in parts:
+            settings = content[part] if part == "model" else content[part]["model"]
+            for name in ("prepare_blocks", "neck_channels"):
+                del settings[name]
+        (tmp_path / "run" / path).write_text(json.dumps(content))
+    again = go(tmp_path / "run", source, {"training": {"epochs": 3}, "model": before})
+    assert again.finished.outcome == "finished" and again.started[0].resumed
+    shutil.copytree(tmp_path / "run" / "model", tmp_path / "alone")
+    subject = find(tmp_path / "alone", None, None, print, looks=False)
+    assert subject.config.model.prepare_blocks == 0 and subject.config.model.neck_channels == 2**20

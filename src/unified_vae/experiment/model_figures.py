@@ -51,14 +51,16 @@ def model_figures(config: ModelConfig) -> ModelFigures:
     with torch.device("meta"):
         model = build_model(config)
         images = torch.empty(IMAGES, model.channels, model.image_size, model.image_size)
-        output, forward, kept = _forward(model, images)
+        output, in_training, kept = _forward(model, images)
+        with FlopCounterMode(display=False) as forward:
+            model.eval()(images)
         with FlopCounterMode(display=False) as backward:
             (output.reconstruction.sum() + output.posterior.kl_per_unit().sum()).backward()
     return ModelFigures(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         fixed=sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad),
-        forward_flops=forward / IMAGES,
-        step_flops=(forward + backward.get_total_flops()) / IMAGES,
+        forward_flops=forward.get_total_flops() / IMAGES,
+        step_flops=(in_training + backward.get_total_flops()) / IMAGES,
         kept_bytes=kept // IMAGES,
     )
 

@@ -19,6 +19,7 @@ from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.paths import sibling
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
+from unified_vae.models.config import left_out
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,8 @@ class RunRecord:
         """
         try:
             return cls(
-                RunConfig.model_validate_json(json.dumps(content["requested"])),
-                RunConfig.model_validate_json(json.dumps(content["config"])),
+                _config(content["requested"]),
+                _config(content["config"]),
                 content["origins"],
                 content["names"],
                 tuple((term, by, reason) for term, by, reason in content["substitutions"]),
@@ -245,6 +246,12 @@ def _writer(content: object) -> str:
 def leaves(config: RunConfig) -> dict[str, Any]:
     """Every setting by its dotted path."""
     return dict(_leaves("", config.model_dump(mode="json")))
+
+
+def _config(content: Mapping[str, Any]) -> RunConfig:
+    """One that was recorded, by an earlier version too."""
+    model = content["model"]
+    return RunConfig.model_validate_json(json.dumps({**content, "model": {**left_out(model), **model}}))
 
 
 def _leaves(prefix: str, value: object) -> Iterator[tuple[str, Any]]:

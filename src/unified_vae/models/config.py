@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -167,3 +168,14 @@ PAPER_MULTIPLIERS = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4)}
 
 VectorConfig = ConvConfig | ResidualConfig
 ModelConfig = Annotated[ConvConfig | ResidualConfig | SpatialConfig, Field(discriminator="family")]
+
+LEFT_OUT_BEFORE: dict[str, dict[str, Any]] = {"residual": {"prepare_blocks": 0, "neck_channels": 2**20}}
+"""By family, settings that files of earlier versions lack, as their models had them: all channels, for one."""
+
+
+def left_out(model: object) -> dict[str, Any]:
+    """What a file of an earlier version does not say of the model whose settings it has; empty for a file of today."""
+    if not isinstance(model, Mapping):
+        return {}
+    known = LEFT_OUT_BEFORE.get(str(model.get("family")), {})
+    return {name: value for name, value in known.items() if name not in model}

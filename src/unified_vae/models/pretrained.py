@@ -20,7 +20,7 @@ from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.tensor_file import TENSOR_FILE_ERRORS, parse_tensors, write_tensors
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ModelConfig
+from unified_vae.models.config import ModelConfig, left_out
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.density.stored import TENSORS, read_density, write_density
@@ -30,8 +30,6 @@ from unified_vae.models.vae import VAE
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 2
-LEFT_OUT_BEFORE = {"residual": {"prepare_blocks": 0, "neck_channels": 2**20}}
-"""By family, settings that files of earlier versions lack, as their models had them: all channels, for one."""
 DENSITY = "density"  # the entry of the config file
 LATENT_STATS = "latent_stats"  # likewise
 
@@ -107,8 +105,8 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
         description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if description["format"] > FORMAT:
             raise CheckpointError(f"the model in {folder} was written by a newer version of unified-vae: update it.")
-        known = {**LEFT_OUT_BEFORE.get(description["model"]["family"], {}), **description["model"]}
-        config = TypeAdapter(ModelConfig).validate_python(known)
+        settings = description["model"]
+        config = TypeAdapter(ModelConfig).validate_python({**left_out(settings), **settings})
         weights = parse_tensors((folder / WEIGHTS).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise CheckpointError(

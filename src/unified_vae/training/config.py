@@ -81,7 +81,8 @@ class TrainingConfig(Config):
     max_steps: int | None = Field(default=None, ge=1)
     """End after this many optimizer steps, whatever the epochs say; null for no such bound."""
     precision: Precision = "auto"
-    """Arithmetic of the network; `auto` is bf16 where the device has it, else fp32. The losses are always fp32."""
+    """Arithmetic of the network; `auto` is bf16 on a CUDA device that has it, else fp32. The losses are fp32, but for
+    the convolutions of pretrained networks in a bf16 run."""
     memory_format: MemoryFormat = "auto"
     """Order of images and weights in memory, which decides between kernels; `auto` measures both where a GPU has a
     long run to do, and goes by a table elsewhere (docs/performance.md). Results differ by rounding."""

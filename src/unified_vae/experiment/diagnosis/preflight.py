@@ -253,7 +253,7 @@ def refuse_or_warn(flight: Preflight, beta: float, strict: bool, in_nats: str = 
             raise ConfigError(f"{words}. Give other images; preflight=strict refuses these.")
         return f"{words}. Give other images."
     advice = (
-        f"--beta {flight.largest_beta():.3g}{in_nats} or less, or {flight.set_latents(max(linear.active_units, 1))}"
+        f"--beta {flight.largest_beta():.3g} or less{in_nats}, or {flight.set_latents(max(linear.active_units, 1))}"
     )
     words = (
         f"posterior collapse is predicted: at beta {beta:g} only {linear.active_units} of {flight.latents} units "

@@ -215,9 +215,11 @@ def _higher_beta(found: Diagnosis, place: Situation) -> Remedy:
         new = min(max(USUAL_BETA, 2 * beta), LARGEST_BETA)
         advice = "a higher beta draws the latents towards N(0, I)"
         return Remedy(advice, place.again("--beta", _two_digits(new)))
-    model, half = place.config.model, max(1, found.latents // 2)
-    words = f"{model.latents_setting}={math.ceil(half / model.positions)}"
-    return Remedy("beta is high already: fewer latents leave less room between the images", place.again("--set", words))
+    advice = "beta is high already: fewer latents leave less room between the images"
+    model = place.config.model
+    before, fewer = model.latents // model.positions, found.latents // 2 // model.positions
+    command = place.again("--set", f"{model.latents_setting}={fewer}") if 0 < fewer < before else ""
+    return Remedy(advice, command)
 
 
 def _two_digits(value: float) -> str:

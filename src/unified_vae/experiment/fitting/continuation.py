@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,9 +62,10 @@ def refuse_impossible(
         return
     paths = [difference.path for difference in fatal]
     listed = ", ".join(paths[:MOST_NAMED]) + (f" and {len(paths) - MOST_NAMED} more" if paths[MOST_NAMED:] else "")
+    advice = _nearest_fix(fatal, record.names, names, origins or {}, run_dir)
     raise ConfigError(
         f"the run in {run_dir} cannot be continued with these settings: {listed} {_differ(len(paths))} from its "
-        f"checkpoint. {_nearest_fix(fatal, record.names, names, origins or {})}; or name another --run-dir, or start "
+        f"checkpoint. {advice}; or name another --run-dir, or start "
         "afresh with --no-resume (the old run is moved aside, not deleted).",
         _table(fatal),
     )
@@ -82,11 +84,19 @@ def _differ(count: int) -> str:
 
 
 def _nearest_fix(
-    fatal: Sequence[Difference], then: Mapping[str, str], now: Mapping[str, str], origins: Mapping[str, str]
+    fatal: Sequence[Difference],
+    then: Mapping[str, str],
+    now: Mapping[str, str],
+    origins: Mapping[str, str],
+    run_dir: object,
 ) -> str:
-    """What to give so that the run goes on: the old mode, the old presets, or the old values."""
+    """What to give so that the run goes on: the old mode, the old presets, its whole record, or the old values."""
     if then.get("mode") != now.get("mode") and "mode" in then:
         return f"It was begun with --mode {then['mode']}: give that"
+    if any(difference.path == "model.family" for difference in fatal):
+        folder = shlex.quote(str(run_dir))
+        command = f"uv run train_unified.py --config {folder}/config.json --run-dir {folder}"
+        return f"Its network is of another family, as a preset had it then: {command} goes on with all that it had"
     kinds = {difference.path.split(".")[0] for difference in fatal}
     presets = [kind for kind in kinds & then.keys() if then[kind] != now.get(kind)]
     if presets and "mode" not in then:

@@ -150,7 +150,7 @@ class _Fit:
         self._say_what_was_found(data, resolved, record)
         beta = flight.planned_beta(resolved.config.loss.kl)
         strict, asked = resolved.config.preflight == "strict", self.request.run.config.loss.kl.convention
-        in_nats = "" if asked == "nats" else " --set loss.kl.convention=nats"
+        in_nats = "" if asked == "nats" else " with --set loss.kl.convention=nats"
         if warning := preflight.refuse_or_warn(flight, beta, strict, in_nats):
             self.observer.notice(warning)
         images, noise = first_batch(parts, data, self.runtime)

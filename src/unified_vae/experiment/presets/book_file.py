@@ -18,6 +18,7 @@ from unified_vae.experiment.presets.field_paths import Keys, models_at
 from unified_vae.experiment.presets.json_with_lines import LocatedJSON, read_json
 from unified_vae.experiment.presets.layers import Origin, Settings
 from unified_vae.experiment.run_config import RunConfig
+from unified_vae.models.config import left_out
 
 NAME = "config_unified.json"
 
@@ -173,6 +174,8 @@ def _read_record(path: Path, document: LocatedJSON, part: str) -> BookFile:
     config = _object(document, (part,))
     names = _object(document, ("names",)) if "names" in _object(document, ()) else {}
     settings = Settings()
+    if before := left_out(config.get("model")):
+        settings.put({"model": before}, lambda _: Origin("as before there was a choice", document.where(part, "model")))
     settings.put(
         config,
         lambda keys: Origin(f"run {document.line(part, *keys)}", document.where(part, *keys)),

@@ -72,6 +72,7 @@ def watch(parts: Parts, sections: Sections) -> None:
         sections.wrap(model.encoder, "forward", "forward: encoder")
         sections.wrap(model.decoder, "forward", "forward: decoder")
         if model.linear is not None:
+            sections.wrap(model.encoder, "prepared", "forward: preparing images for the linear path")
             sections.wrap(model.linear, "encode", "forward: linear path")
             sections.wrap(model.linear, "decode", "forward: linear path")
         for name, term in objective.terms.items():

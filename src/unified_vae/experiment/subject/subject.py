@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from unified_vae.core.errors import CheckpointError, ConfigError
@@ -20,8 +20,7 @@ from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder, RunRecord
 from unified_vae.losses.config import LossConfig
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ModelConfig
-from unified_vae.models.pretrained import CONFIG, WEIGHTS, open_pretrained
+from unified_vae.models.pretrained import CONFIG, WEIGHTS, Pretrained, open_pretrained
 from unified_vae.models.vae import VAE
 from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.checkpoint import Checkpoint
@@ -171,12 +170,12 @@ def _of_model(folder: Path, which: str | None, data: str | None, weights: Weight
         loss = LossConfig.model_validate_json(json.dumps(about["loss"]))
     except (KeyError, ValidationError) as problem:
         if not looks:
-            return Subject(name, model, _bare(about, data), folder, step=step, weights=has, folder=folder)
+            return Subject(name, model, _bare(opened, data), folder, step=step, weights=has, folder=folder)
         raise CheckpointError(
             f"the model in {folder} was exported by another version of unified-vae: its {CONFIG} says nothing of the "
             "loss that this one understands. Diagnose it with that version."
         ) from problem
-    config = _bare(about, data).model_copy(update={"loss": loss})
+    config = _bare(opened, data).model_copy(update={"loss": loss})
     return Subject(name, model, config, folder, step=step, weights=has, folder=folder)
 
 
@@ -185,13 +184,12 @@ def _weights_of(run: Mapping[str, Any]) -> WeightsName:
     return "raw" if run.get("weights") == "raw" else "ema"
 
 
-def _bare(about: Mapping[str, Any], data: str | None) -> RunConfig:
+def _bare(opened: Pretrained, data: str | None) -> RunConfig:
     """What is known without a run: the model, and the images where they were named."""
-    shape = TypeAdapter(ModelConfig).validate_python(about["model"])
     named: dict[str, Any] = {} if data is None else {"source": data}
-    if "background" in about:
-        named["background"] = str(about["background"])
-    return RunConfig(model=shape, data=DataConfig(**named))
+    if "background" in opened.description:
+        named["background"] = str(opened.description["background"])
+    return RunConfig(model=opened.config, data=DataConfig(**named))
 
 
 def _record_beside(folder: Path) -> RunRecord | None:
