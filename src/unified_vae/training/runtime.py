@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -199,8 +199,9 @@ class Runtime:
         """Whether this is a CPU in fp32 that has instructions for bf16."""
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return False
-        known = torch.cpu.get_capabilities()
-        return any(known.get(name) for name in CPU_BF16)
+        look = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 may lack it
+        capabilities: Mapping[str, Any] = look() if look else {}
+        return any(capabilities.get(name) for name in CPU_BF16)
 
     def describe(self) -> str:
         """Device, precision and number of processes, for the user."""
