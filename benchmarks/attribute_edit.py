@@ -317,7 +317,7 @@ def trained(options: argparse.Namespace) -> Path:
         "training.epochs": options.epochs, "training.batch_size": 64, "training.lr_schedule.kind": "cosine",
         **({"data.max_images": options.labelled} if options.quick else {}), **NOT_ASKED, **overrides(options),
     }  # fmt: skip
-    job = Job("faces", settings, {"loss": "mse_l1", "training": "fast_training"}, keep=True)
+    job = Job("faces", settings, {"loss": "mse_l1", "training": "fast_training", "model": "conv_64"}, keep=True)
     train(job, options.work_dir)
     return job.plan(options.work_dir).run_dir
 

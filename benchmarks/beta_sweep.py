@@ -55,7 +55,7 @@ def job(options: argparse.Namespace, beta: float, latents: int, seed: int) -> Jo
         **({"data.max_images": 200} if options.quick else {}),
         **overrides(options),
     }
-    return Job(f"{latents} latents, beta {beta:g}, seed {seed}", settings, {"loss": "mse_only"})
+    return Job(f"{latents} latents, beta {beta:g}, seed {seed}", settings, {"loss": "mse_only", "model": "conv_64"})
 
 
 def predicted(options: argparse.Namespace, latents: int) -> list[Row]:

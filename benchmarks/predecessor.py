@@ -113,7 +113,7 @@ def config_of(options: argparse.Namespace, name: str, seed: int) -> RunConfig:
         "model.pca_start=false",  # it starts from the objective's own optimum
         *options.set,
     ]
-    presets = {"loss": "mse_only", "training": "standard_training", "model": "small", "dataset": "full"}
+    presets = {"loss": "mse_only", "training": "standard_training", "model": "conv_64", "dataset": "full"}
     return PresetBook.load().compose(presets, from_command_line({}, words)).config
 
 

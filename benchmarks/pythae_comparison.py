@@ -70,7 +70,7 @@ def our_job(options: argparse.Namespace, name: str, seed: int, steps: int) -> Jo
         "training.early_stopping.patience": None,
         **overrides(options),
     }
-    return Job(f"{name}, {steps} steps, seed {seed}", settings, {"loss": options.loss}, keep=True)
+    return Job(f"{name}, {steps} steps, seed {seed}", settings, {"loss": options.loss, "model": "conv_64"}, keep=True)
 
 
 def ours(options: argparse.Namespace, name: str, seed: int, data: DataSets) -> dict[str, Any]:
