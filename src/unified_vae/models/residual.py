@@ -7,7 +7,8 @@ that every block starts as the identity. There are no transposed convolutions, h
 
 Blocks are spent where they bring most in the same time: at the decoder's finest map, which sees the linear path's
 picture in full and restores it, as networks for super-resolution do (EDSR, Lim et al. 2017, arXiv 1707.02921), and
-not at the coarse maps or in the encoder (docs/log.md has the comparison).
+not at the coarse maps or in the encoder (docs/log.md has the comparison). The same blocks, in front of the linear path,
+prepare images for it (`Prepare`).
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class Prepare(nn.Module):
     A network that restores a picture from few numbers can read in them what a linear map has no room for, if another
     network has written it there: so learned reductions of images beat bicubic ones by decibels once they are enlarged
     again (Kim et al. 2018, ECCV, "Task-aware image downscaling"; Sun & Chen 2020, arXiv 1907.12904). Convolutions see
-    every place of every image with the same weights, so a few hundred images teach them; a dense layer to the latents
-    learns so few by heart (docs/log.md). Starts as the identity.
+    every place of every image with the same weights, so a few hundred images teach them; a dense layer, the decoder's
+    above all, learns so few by heart (docs/log.md). Starts as the identity.
     """
 
     def __init__(self, channels: int, width: int, count: int) -> None:

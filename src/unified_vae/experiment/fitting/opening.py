@@ -111,12 +111,7 @@ def _computed(runtime: Runtime, resolved: Resolved) -> list[tuple[str, str]]:
     """How the network is computed, where it was found out; the words of the table alone are not worth a line."""
     training, facts = resolved.config.training, []
     if training.precision == "auto" and runtime.has_bf16_to_offer:
-        facts.append(
-            (
-                "precision",
-                "fp32; this CPU has bf16 too, often 1.5 times as fast: --precision bf16",
-            )
-        )
+        facts.append(("precision", "fp32; this CPU has bf16 too, often 1.5 times as fast: --precision bf16"))
     for name, value in (
         ("memory_format", training.memory_format),
         ("compile", "on" if training.compile is True else "off"),
