@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing.process
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -72,3 +73,13 @@ def ended(process: multiprocessing.process.BaseProcess, seconds: float = PATIENC
         pytest.fail("the process hangs")
     assert process.exitcode is not None
     return process.exitcode
+
+
+def sent(process: multiprocessing.process.BaseProcess, name: str) -> bool:
+    """Send it the signal of this name; False where it was over before: the fork server has taken its number back."""
+    assert process.pid is not None
+    try:
+        os.kill(process.pid, getattr(signal, name))
+    except ProcessLookupError:
+        return False
+    return True
