@@ -21,6 +21,7 @@ from runs import NOT_ASKED, Job, train_all
 from script import overrides, parser, save, settle, source, start, table
 from unified_vae.models.build import build_model
 from unified_vae.optim.light_start import leave_the_compiler_alone
+from unified_vae.training.host_memory import keep_freed_memory
 
 
 def _residual(channels: int, **blocks: int) -> dict[str, object]:
@@ -79,6 +80,7 @@ def costs(
 ) -> dict[str, dict[str, float]]:
     """Seconds of the processor of a step, and trained parameters, of each entrant; forward, backward and AdamW."""
     leave_the_compiler_alone()
+    keep_freed_memory()  # as a run does
     found: dict[str, dict[str, float]] = {}
     takers, seconds = {}, {name: [] for name in settings}
     for name, values in settings.items():

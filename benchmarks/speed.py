@@ -1,16 +1,19 @@
-"""The speed of a training step against plain PyTorch and against other trainers, in one process and turn by turn.
+"""The speed of a training step against plain PyTorch and against other trainers, turn by turn.
 
-    uv run --with pythae==0.1.2 --with lightning --with diffusers --with greenlet benchmarks/speed.py
+    uv run --with pythae==0.1.2 --with lightning --with diffusers benchmarks/speed.py
     uv run benchmarks/speed.py --networks tiny --rounds 40       # the fixed cost of a step, in ms
 
-All train the same network from the same weights on the same batches, in the precision of the run. In each round every
-contestant takes `--steps` steps, in an order that changes from round to round; a ratio is the median over rounds of our
-seconds by theirs. Seconds are those of this process's threads where it computes on the CPU, as other programs share the
-machine, and those of the clock, with the device waited for, on a GPU.
+Each contestant is a process of its own, so that what one of them settles for its process (allocator, kernels) is its
+own merit. All train the same network from the same weights on the same batches, in the precision of the run. In each
+round every contestant takes `--steps` steps while the others wait, in an order that changes from round to round; a
+ratio is the median over rounds of our seconds by theirs. Seconds are those of the contestant's threads where it
+computes on the CPU, as other programs share the machine, and those of the clock, with the device waited for, on a GPU.
 
+- `ours`: training.step.Stepper in the trainer's runtime, with what the loop does after a step: numbers counted,
+  non-finite steps skipped.
 - `bare`: forward, MSE + KL, backward, clipping, fused AdamW, averaged weights (a fused lerp): a loop by hand.
-- `bare_minimal`: the same without clipping and averaged weights.
-- `ours`: training.step.Stepper with what the loop does after it: numbers counted, non-finite steps skipped.
+- `bare_kept`: the same in a process that keeps freed memory, as ours does: what is left is the loop's own cost.
+- `bare_minimal`: `bare` without clipping and averaged weights.
 - `pythae`, `lightning`: the same network in their trainers, which average and clip nothing unless asked: `lightning`
   with clipping and the usual callbacks. Start and end of their runs are not counted.
 - `diffusers`, for the network `spatial` alone: its AutoencoderKL, which our family `spatial` equals, with the inner
@@ -26,6 +29,8 @@ import copy
 import importlib.util
 import io
 import logging
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -33,6 +38,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -50,6 +56,7 @@ from unified_vae.optim.build import build_optimizer
 from unified_vae.optim.config import AdamWConfig
 from unified_vae.training.config import RecoveryConfig
 from unified_vae.training.ema import EMA
+from unified_vae.training.host_memory import keep_freed_memory
 from unified_vae.training.ledger import Ledger
 from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.state import TrainState
@@ -62,12 +69,14 @@ NETWORKS = {
     "spatial": (SpatialConfig(image_size=64, base_channels=32, latent_channels=4, channels=3), 8),
     "tiny": (ConvConfig(image_size=16, latents=16, base_channels=4, channels=3), 8),
 }
-CONTESTANTS = ("ours", "bare", "bare_minimal", "pythae", "lightning", "diffusers")
-NEEDS = {"pythae": ("pythae", "greenlet"), "lightning": ("lightning", "greenlet"), "diffusers": ("diffusers",)}
+CONTESTANTS = ("ours", "bare", "bare_kept", "bare_minimal", "pythae", "lightning", "diffusers")
+FOREIGN = ("pythae", "lightning", "diffusers")
 LR, DECAY, CLIP, BATCHES, EPOCH = 1e-4, 0.999, 1.0, 4, 500
-FEWEST_ROUNDS = 3
+FEWEST_ROUNDS, LEAVING_SECONDS = 3, 20.0
 TARGETS = {"cpu": 1.03, "cuda": 1.05}
 Step = Callable[[], None]
+Pause = Callable[[], None]
+"""To be called after each step: it comes back when the next one is due."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ def read_options() -> argparse.Namespace:
     options.add_argument("--steps", type=int, default=1, help="of each contestant in a round")
     options.add_argument("--batch-size", type=int, help="instead of the network's own")
     options.add_argument("--device", default="auto")
-    options.add_argument("--precision", default="auto")
+    options.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     given = settle(options.parse_args())
     if given.quick:
         given.networks, given.rounds = ["tiny"], 3
@@ -176,25 +185,7 @@ def _long(images: Any) -> Any:
     return torch.utils.data.Subset(images, [*range(len(images))] * EPOCH)
 
 
-class Halting:
-    """A trainer that owns its loop, stepped from outside: it runs in a thread of control of its own."""
-
-    def __init__(self, run: Callable[[Callable[[], None]], None]) -> None:
-        import greenlet
-
-        main = greenlet.getcurrent()
-        self._trainer = greenlet.greenlet(lambda: run(lambda: main.switch(True)))
-
-    def __call__(self) -> None:
-        if not self._trainer.switch():
-            raise RuntimeError("the trainer has ended")
-
-
-def pythae(course: Course) -> Step:
-    return Halting(lambda pause: _pythae_run(course, pause))
-
-
-def _pythae_run(course: Course, pause: Callable[[], None]) -> None:
+def pythae(course: Course, pause: Pause) -> None:
     """Its BaseTrainer on our network and the plain loss, behind its interface."""
     from pythae.data.datasets import BaseDataset
     from pythae.models.base.base_config import BaseAEConfig
@@ -215,7 +206,7 @@ def _pythae_run(course: Course, pause: Callable[[], None]) -> None:
 
         def update(self) -> None: ...
 
-    class Pause(TrainingCallback):
+    class AfterStep(TrainingCallback):
         def on_train_step_end(self, training_config: Any, **_: Any) -> None:
             pause()
 
@@ -230,14 +221,11 @@ def _pythae_run(course: Course, pause: Callable[[], None]) -> None:
             no_cuda=course.runtime.device.type != "cuda",
             amp=course.runtime.dtype != torch.float32,
         )
-        BaseTrainer(Wrapped(), _long(BaseDataset(images, torch.zeros(len(images)))), None, settings, [Pause()]).train()
+        dataset = _long(BaseDataset(images, torch.zeros(len(images))))
+        BaseTrainer(Wrapped(), dataset, None, settings, [AfterStep()]).train()
 
 
-def lightning(course: Course) -> Step:
-    return Halting(lambda pause: _lightning_run(course, pause))
-
-
-def _lightning_run(course: Course, pause: Callable[[], None]) -> None:
+def lightning(course: Course, pause: Pause) -> None:
     """Trainer with checkpoints, a monitor of the rate, a progress bar and a logger of files."""
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
@@ -257,7 +245,7 @@ def _lightning_run(course: Course, pause: Callable[[], None]) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=LR, fused=True)
 
-    class Pause(Callback):
+    class AfterStep(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
             pause()
 
@@ -273,7 +261,7 @@ def _lightning_run(course: Course, pause: Callable[[], None]) -> None:
             max_epochs=-1,
             precision=half.get(course.runtime.dtype, "32-true"),
             gradient_clip_val=None if course.runtime.fused and half.get(course.runtime.dtype) == "16-mixed" else CLIP,
-            callbacks=[ModelCheckpoint(folder), LearningRateMonitor(), TQDMProgressBar(), Pause()],
+            callbacks=[ModelCheckpoint(folder), LearningRateMonitor(), TQDMProgressBar(), AfterStep()],
             logger=CSVLogger(folder),
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -319,60 +307,165 @@ def diffusers(course: Course) -> Step:
     return step
 
 
-def measured(options: argparse.Namespace, name: str, runtime: Runtime) -> dict[str, Any]:
-    config, batch_size = NETWORKS[name]
-    batch_size = options.batch_size or batch_size
-    shape = (batch_size, config.image_size, config.image_size, 3)
+TAKERS: dict[str, Callable[[Course], Step]] = {
+    "ours": ours,
+    "bare": bare,
+    "bare_kept": bare,
+    "bare_minimal": lambda course: bare(course, whole=False),
+    "diffusers": diffusers,
+}
+TRAINERS: dict[str, Callable[[Course, Pause], None]] = {"pythae": pythae, "lightning": lightning}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a contestant's process is told.
+
+    Attributes:
+        device, precision: as the trainer's own options.
+    """
+
+    who: str
+    network: str
+    batch_size: int
+    threads: int
+    device: str
+    precision: str
+
+
+class Turns:
+    """In a contestant's process: waits for its turn, and says how long it took."""
+
+    def __init__(self, pipe: Connection, clock: Callable[[], float]) -> None:
+        self._pipe, self._clock = pipe, clock
+        self._left, self._begun = 0, 0.0
+        self._counter: FlopCounterMode | None = None
+        self._wait()
+
+    def __call__(self) -> None:
+        self._left -= 1
+        if self._left:
+            return
+        seconds = self._clock() - self._begun
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+        self._pipe.send((seconds, self._counter and self._counter.get_total_flops()))
+        self._wait()
+
+    def _wait(self) -> None:
+        self._left, counted = self._pipe.recv()
+        if not self._left:
+            raise SystemExit
+        self._counter = FlopCounterMode(display=False) if counted else None
+        if self._counter is not None:
+            self._counter.__enter__()
+        self._begun = self._clock()
+
+
+def compete(entry: Entry, pipe: Connection) -> None:
+    """The life of a contestant's process: steps for ever."""
+    _quiet()
+    torch.set_num_threads(entry.threads)
+    with contextlib.ExitStack() as stack:
+        runtime = stack.enter_context(open_runtime(entry.device, entry.precision)) if entry.who == "ours" else None
+        course = _course(entry, runtime or _plain_runtime(entry))
+        if entry.who == "bare_kept":
+            keep_freed_memory()
+        if entry.who in TRAINERS:
+            TRAINERS[entry.who](course, Turns(pipe, course.clock))
+        else:
+            step = TAKERS[entry.who](course)
+            pause = Turns(pipe, course.clock)
+            while True:
+                step()
+                pause()
+
+
+def _quiet() -> None:
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # bars and banners of trainers
+
+
+def _plain_runtime(entry: Entry) -> Runtime:
+    """Device and precision alone, without what our trainer settles for its process but cuDNN's choice of kernels."""
+    torch.backends.cudnn.benchmark = True
+    return Runtime(torch.device(entry.device), torch.bfloat16 if entry.precision == "bf16" else torch.float32)
+
+
+def _course(entry: Entry, runtime: Runtime) -> Course:
+    config, _ = NETWORKS[entry.network]
+    shape = (entry.batch_size, config.image_size, config.image_size, 3)
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(BATCHES)]
-    course = Course(runtime, config, [batch.permute(0, 3, 1, 2).to(runtime.device) for batch in batches])
-    makers: dict[str, Callable[[Course], Step]] = {
-        "ours": ours,
-        "bare": bare,
-        "bare_minimal": lambda some: bare(some, whole=False),
-        "pythae": pythae,
-        "lightning": lightning,
-        "diffusers": diffusers,
-    }
+    return Course(runtime, config, [batch.permute(0, 3, 1, 2).to(runtime.device) for batch in batches])
+
+
+class Contestant:
+    """A contestant's process, seen from outside."""
+
+    def __init__(self, entry: Entry) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=compete, args=(entry, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def take(self, steps: int, counted: bool = False) -> tuple[float, int | None]:
+        """Let it take so many steps; its seconds, and their operations where they are to be counted."""
+        self._pipe.send((steps, counted))
+        found: tuple[float, int | None] = self._pipe.recv()
+        return found
+
+    def leave(self) -> None:
+        with contextlib.suppress(OSError):
+            self._pipe.send((0, False))
+        self._process.join(LEAVING_SECONDS)
+        self._process.kill()
+        self._process.join()
+
+
+def measured(options: argparse.Namespace, name: str, device: str, precision: str) -> dict[str, Any]:
+    config, batch_size = NETWORKS[name]
+    batch_size = options.batch_size or batch_size
     wanted = [who for who in options.contestants if who != "diffusers" or isinstance(config, SpatialConfig)]
-    absent = [who for who in wanted if not all(map(importlib.util.find_spec, NEEDS.get(who, ())))]
-    steps = {who: makers[who](course) for who in wanted if who not in absent}
-    seconds, operations = _rounds(options, course, steps), {who: _operations(step) for who, step in steps.items()}
+    absent = [who for who in wanted if who in FOREIGN and not importlib.util.find_spec(who)]
+    present = [who for who in wanted if who not in absent]
+    contestants = {who: Contestant(Entry(who, name, batch_size, options.threads, device, precision)) for who in present}
+    try:
+        seconds = _rounds(options, contestants)
+        counted = {who: contestant.take(1, counted=True)[1] or 0 for who, contestant in contestants.items()}
+    finally:
+        for contestant in contestants.values():
+            contestant.leave()
     return {
         "network": config.model_dump(),
         "batch_size": batch_size,
-        "device": runtime.describe(),
-        "versions": {who: version(who) for who in steps if who in NEEDS},
+        "device": f"{device}, {precision}",
+        "versions": {who: version(who) for who in present if who in FOREIGN},
         "absent": absent,
-        "gflop_of_a_step": operations,
+        "gflop_of_a_step": {who: round(count / 1e9, 2) for who, count in counted.items()},
         "milliseconds_of_a_step": {who: [round(1e3 * each, 3) for each in found] for who, found in seconds.items()},
         "against": {who: _against(seconds["ours"], found) for who, found in seconds.items() if who != "ours"},
     }
 
 
-def _rounds(options: argparse.Namespace, course: Course, steps: dict[str, Step]) -> dict[str, list[float]]:
+def _rounds(options: argparse.Namespace, contestants: dict[str, Contestant]) -> dict[str, list[float]]:
     """Seconds of a step, by contestant and round. The first round warms up."""
-    seconds: dict[str, list[float]] = {who: [] for who in steps}
+    seconds: dict[str, list[float]] = {who: [] for who in contestants}
+    for contestant in contestants.values():
+        contestant.take(1)  # the start, in which a trainer prepares its run
     begun_all = time.monotonic()
     for number in range(options.rounds + 1):
         if number > FEWEST_ROUNDS and time.monotonic() - begun_all > options.seconds:
             break
-        order = list(steps)
+        order = list(contestants)
         turn = number % len(order)
         for who in order[turn:] + order[:turn]:
-            begun = course.clock()
-            for _ in range(options.steps):
-                steps[who]()
+            taken, _ = contestants[who].take(options.steps)
             if number:
-                seconds[who].append((course.clock() - begun) / options.steps)
+                seconds[who].append(taken / options.steps)
     return seconds
-
-
-def _operations(step: Step) -> float:
-    """GFLOP of a step."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return round(counter.get_total_flops() / 1e9, 2)
 
 
 def _against(mine: list[float], theirs: list[float]) -> dict[str, Any]:
@@ -390,29 +483,29 @@ def _against(mine: list[float], theirs: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
     options = read_options()
     found = {}
     with open_runtime(options.device, options.precision) as runtime:
-        for name in options.networks:
-            found[name] = measured(options, name, runtime)
-            rows = [
-                [
-                    who,
-                    entry["milliseconds"],
-                    entry["ratio"],
-                    *entry["quartiles"],
-                    entry["milliseconds_more"],
-                    entry["milliseconds_more_at_best"],
-                ]
-                for who, entry in found[name]["against"].items()
+        device, said = str(runtime.device), runtime.describe()
+        precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[runtime.dtype]
+    for name in options.networks:
+        found[name] = measured(options, name, device, precision)
+        rows = [
+            [
+                who,
+                entry["milliseconds"],
+                entry["ratio"],
+                *entry["quartiles"],
+                entry["milliseconds_more"],
+                entry["milliseconds_more_at_best"],
             ]
-            own = statistics.median(found[name]["milliseconds_of_a_step"]["ours"])
-            print(f"\n{name}: ours {own:.2f} ms a step of {found[name]['batch_size']} images, {runtime.describe()}")
-            table(["ours against", "its ms", "ratio", "quartile", "quartile", "ms more", "at best"], rows)
-            if found[name]["absent"]:
-                print(f"not installed: {', '.join(found[name]['absent'])} (uv run --with ...)")
+            for who, entry in found[name]["against"].items()
+        ]
+        own = statistics.median(found[name]["milliseconds_of_a_step"]["ours"])
+        print(f"\n{name}: ours {own:.2f} ms a step of {found[name]['batch_size']} images, {said}")
+        table(["ours against", "its ms", "ratio", "quartile", "quartile", "ms more", "at best"], rows)
+        if found[name]["absent"]:
+            print(f"not installed: {', '.join(found[name]['absent'])} (uv run --with ...)")
     save(options, NAME, {"target": TARGETS, "results": found})
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.training.config import Precision
+from unified_vae.training.host_memory import keep_freed_memory, return_freed_memory
 from unified_vae.training.observers import Memory
 
 T = TypeVar("T")
@@ -159,6 +160,8 @@ class Runtime:
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
+        else:
+            return_freed_memory()
 
     def forget_peak(self) -> None:
         """Let the device's peak of memory be that from now on."""
@@ -250,6 +253,8 @@ def open_runtime(device: str, precision: Precision, deterministic: bool = False)
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = not deterministic  # the fastest kernel may be another one next time
         torch.backends.cudnn.allow_tf32 = False  # on by itself: 10 bits of mantissa under the name of fp32
+    if chosen.type == "cpu":
+        keep_freed_memory()
     control: dist.ProcessGroup | None = None
     if world_size > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"

@@ -1,0 +1,69 @@
+"""Freed memory stays with the process, and goes back when asked: counted by the system, in processes of glibc."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from unified_vae.training.host_memory import USERS_WORD
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+
+BLOCK, TIMES, PAGE = 64 * 2**20, 5, 4096
+LIFE = f"""
+import ctypes, json, resource, sys
+from unified_vae.training.host_memory import keep_freed_memory, return_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def resident():
+    with open("/proc/self/statm") as status:
+        return int(status.read().split()[1]) * resource.getpagesize()
+
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: as many faults as there are pages
+told = None
+if sys.argv[1] == "keep":
+    told = keep_freed_memory()
+elif sys.argv[1] == "compute":
+    from unified_vae.training.runtime import open_runtime
+
+    open_runtime("cpu", "fp32").__enter__()
+bytearray({BLOCK})
+before = faults()
+for _ in range({TIMES}):
+    bytearray({BLOCK})
+after, held = faults(), resident()
+return_freed_memory()
+print(json.dumps({{"told": told, "faults": after - before, "given": held - resident()}}))
+"""
+
+
+def life(how: str, **variables: str) -> dict:
+    environment = {name: value for name, value in os.environ.items() if name not in USERS_WORD} | variables
+    command = [sys.executable, "-c", LIFE, how]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(said.stdout)
+
+
+def test_a_block_that_comes_back_costs_no_pages() -> None:
+    usual, kept = life("leave"), life("keep")
+    assert kept["told"] is True
+    assert usual["faults"] > 0.9 * TIMES * BLOCK / PAGE, "glibc gives the block back each time"
+    assert kept["faults"] < 0.01 * usual["faults"]
+    assert kept["given"] > 0.9 * BLOCK and usual["given"] < 0.1 * BLOCK
+
+
+def test_computing_on_the_cpu_keeps_it() -> None:
+    found = life("compute")
+    assert found["faults"] < 0.01 * TIMES * BLOCK / PAGE and found["given"] > 0.9 * BLOCK
+
+
+@pytest.mark.parametrize("name", USERS_WORD)
+def test_the_user_s_own_word_stands(name) -> None:
+    value = "glibc.malloc.check=0" if name == "GLIBC_TUNABLES" else "131072"
+    found = life("keep", **{name: value})
+    assert found["told"] is False and found["faults"] > 0.9 * TIMES * BLOCK / PAGE
