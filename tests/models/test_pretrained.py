@@ -46,12 +46,14 @@ def test_damage_is_named(folder, name, damage):
 
 
 def test_a_file_of_before_a_setting_was_there_loads_as_the_model_that_it_was(tmp_path):
-    config = ResidualConfig(image_size=16, latents=4, base_channels=4, channels=1, prepare_blocks=0, neck_channels=8)
+    before = {"prepare_blocks": 0, "neck_channels": 8, "detail_size": "full"}
+    config = ResidualConfig(image_size=128, latents=4, base_channels=4, max_multiplier=2, channels=1, **before)
     save_pretrained(tmp_path, config, build_model(config, seed=3).state_dict(), {})
     description = json.loads((tmp_path / "config.json").read_text())
-    del description["model"]["prepare_blocks"], description["model"]["neck_channels"]
+    for name in before:
+        del description["model"][name]
     (tmp_path / "config.json").write_text(json.dumps(description))
-    images = torch.rand(2, 1, 16, 16)
+    images = torch.rand(2, 1, 128, 128)
     with torch.no_grad():
         expected = build_model(config, seed=3).eval()(images).reconstruction
         assert torch.equal(load_pretrained(tmp_path)(images).reconstruction, expected)

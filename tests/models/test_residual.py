@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from unified_vae.core.principal_components import shrink
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ResidualConfig
 from unified_vae.models.residual import Block, Down, Prepare, ResidualAttention, Up
@@ -38,7 +39,40 @@ def test_without_its_convolution_a_halving_averages_and_a_doubling_repeats():
 @pytest.mark.parametrize("size", [8, 9])
 def test_what_the_linear_path_is_given_starts_as_the_images(size):
     images = torch.rand(2, 3, size, size)
-    assert torch.equal(Prepare(3, 8, 1)(images), images)
+    assert torch.equal(Prepare(3, 8, 1, size)(images), images)
+
+
+@pytest.mark.parametrize(("size", "side"), [(128, 64), (100, 50)])
+def test_images_are_prepared_at_the_size_of_the_linear_path_s_picture(size, side):
+    images = torch.rand(2, 3, size, size)
+    model = build_model(SMALL.model_copy(update={"image_size": size}), seed=0)
+    assert torch.equal(model.encoder.prepared(images), shrink(images, side))
+    whole = build_model(SMALL.model_copy(update={"image_size": size, "detail_size": "full"}), seed=0)
+    assert torch.equal(whole.encoder.prepared(images), images)
+
+
+@pytest.mark.parametrize(
+    ("size", "detail_size", "pca_start", "blocks_at"),
+    [
+        (64, "picture", True, 32),
+        (64, "full", True, 32),
+        (128, "picture", True, 32),
+        (128, "full", True, 64),
+        (128, "picture", False, 64),
+        (256, "picture", True, 32),
+        (96, "picture", True, 24),
+        (100, "picture", True, 28),
+    ],
+)
+def test_details_are_made_where_they_are_asked_for(size, detail_size, pca_start, blocks_at):
+    change = {"image_size": size, "detail_size": detail_size, "pca_start": pca_start, "blocks": 0, "detail_blocks": 1}
+    decoder = build_model(SMALL.model_copy(update=change), seed=0).decoder
+    seen = []
+    for module in decoder.modules():
+        if isinstance(module, Block):
+            module.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[-1]))
+    decoder(torch.zeros(1, 5), torch.zeros(1, 3, 64, 64) if pca_start else None)
+    assert seen == [blocks_at]
 
 
 def test_the_linear_path_encodes_what_was_prepared():

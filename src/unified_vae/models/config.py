@@ -78,12 +78,15 @@ class ResidualConfig(_VectorConfig):
     max_multiplier: Annotated[int, AfterValidator(_power_of_two)] = 8
     """Bound on the doubling of channels, a power of two."""
     blocks: int = Field(default=0, ge=0)
-    """Residual blocks at each size, in the encoder and in the decoder, but for the decoder's finest map."""
+    """Residual blocks at each size, in the encoder and in the decoder, but for the map where details are made."""
     detail_blocks: int = Field(default=4, ge=0)
-    """Residual blocks at the decoder's finest map, where details are made."""
+    """Residual blocks at the decoder's map where details are made (`detail_size`)."""
     prepare_blocks: int = Field(default=2, ge=0)
     """Residual blocks of the network that changes images before the linear path encodes them; 0: it takes them as they
     are, as without a start at PCA."""
+    detail_size: Literal["picture", "full"] = "picture"
+    """Where images are prepared and details are made, on maps of half that size: at the size of the linear path's
+    picture, 32 to 64 px, or at full size, as without a linear path; the same for images of up to 64 px."""
     neck_channels: int | None = Field(default=None, ge=1)
     """Channels of the smallest map where the dense layers meet it, behind a 1x1 convolution, if that is fewer than it
     has; null: 16 beside a linear path, which has a dense layer of its own, all without one."""
@@ -169,7 +172,9 @@ PAPER_MULTIPLIERS = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4)}
 VectorConfig = ConvConfig | ResidualConfig
 ModelConfig = Annotated[ConvConfig | ResidualConfig | SpatialConfig, Field(discriminator="family")]
 
-LEFT_OUT_BEFORE: dict[str, dict[str, Any]] = {"residual": {"prepare_blocks": 0, "neck_channels": 2**20}}
+LEFT_OUT_BEFORE: dict[str, dict[str, Any]] = {
+    "residual": {"prepare_blocks": 0, "neck_channels": 2**20, "detail_size": "full"}
+}
 """By family, settings that files of earlier versions lack, as their models had them: all channels, for one."""
 
 

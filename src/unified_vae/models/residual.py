@@ -19,6 +19,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unified_vae.core.principal_components import shrink, working_side
 from unified_vae.models.config import ResidualConfig
 from unified_vae.models.gentle_linear import GentleLinear
 from unified_vae.models.pyramid import Look, amplify, in_frame, norm, stage_channels, to_multiple
@@ -65,6 +66,13 @@ def neck_channels(config: ResidualConfig, width: int) -> int:
     return min(config.neck_channels or usual, width)
 
 
+def _halvings_to_details(config: ResidualConfig) -> int:
+    """From the finest map to that of the details."""
+    if config.detail_size == "full" or not config.pca_start:
+        return 0
+    return round(math.log2(config.image_size / working_side(config.image_size)))
+
+
 def blocks(channels: int, count: int) -> nn.Sequential:
     """So many in a row."""
     return nn.Sequential(*[Block(channels) for _ in range(count)])
@@ -84,8 +92,9 @@ class Prepare(nn.Module):
     above all, learns so few by heart (docs/log.md). Starts as the identity.
     """
 
-    def __init__(self, channels: int, width: int, count: int) -> None:
+    def __init__(self, channels: int, width: int, count: int, side: int) -> None:
         super().__init__()
+        self.side = side
         self.first = nn.Conv2d(4 * channels, width, 3, 1, 1)
         self.blocks = blocks(width, count)
         self.norm = norm(width)
@@ -94,8 +103,8 @@ class Prepare(nn.Module):
         amplify(self.last, 0.0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[batch, channels, size, size] in [0, 1], the same out, and a little beyond."""
-        size = images.shape[-1]
+        """[batch, channels, size, size] in [0, 1] -> [batch, channels, side, side], and a little beyond."""
+        images, size = shrink(images, self.side), self.side
         features = self.blocks(self.first(F.pixel_unshuffle(2.0 * to_multiple(images, 2) - 1.0, 2)))
         change = GENTLE_GAIN * F.pixel_shuffle(self.last(F.silu(self.norm(features))), 2)
         return images + change[..., :size, :size].float()
@@ -153,7 +162,8 @@ class ResidualEncoder(Encoder):
         side = math.ceil(config.image_size / self.multiple)
         self.head = GentleLinear(width * side * side, 2 * config.latents)
         wanted = config.pca_start and config.prepare_blocks > 0
-        self.prepare = Prepare(channels, widths[0], config.prepare_blocks) if wanted else None
+        seen = config.image_size if config.detail_size == "full" else working_side(config.image_size)
+        self.prepare = Prepare(channels, widths[0], config.prepare_blocks, seen) if wanted else None
 
     def prepared(self, images: Tensor) -> Tensor:
         """See `Encoder.prepared`."""
@@ -195,7 +205,9 @@ class ResidualDecoder(Decoder):
         self.frame = self.side * 2 ** len(widths)
         self.head = nn.Linear(config.latents, self.width * self.side * self.side)
         self.neck = nn.Identity() if self.width == widths[0] else nn.Conv2d(self.width, widths[0], 1)
-        counts = [config.blocks] * (len(widths) - 1) + [config.detail_blocks]
+        counts = [config.blocks] * len(widths)
+        self.detailed = max(len(widths) - 1 - _halvings_to_details(config), 0)
+        counts[self.detailed] = config.detail_blocks
         self.refine = nn.Sequential(*_attention(widths[0], config), *blocks(widths[0], counts[0]))
         self.stages = nn.ModuleList(
             Stage(before, after, counts[number], self._look(channels, number, after) if config.pca_start else None)
@@ -216,9 +228,9 @@ class ResidualDecoder(Decoder):
         return detail[..., : self.size, : self.size]
 
     def begin_beside_linear_path(self, kept: int) -> None:
-        """See the picture alone, and that at the finest map.
+        """See the picture alone, and that at the map of the details.
 
-        The shortcuts carry what coarse maps hold to the finest one, as blocks: at first random mixtures of latents and
+        The shortcuts carry what coarse maps hold to the larger ones, as blocks: at first random mixtures of latents and
         of the picture's coarse versions, in which its details drown (docs/log.md has what each change brought).
         """
         super().begin_beside_linear_path(kept)
@@ -227,9 +239,9 @@ class ResidualDecoder(Decoder):
             nn.init.zeros_(self.head.bias)
             if isinstance(self.neck, nn.Conv2d) and self.neck.bias is not None:
                 nn.init.zeros_(self.neck.bias)
-        looks = [stage.look for stage in self.stages if isinstance(stage, Stage) and stage.look is not None]
-        for number, look in enumerate(looks, start=1):
-            amplify(look, DETAIL_GAIN if number == len(looks) else 0.0)
+        for number, stage in enumerate(self.stages, start=1):
+            if isinstance(stage, Stage) and stage.look is not None:
+                amplify(stage.look, DETAIL_GAIN if number == self.detailed else 0.0)
 
     def _look(self, channels: int, number: int, channels_out: int) -> Look:
         return Look(channels, self.side * 2**number, self.size, self.frame, channels_out)
