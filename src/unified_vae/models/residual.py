@@ -5,10 +5,10 @@ the way up (DC-AE, arXiv 2410.10733, sections 3.1 and 3.2). Between them are res
 with GroupNorm before each, the second of which starts at zero (Goyal et al. 2017, arXiv 1706.02677, section 5.1), so
 that every block starts as the identity. There are no transposed convolutions, hence no checkerboard.
 
-Blocks are spent where they bring most in the same time: at the decoder's finest map, which sees the linear path's
-picture in full and restores it, as networks for super-resolution do (EDSR, Lim et al. 2017, arXiv 1707.02921), and
-not at the coarse maps or in the encoder (docs/log.md has the comparison). The same blocks, in front of the linear path,
-prepare images for it (`Prepare`).
+Blocks are spent where they bring most in the same time: at the decoder's first map that sees the linear path's picture
+in full and restores it, as networks for super-resolution do before they enlarge (EDSR, Lim et al. 2017, arXiv
+1707.02921), and not at coarser maps, at larger ones or in the encoder (docs/log.md has the comparisons). The same
+blocks, in front of the linear path and at its size, prepare images for it (`Prepare`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unified_vae.models.spatial_blocks import Attention, norm_groups
 from unified_vae.models.vae import GENTLE_GAIN, Decoder, Encoder
 
 DETAIL_GAIN = 4.0
-"""How much stronger than usual the finest map's first weights see the linear path's picture; 12 was no better."""
+"""How much stronger than usual the details' map sees the linear path's picture at first; 12 was no better."""
 USUAL_NECK = 16
 """Channels that the dense layers meet beside a linear path: with 256 they learn images by heart (docs/log.md)."""
 
