@@ -388,9 +388,12 @@ def _quiet() -> None:
 
 
 def _plain_runtime(entry: Entry) -> Runtime:
-    """Device and precision alone, without what our trainer settles for its process but cuDNN's choice of kernels."""
-    torch.backends.cudnn.benchmark = True
-    return Runtime(torch.device(entry.device), torch.bfloat16 if entry.precision == "bf16" else torch.float32)
+    """Device and precision alone; the choice of cuDNN's kernels and fp32 without TF32, as in our trainer, are both."""
+    device = torch.device(entry.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
+    return Runtime(device, torch.bfloat16 if entry.precision == "bf16" else torch.float32)
 
 
 def _course(entry: Entry, runtime: Runtime) -> Course:

@@ -7,6 +7,8 @@ from pydantic import ValidationError
 from unified_vae.core.principal_components import shrink
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ResidualConfig
+from unified_vae.models.linear_path import at_size
+from unified_vae.models.pyramid import MOST_PICTURE_CHANNELS, in_frame
 from unified_vae.models.residual import Block, Down, Prepare, ResidualAttention, Up
 
 SMALL = ResidualConfig(image_size=16, latents=5, base_channels=8, channels=3)
@@ -62,17 +64,30 @@ def test_images_are_prepared_at_the_size_of_the_linear_path_s_picture(size, side
         (256, "picture", True, 32),
         (96, "picture", True, 24),
         (100, "picture", True, 28),
+        (192, "picture", True, 96),  # 48 or 24 would not see all of the picture's 64
+        (320, "picture", True, 80),
     ],
 )
 def test_details_are_made_where_they_are_asked_for(size, detail_size, pca_start, blocks_at):
     change = {"image_size": size, "detail_size": detail_size, "pca_start": pca_start, "blocks": 0, "detail_blocks": 1}
-    decoder = build_model(SMALL.model_copy(update=change), seed=0).decoder
-    seen = []
+    model = build_model(SMALL.model_copy(update=change), seed=0)
+    decoder, seen = model.decoder, []
     for module in decoder.modules():
         if isinstance(module, Block):
             module.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[-1]))
-    decoder(torch.zeros(1, 5), torch.zeros(1, 3, 64, 64) if pca_start else None)
+    decoder(torch.zeros(1, 5), torch.zeros(1, 3, model.linear.side, model.linear.side) if pca_start else None)
     assert seen == [blocks_at]
+
+
+@pytest.mark.parametrize("size", [64, 96, 100, 127, 128, 144, 160, 192, 256, 320, 384])
+def test_the_map_of_the_details_sees_all_of_the_picture(size):
+    """As many independent rows of pixels as the picture has reach it."""
+    model = build_model(SMALL.model_copy(update={"image_size": size}), seed=0)
+    decoder, side = model.decoder, model.linear.side
+    rows = torch.eye(side)[:, None, :, None].expand(side, 3, side, side)
+    map_size = decoder.side * 2**decoder.detailed
+    features = at_size(in_frame(rows, size, decoder.frame), map_size, MOST_PICTURE_CHANNELS)
+    assert torch.linalg.matrix_rank(features.flatten(1)) == side
 
 
 def test_the_linear_path_encodes_what_was_prepared():

@@ -215,6 +215,18 @@ def test_a_run_of_another_family_is_continued_by_its_own_record(run_dir, source)
     assert f"--config {run_dir}/config.json --run-dir {run_dir}" in str(refused.value)
 
 
+def test_a_run_that_does_not_name_where_its_details_are_made_goes_on_by_the_same_command(source, tmp_path):
+    """Up to 64 px both places are the same network."""
+    model = {"family": "residual", "image_size": 8, "latents": 4, "base_channels": 8}
+    go(tmp_path / "run", source, {**SHORT, "model": model})
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    for part in ("config", "requested"):
+        del record[part]["model"]["detail_size"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    again = go(tmp_path / "run", source, {"training": {"epochs": 3}, "model": model})
+    assert again.finished.outcome == "finished" and again.started[0].resumed
+
+
 def test_a_residual_run_of_an_earlier_version_is_read_as_it_was(source, tmp_path):
     """Its record and its model lack the settings that came later; what is written of them anew does not."""
     model = {"family": "residual", "image_size": 8, "latents": 4, "base_channels": 8}

@@ -85,8 +85,9 @@ class ResidualConfig(_VectorConfig):
     """Residual blocks of the network that changes images before the linear path encodes them; 0: it takes them as they
     are, as without a start at PCA."""
     detail_size: Literal["picture", "full"] = "picture"
-    """Where images are prepared and details are made, on maps of half that size: at the size of the linear path's
-    picture, 32 to 64 px, or at full size, as without a linear path; the same for images of up to 64 px."""
+    """`picture`: images are prepared, and details made, at the resolution of the linear path's picture, at most 64 px,
+    which is much cheaper for larger images; `full`: at the images' own. No difference up to 64 px, nor without a
+    start at PCA. The blocks work on maps of about half of that size."""
     neck_channels: int | None = Field(default=None, ge=1)
     """Channels of the smallest map where the dense layers meet it, behind a 1x1 convolution, if that is fewer than it
     has; null: 16 beside a linear path, which has a dense layer of its own, all without one."""
@@ -172,6 +173,9 @@ PAPER_MULTIPLIERS = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4)}
 VectorConfig = ConvConfig | ResidualConfig
 ModelConfig = Annotated[ConvConfig | ResidualConfig | SpatialConfig, Field(discriminator="family")]
 
+PICTURE_SIDE = 64
+"""Pixels a side of the linear path's picture at most; core.principal_components.LARGEST_SIDE, which needs torch."""
+
 LEFT_OUT_BEFORE: dict[str, dict[str, Any]] = {
     "residual": {"prepare_blocks": 0, "neck_channels": 2**20, "detail_size": "full"}
 }
@@ -183,4 +187,6 @@ def left_out(model: object) -> dict[str, Any]:
     if not isinstance(model, Mapping):
         return {}
     known = LEFT_OUT_BEFORE.get(str(model.get("family")), {})
+    if known and (model.get("image_size", 0) in range(1, PICTURE_SIDE + 1) or model.get("pca_start") is False):
+        known = {**known, "detail_size": "picture"}  # the same network, under the name of today
     return {name: value for name, value in known.items() if name not in model}

@@ -51,12 +51,23 @@ def amplify(layer: nn.Module, gain: float) -> None:
         parameter.mul_(gain)
 
 
+def picture_side(image_size: int, frame: int) -> int:
+    """Height and width of the linear path's picture as maps see it (see `in_frame`)."""
+    return working_side(image_size) if frame == image_size else frame
+
+
+def sees_all(channels: int, map_size: int, image_size: int, frame: int) -> bool:
+    """Whether a map has room for every pixel of the picture, folded."""
+    side = picture_side(image_size, frame)
+    return map_size * folding(channels, map_size, side, MOST_PICTURE_CHANNELS) >= side
+
+
 class Look(nn.Module):
     """What a map sees of the linear path's picture: details folded into channels, then a convolution."""
 
     def __init__(self, channels: int, map_size: int, image_size: int, frame: int, channels_out: int) -> None:
         super().__init__()
-        side = working_side(image_size) if frame == image_size else frame
+        side = picture_side(image_size, frame)
         seen = channels * folding(channels, map_size, side, MOST_PICTURE_CHANNELS) ** 2
         self.mix = nn.Conv2d(seen, channels_out, 3, 1, 1)
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from unified_vae.core.principal_components import shrink, working_side
 from unified_vae.models.config import ResidualConfig
 from unified_vae.models.gentle_linear import GentleLinear
-from unified_vae.models.pyramid import Look, amplify, in_frame, norm, stage_channels, to_multiple
+from unified_vae.models.pyramid import Look, amplify, in_frame, norm, sees_all, stage_channels, to_multiple
 from unified_vae.models.spatial_blocks import Attention, norm_groups
 from unified_vae.models.vae import GENTLE_GAIN, Decoder, Encoder
 
@@ -66,13 +66,6 @@ def neck_channels(config: ResidualConfig, width: int) -> int:
     return min(config.neck_channels or usual, width)
 
 
-def _halvings_to_details(config: ResidualConfig) -> int:
-    """From the finest map to that of the details."""
-    if config.detail_size == "full" or not config.pca_start:
-        return 0
-    return round(math.log2(config.image_size / working_side(config.image_size)))
-
-
 def blocks(channels: int, count: int) -> nn.Sequential:
     """So many in a row."""
     return nn.Sequential(*[Block(channels) for _ in range(count)])
@@ -104,10 +97,11 @@ class Prepare(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[batch, channels, size, size] in [0, 1] -> [batch, channels, side, side], and a little beyond."""
-        images, size = shrink(images, self.side), self.side
-        features = self.blocks(self.first(F.pixel_unshuffle(2.0 * to_multiple(images, 2) - 1.0, 2)))
+        small = shrink(images.float(), self.side)  # as the linear path, which is float32 in any model
+        folded = F.pixel_unshuffle(2.0 * to_multiple(small, 2) - 1.0, 2)
+        features = self.blocks(self.first(folded.to(images.dtype)))
         change = GENTLE_GAIN * F.pixel_shuffle(self.last(F.silu(self.norm(features))), 2)
-        return images + change[..., :size, :size].float()
+        return small + change[..., : self.side, : self.side].float()
 
 
 class Down(nn.Module):
@@ -206,7 +200,7 @@ class ResidualDecoder(Decoder):
         self.head = nn.Linear(config.latents, self.width * self.side * self.side)
         self.neck = nn.Identity() if self.width == widths[0] else nn.Conv2d(self.width, widths[0], 1)
         counts = [config.blocks] * len(widths)
-        self.detailed = max(len(widths) - 1 - _halvings_to_details(config), 0)
+        self.detailed = self._map_of_details(config, channels, len(widths))
         counts[self.detailed] = config.detail_blocks
         self.refine = nn.Sequential(*_attention(widths[0], config), *blocks(widths[0], counts[0]))
         self.stages = nn.ModuleList(
@@ -242,6 +236,15 @@ class ResidualDecoder(Decoder):
         for number, stage in enumerate(self.stages, start=1):
             if isinstance(stage, Stage) and stage.look is not None:
                 amplify(stage.look, DETAIL_GAIN if number == self.detailed else 0.0)
+
+    def _map_of_details(self, config: ResidualConfig, channels: int, maps: int) -> int:
+        """Its number, from the smallest one: the finest, or about half of the picture, if that sees all of it."""
+        finest = maps - 1
+        if config.detail_size == "full" or not config.pca_start:
+            return finest
+        halvings = round(math.log2(self.size / working_side(self.size)))
+        numbers = range(max(finest - halvings, 0), finest)
+        return next((n for n in numbers if sees_all(channels, self.side * 2**n, self.size, self.frame)), finest)
 
     def _look(self, channels: int, number: int, channels_out: int) -> Look:
         return Look(channels, self.side * 2**number, self.size, self.frame, channels_out)

@@ -3,7 +3,7 @@
 glibc gives large blocks back to the system as soon as they are freed: those of 32 MiB and more at once, the others
 where the end of the heap is free for twice that. A training step allocates and frees the same activations over and
 over, so the system takes each page away and hands it out again, cleared: a fifth of a step of a network whose maps
-take 32 MiB (docs/performance.md). Kept memory is what the step had at its peak anyway.
+take 32 MiB (docs/performance.md). The process then holds its peak until it ends, or until `return_freed_memory`.
 
 Bits do not change. Other C libraries have other rules, and are left alone; so is a process whose user has set glibc's
 own variables.
@@ -18,18 +18,20 @@ import sys
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers of mallopt(3)
 _NEVER = -1
 _LARGEST_BLOCKS = (2**30, 32 * 2**20)  # kept when freed; glibc before 2.35 refuses more than the second
-USERS_WORD = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
-"""Variables by which a user settles it; see mallopt(3)."""
+USERS_WORD = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
+"""Variables by which a user settles it, see mallopt(3); and so does a tunable whose name begins as below."""
+TUNABLES, OF_MALLOC = "GLIBC_TUNABLES", "glibc.malloc."
 
 
 def keep_freed_memory() -> bool:
     """Let freed memory stay with this process until `return_freed_memory`.
 
     Returns:
-        Whether the C library was told so: False where it is not glibc, or a variable of `USERS_WORD` is set.
+        Whether the C library was told so: False where it is not glibc, or the user has settled it.
     """
     library = _glibc()
-    if library is None or any(os.environ.get(name) for name in USERS_WORD):
+    settled = any(os.environ.get(name) for name in USERS_WORD) or OF_MALLOC in os.environ.get(TUNABLES, "")
+    if library is None or settled:
         return False
     for size in _LARGEST_BLOCKS:
         if library.mallopt(_MMAP_THRESHOLD, size):

@@ -105,7 +105,9 @@ def _fits(parts: Parts, data: DataSets, runtime: Runtime, size: int) -> bool:
 
 def _by_rule(parts: Parts, data: DataSets, runtime: Runtime, most: int) -> tuple[int, str]:
     """ENOUGH images, or less where half of the available memory does not hold them or the set is small."""
-    each, available = 2 * _bytes_an_image(parts, data), runtime.available_memory() // runtime.world_size
+    each = 2 * _bytes_an_image(parts, data)
+    runtime.free_memory()  # what the start has used and this process keeps is available too
+    available = runtime.available_memory() // runtime.world_size
     room = max(available // 2 // each, 1)
     size = _power_of_two(min(ENOUGH, most, room))
     bounds = {ENOUGH: "more are no faster on a CPU", most: f"{STEPS_AN_EPOCH} steps an epoch are the least"}

@@ -1,0 +1,27 @@
+"""What files of earlier versions leave out is what their models had."""
+
+import pytest
+
+from unified_vae.core.principal_components import LARGEST_SIDE
+from unified_vae.models.config import PICTURE_SIDE, ConvConfig, ResidualConfig, left_out
+
+
+def test_the_side_of_the_picture_is_the_one_that_components_have():
+    assert PICTURE_SIDE == LARGEST_SIDE
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"image_size": 64}, "picture"),
+        ({"image_size": 65}, "full"),
+        ({"image_size": 128, "pca_start": False}, "picture"),
+        ({"image_size": 128, "pca_start": True}, "full"),
+    ],
+)
+def test_details_of_before_were_made_at_full_size_where_that_is_another_network(settings, size):
+    assert left_out({"family": "residual", **settings})["detail_size"] == size
+
+
+def test_files_of_today_leave_nothing_out():
+    assert left_out(ResidualConfig().model_dump()) == left_out(ConvConfig().model_dump()) == left_out(None) == {}
