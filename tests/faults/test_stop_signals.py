@@ -143,7 +143,7 @@ def test_a_second_interrupt_leaves_at_once_without_damage(trials, config, undist
     report(
         fault="SIGINT twice, 2 to 30 ms apart",
         target="130, checkpoints whole",
-        result=f"{trials} of {trials} left with 130 and resumed to the same bits; {arrived} were still there for the second",
+        result=f"{trials} of {trials} left with 130 and resumed to the same bits; {arrived} lived to get the second",
     )
 
 
