@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from runs import NOT_ASKED, Job, images, train_all
 from script import earlier, overrides, parser, result_name, save, settle, source, start, table
 from unified_vae.experiment.presets.preset_book import PresetBook
-from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig, left_out
+from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig, named_today
 
 NAME = "collapse"
 CONTROL, CONTROL_BETA = "control", 1e6
@@ -97,14 +97,9 @@ def merged(options: argparse.Namespace, settings: dict[str, Any], rows: list[dic
     if before and before["runs_have"] != settings:
         print(f"{result_name(options, NAME)}.json has runs of other settings; they are left out of the new result")
         return rows
-    of_today = [row for row in before.get("runs", []) if _named_today(row.get("network")) == network(row["model"])]
+    of_today = [row for row in before.get("runs", []) if named_today(row.get("network") or {}) == network(row["model"])]
     known = {_key(row): row for row in of_today}
     return list((known | {_key(row): row for row in rows}).values())
-
-
-def _named_today(settings: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A row's network with the settings that it leaves out because they came later."""
-    return settings and {**left_out(settings), **settings}
 
 
 def network(model: str) -> dict[str, Any] | None:

@@ -49,7 +49,7 @@ from script import parser, save, settle, start, table
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.config import KLConfig, LossConfig, MSEConfig
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig, SpatialConfig
+from unified_vae.models.config import ConvConfig, ResidualConfig, SpatialConfig
 from unified_vae.models.spatial_blocks import norm_groups
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizer
@@ -66,6 +66,9 @@ NAME = "speed"
 NETWORKS = {
     "issue": (ConvConfig(image_size=64, latents=512, base_channels=128, channels=3), 64),
     "middle": (ConvConfig(image_size=64, latents=128, base_channels=32, channels=3), 16),
+    "small": (ResidualConfig(latents=256, max_multiplier=2, prepare_blocks=1, detail_blocks=2, channels=3), 32),
+    "narrow_64": (ResidualConfig(latents=256, base_channels=32, max_multiplier=2, channels=3), 32),
+    "narrow_128": (ResidualConfig(image_size=128, latents=512, base_channels=32, max_multiplier=2, channels=3), 16),
     "spatial": (SpatialConfig(image_size=64, base_channels=32, latent_channels=4, channels=3), 8),
     "tiny": (ConvConfig(image_size=16, latents=16, base_channels=4, channels=3), 8),
 }
@@ -88,7 +91,7 @@ class Course:
     """
 
     runtime: Runtime
-    config: ConvConfig | SpatialConfig
+    config: ConvConfig | ResidualConfig | SpatialConfig
     batches: list[Tensor]
 
     def model(self) -> VAE:
@@ -366,9 +369,10 @@ def compete(entry: Entry, pipe: Connection) -> None:
     """The life of a contestant's process: steps for ever."""
     _quiet()
     torch.set_num_threads(entry.threads)
-    with contextlib.ExitStack() as stack:
-        runtime = stack.enter_context(open_runtime(entry.device, entry.precision)) if entry.who == "ours" else None
-        course = _course(entry, runtime or _plain_runtime(entry))
+    is_ours = entry.who == "ours"
+    opened = open_runtime(entry.device, entry.precision) if is_ours else contextlib.nullcontext(_plain_runtime(entry))
+    with opened as runtime:
+        course = _course(entry, runtime)
         if entry.who == "bare_kept":
             keep_freed_memory()
         if entry.who in TRAINERS:

@@ -19,7 +19,7 @@ from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.paths import sibling
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
-from unified_vae.models.config import left_out
+from unified_vae.models.config import named_today
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,7 @@ def leaves(config: RunConfig) -> dict[str, Any]:
 
 def _config(content: Mapping[str, Any]) -> RunConfig:
     """One that was recorded, by an earlier version too."""
-    model = content["model"]
-    return RunConfig.model_validate_json(json.dumps({**content, "model": {**left_out(model), **model}}))
+    return RunConfig.model_validate_json(json.dumps({**content, "model": named_today(content["model"])}))
 
 
 def _leaves(prefix: str, value: object) -> Iterator[tuple[str, Any]]:

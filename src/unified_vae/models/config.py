@@ -190,3 +190,8 @@ def left_out(model: object) -> dict[str, Any]:
     if known and (model.get("image_size", 0) in range(1, PICTURE_SIDE + 1) or model.get("pca_start") is False):
         known = {**known, "detail_size": "picture"}  # the same network, under the name of today
     return {name: value for name, value in known.items() if name not in model}
+
+
+def named_today(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a model as a file of today has them: with what an earlier version's leaves out."""
+    return {**left_out(model), **model}
