@@ -6,7 +6,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unified_vae.experiment.report.chart import (
@@ -28,6 +28,7 @@ numbers = st.floats(-1e12, 1e12, allow_nan=False)
 anything = st.floats(allow_nan=True, allow_infinity=True)
 
 
+@example(courses=[[(0.0, 0.0), (0.0, 5e-324)]], levels=[])
 @given(st.lists(st.lists(st.tuples(anything, anything), max_size=6), max_size=4), st.lists(anything, max_size=2))
 def test_any_numbers_give_a_chart_or_none(courses, levels):
     lines = [Line(f"line {place}", points) for place, points in enumerate(courses)]

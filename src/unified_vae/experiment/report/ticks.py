@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 
 
 def round_steps(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers between two."""
-    span = high - low
-    if span <= 0 or not math.isfinite(span):
+    raw = (high - low) / max(count, 1)
+    if raw < sys.float_info.min or not math.isfinite(raw):  # so small a number has no power of ten below it
         return [low]
-    raw = span / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
