@@ -59,9 +59,15 @@ def test_signals_set_flags_while_they_are_watched_and_only_then():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_second_interrupt_leaves_at_once():
+@pytest.mark.parametrize("heard", [True, False], ids=["heard", "whoever read what is said has gone"])
+def test_a_second_interrupt_leaves_at_once(heard):
     child = os.fork()
     if child == 0:
+        if not heard:
+            read, write = os.pipe()
+            os.dup2(write, 2)
+            os.close(write)
+            os.close(read)
         with watching():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -138,9 +139,10 @@ def _leave_imports(frame: FrameType | None, words: str, exit_code: int) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            if os.isatty(1):
-                os.write(1, _SHOW_CURSOR)  # bars hide it
-            os.write(2, f"error: {words}\n".encode())
+            with suppress(OSError):  # nobody reads it any more
+                if os.isatty(1):
+                    os.write(1, _SHOW_CURSOR)  # bars hide it
+                os.write(2, f"error: {words}\n".encode())
             os._exit(exit_code)
         frame = frame.f_back
 

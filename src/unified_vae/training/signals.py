@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")
@@ -34,7 +34,8 @@ class Signals:
             self.save = True
         elif number == signal.SIGINT and self.stop == signal.SIGINT:
             # checkpoints are renamed into place when complete, so leaving here damages nothing
-            os.write(2, b"\nleft at once; the same command goes on from the newest checkpoint\n")
+            with suppress(OSError):  # the same Ctrl-C has ended the `tee` that read it
+                os.write(2, b"\nleft at once; the same command goes on from the newest checkpoint\n")
             os._exit(128 + signal.SIGINT)
         else:
             self.stop = number
