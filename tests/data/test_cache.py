@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from made_images import opened, png, silent, write_files
 
@@ -220,6 +221,20 @@ def test_stages_of_living_processes_and_of_other_machines_stay(tmp_path: Path) -
     os.utime(old, (time.time() - 10**6,) * 2)
     cache_dir.sweep(tmp_path)
     assert packs(tmp_path) == sorted([mine, foreign])
+
+
+def test_a_container_of_the_same_name_numbers_its_processes_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[1]"))
+    theirs = cache_dir.new_stage(tmp_path)
+    monkeypatch.setattr(psutil, "pid_exists", lambda number: False)
+    monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[2]"))
+    cache_dir.sweep(tmp_path)
+    assert packs(tmp_path) == [theirs]
+    monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[1]"))
+    cache_dir.sweep(tmp_path)
+    assert packs(tmp_path) == []
 
 
 def test_a_disk_without_room_is_refused_before_decoding(

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.training.config import Precision
+from unified_vae.training.container_memory import left_in_container
 from unified_vae.training.host_memory import keep_freed_memory, return_freed_memory
 from unified_vae.training.observers import Memory
 
@@ -32,14 +32,6 @@ BUNDLE_BYTES = 32 * 2**20  # of gradients that travel together: few messages, li
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CPU_BF16 = ("avx512_bf16", "amx_bf16")  # of torch.cpu.get_capabilities; other CPUs were not measured
 PREPARATION_TIMEOUT = timedelta(days=2)  # one rank packs images or downloads weights, the others wait
-
-
-_CONTAINERS = Path("/sys/fs/cgroup")
-_CONTAINER_LIMITS = (
-    (_CONTAINERS / "memory.max", _CONTAINERS / "memory.current"),
-    (_CONTAINERS / "memory" / "memory.limit_in_bytes", _CONTAINERS / "memory" / "memory.usage_in_bytes"),
-)
-"""Limit and use of a container, in the two forms that Linux has."""
 
 
 @dataclass(frozen=True)
@@ -170,13 +162,8 @@ class Runtime:
 
     def available_memory(self) -> int:
         """Bytes of main memory that this machine, or the container it is, has left."""
-        free = psutil.virtual_memory().available
-        for limit, used in _CONTAINER_LIMITS:
-            try:
-                free = min(free, max(int(limit.read_text()) - int(used.read_text()), 0))
-            except (OSError, ValueError):  # there is none, or it is "max"
-                continue
-        return free
+        free, left = psutil.virtual_memory().available, left_in_container()
+        return free if left is None else min(free, left)
 
     def free_device_memory(self) -> int:
         """Bytes of the GPU's own memory that are free; 0 on a device that shares the main memory."""

@@ -83,4 +83,9 @@ def _abandoned(stage: Path) -> bool:
 
 
 def _host() -> str:
-    return "".join(letter for letter in socket.gethostname() if letter.isalnum())
+    """Where a process number means the same process: containers may share a host's name, and number for themselves."""
+    try:
+        numbered = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        numbered = ""
+    return "".join(letter for letter in socket.gethostname() + numbered if letter.isalnum())
