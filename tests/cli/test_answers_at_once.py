@@ -1,4 +1,4 @@
-"""Help, listings and config errors come without torch, in well under a second.
+"""Help, listings and config errors come without torch: in half a second of a processor of 2024.
 
 So do the settings that `--dry-run` shows; what the model costs comes below them when torch was loaded to count it.
 """
@@ -56,19 +56,22 @@ def test_a_dry_run_shows_the_settings_before_it_loads_torch(door, monkeypatch: p
     assert "run folder: runs/quick_test" in door.capsys.readouterr().out
 
 
-def test_a_config_error_takes_less_than_a_second(tmp_path: Path) -> None:
-    """A second of the processor's time, start included: the clock on the wall counts other programs too."""
+def test_a_config_error_costs_little_more_than_the_libraries_that_read_the_command_line(tmp_path: Path) -> None:
+    """In time of the processor, start included, as a ratio: a slow machine is slow for both."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path / "compiled")
-    command = [sys.executable, "-c", _WATCH, str(ROOT / "train.py"), "--mode", "quick"]
-    seconds = []
+    bare = tmp_path / "bare.py"
+    bare.write_text("import pydantic, rich.console, typer\n")
+    ours, theirs = [], []
     for _ in range(3):  # the first one compiles
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
-        )
-        error, end, spent, _ = done.stderr.strip().split("\n")
-        assert error == "error: there is no mode 'quick'. Did you mean 'quick_test'?"
-        assert end == "exit 2"
-        assert done.stdout == ""
-        seconds.append(float(spent.removeprefix("seconds ")))
-    assert min(seconds) < 1.0
+        for script, seconds in ((ROOT / "train.py", ours), (bare, theirs)):
+            command = [sys.executable, "-c", _WATCH, str(script), "--mode", "quick"]
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+            )
+            *answer, spent, _ = done.stderr.strip().split("\n")
+            if seconds is ours:
+                assert answer == ["error: there is no mode 'quick'. Did you mean 'quick_test'?", "exit 2"]
+            assert done.stdout == ""
+            seconds.append(float(spent.removeprefix("seconds ")))
+    assert min(ours) < 3.3 * min(theirs)

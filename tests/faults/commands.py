@@ -7,9 +7,12 @@ import multiprocessing.process
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from injected import Fault, injected
 from lives import SETTINGS, merged, server, write_images
 
 PATIENCE_SECONDS = 120  # for one life; far beyond what a tiny run takes
@@ -23,22 +26,26 @@ def settings_file(folder: Path, change: dict | None = None) -> Path:
     return path
 
 
-def enter(words: list[str], said: Path, environment: dict[str, str]) -> None:
+def enter(words: list[str], said: Path, environment: dict[str, str], faults: tuple[Fault, ...] = ()) -> None:
     """A life: the command with these words; what it says is added to a file."""
     try:  # as the doors do
-        os.environ.update(environment)
-        out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
         import torch
 
         from unified_vae.cli import run_presets
         from unified_vae.cli.door import enter as through
 
         torch.set_num_threads(1)
+        os.environ.update(environment)
+        out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        with injected(*faults):
+            code = through(run_presets.app, "train_unified.py", words)
+        for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # what follows is multiprocessing's own end, and no part of ours
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    raise SystemExit(through(run_presets.app, "train_unified.py", words))
+    raise SystemExit(code)
 
 
 def said_by(run_dir: Path, rank: int = 0) -> Path:
@@ -46,22 +53,29 @@ def said_by(run_dir: Path, rank: int = 0) -> Path:
     return run_dir.with_name(f"{run_dir.name}-rank-{rank}.said")
 
 
-def started(config: Path, run_dir: Path, rank: int = 0, environment: dict[str, str] | None = None):
+def started(
+    config: Path,
+    run_dir: Path,
+    rank: int = 0,
+    environment: dict[str, str] | None = None,
+    faults: tuple[Fault, ...] = (),
+):
     """The process of a life, alive."""
     words = ["--config", str(config), "--run-dir", str(run_dir)]
-    process = server().Process(target=enter, args=(words, said_by(run_dir, rank), environment or {}))
+    process = server().Process(target=enter, args=(words, said_by(run_dir, rank), environment or {}, faults))
     process.start()
     return process
 
 
-def started_together(config: Path, run_dir: Path, ranks: int = 2) -> list:
+def started_together(config: Path, run_dir: Path, ranks: int = 2, faults: tuple[Fault, ...] = ()) -> list:
     """The processes of one run, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
-        started(config, run_dir, rank, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)
+        started(config, run_dir, rank, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, faults)
+        for rank in range(ranks)
     ]
 
 
@@ -73,6 +87,14 @@ def ended(process: multiprocessing.process.BaseProcess, seconds: float = PATIENC
         pytest.fail("the process hangs")
     assert process.exitcode is not None
     return process.exitcode
+
+
+def halted(process: multiprocessing.process.BaseProcess) -> None:
+    """Wait until a process with the fault Halt stands still."""
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert process.is_alive() and time.monotonic() < limit
+        time.sleep(0.002)
 
 
 def sent(process: multiprocessing.process.BaseProcess, name: str) -> bool:

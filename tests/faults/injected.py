@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ from lives import Recorder, server
 from torch import Tensor
 
 from unified_vae.core.errors import UserError
+from unified_vae.data.batches import TrainBatch
 from unified_vae.experiment.request import RunRequest
 from unified_vae.models.vae import VAE
+from unified_vae.training.loop import Loop
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.step import Stepper, in_unit_range
 
@@ -150,11 +153,32 @@ class SlowDisk:
         patch.setattr(os, "fsync", slow)
 
 
+@dataclass(frozen=True)
+class Halt:
+    """The main process stands still after a step until SIGCONT comes, so that no run is over before a slow test acts.
+
+    Attributes:
+        step: counted from 1.
+    """
+
+    step: int
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        take = Loop._step
+
+        def taken(loop: Loop, batch: TrainBatch) -> None:
+            take(loop, batch)
+            if loop.state.step == self.step and loop.runtime.is_main:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        patch.setattr(Loop, "_step", taken)
+
+
 def _no_room(gradient: Tensor) -> None:
     raise torch.OutOfMemoryError(f"there is no room for the gradient of {len(gradient)} images")
 
 
-Fault = Poison | SmallMemory | SignalInside | SlowDisk
+Fault = Poison | SmallMemory | SignalInside | SlowDisk | Halt
 
 
 @contextmanager

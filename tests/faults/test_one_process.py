@@ -4,14 +4,12 @@ import os
 import signal
 import socket
 import sys
-import time
 
 import pytest
-from commands import PATIENCE_SECONDS, ended, said_by, settings_file, started
+from commands import ended, halted, said_by, settings_file, started
 from figures import report
+from injected import Halt
 from lives import leftovers, outcome
-
-from unified_vae.training.checkpoint_ring import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and a fork server")
 TRAINED = {"training": {"epochs": 12, "checkpoint": {"every_minutes": 1e-6}}}
@@ -33,11 +31,8 @@ def undisturbed(config, tmp_path_factory):
 def test_the_second_start_is_refused_and_the_first_goes_on(trials, config, undisturbed, tmp_path):
     for number in range(trials):
         run_dir = tmp_path / f"run-{number}"
-        first, limit = started(config, run_dir), time.monotonic() + PATIENCE_SECONDS
-        while not saved_steps(run_dir / "checkpoints"):
-            assert first.is_alive() and time.monotonic() < limit
-            time.sleep(0.005)
-        os.kill(first.pid, signal.SIGSTOP)  # so that it cannot be over before the second has asked
+        first = started(config, run_dir, faults=(Halt(4),))  # so that it cannot be over before the second has asked
+        halted(first)
         second = started(config, run_dir, rank=1, environment={"RANK": "0"})
         code = ended(second)
         os.kill(first.pid, signal.SIGCONT)

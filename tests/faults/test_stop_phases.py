@@ -52,13 +52,43 @@ def _settings(folder: Path, pictures: Path) -> Path:
     return settings_file(folder, merged(CHANGE, own))
 
 
-class _Command:
-    """The real command in a process of its own; what it says goes to a file."""
+_HELD = """
+import runpy, sys, time
+from pathlib import Path
+from unified_vae.training import loop
 
-    def __init__(self, config: Path, run_dir: Path) -> None:
+inside, further, batches = Path(sys.argv[1]), Path(sys.argv[2]), loop.validation_batches
+
+def held(*given, **named):
+    for number, batch in enumerate(batches(*given, **named)):
+        if number == 1:
+            inside.touch()
+            while not further.exists():
+                time.sleep(0.01)
+        yield batch
+
+loop.validation_batches, sys.argv = held, sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""The command, but its validations wait in their second batch until a file is there: however fast the machine is."""
+
+
+class _Command:
+    """The real command in a process of its own; what it says goes to a file.
+
+    Attributes:
+        inside: a file that is there as soon as a validation has begun, where `held`.
+        further: another, which it then waits for.
+    """
+
+    def __init__(self, config: Path, run_dir: Path, held: bool = False) -> None:
         self.said = run_dir.with_name(f"{run_dir.name}.said")
         self.said.write_bytes(b"")
-        words = [sys.executable, str(DOOR), "--config", str(config), "--run-dir", str(run_dir)]
+        self.inside, self.further = (self.said.with_suffix(f".{name}") for name in ("inside", "further"))
+        for file in (self.inside, self.further):
+            file.unlink(missing_ok=True)
+        before = ["-c", _HELD, str(self.inside), str(self.further)] if held else []
+        words = [sys.executable, *before, str(DOOR), "--config", str(config), "--run-dir", str(run_dir)]
         with self.said.open("ab") as out:
             self.process = subprocess.Popen(words, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -72,6 +102,7 @@ class _Command:
             assert self.process.poll() is None and time.monotonic() < limit, self.said.read_text()
             time.sleep(0.001)
         self.process.send_signal(getattr(signal, name))
+        self.further.touch()
         try:
             return self.process.wait(PATIENCE_SECONDS)
         finally:
@@ -87,7 +118,12 @@ def _rows(run_dir: Path, split: str) -> list[int]:
 
 def _in_python(config: Path, run_dir: Path, name: str) -> int:
     """Before the first line of ours: the system's way."""
-    return _Command(config, run_dir).stopped(lambda: True, name)
+    for _ in range(5):
+        command = _Command(config, run_dir)
+        code = command.stopped(lambda: True, name)
+        if not command.said.read_text():  # else we were late, and it was there to say something
+            break
+    return code
 
 
 def _in_the_import(config: Path, run_dir: Path, name: str) -> int:
@@ -105,23 +141,14 @@ def _in_packing(config: Path, run_dir: Path, name: str) -> int:
 
 
 def _in_validation(config: Path, run_dir: Path, name: str) -> int:
-    """The row of the training numbers is written just before a validation; this one is then finished, and saved.
-
-    The second validation of three: the first row also waits for TensorBoard to begin its file.
-    """
-    command = _Command(config, run_dir)
-
-    def begun() -> bool:
-        found = len(_rows(run_dir, "train")) == 2
-        time.sleep(0.03 if found else 0)  # for those who are told of the row
-        return found
-
-    code = command.stopped(begun, name)
+    """The first validation of three: it is finished, and saved."""
+    command = _Command(config, run_dir, held=True)
+    code = command.stopped(command.inside.exists, name)
     assert not command.says("Traceback")
-    step = _rows(run_dir, "train")[1]
+    (step,) = _rows(run_dir, "train")
     assert saved_steps(run_dir / "checkpoints")[0] == step
     assert state_of(run_dir / "checkpoints" / f"step-{step:09d}")["train"]["validated_step"] == step
-    assert _rows(run_dir, "validation")[1:] == [step]
+    assert _rows(run_dir, "validation") == [step]
     return code
 
 

@@ -7,8 +7,9 @@ import sys
 import time
 
 import pytest
-from commands import ended, said_by, settings_file, started, started_together
+from commands import ended, halted, said_by, sent, settings_file, started, started_together
 from figures import report
+from injected import Halt
 from lives import leftovers, outcome
 
 from unified_vae.training.checkpoint_ring import saved_steps
@@ -32,15 +33,6 @@ def undisturbed(config, tmp_path_factory):
     return outcome(folder / "run")
 
 
-def training(processes, run_dir, step: int = 1) -> None:
-    """Wait until a step is saved: each is."""
-    limit = time.monotonic() + 60
-    while max(saved_steps(run_dir / "checkpoints"), default=0) < step:
-        assert all(process.is_alive() for process in processes), said_by(run_dir).read_text()
-        assert time.monotonic() < limit
-        time.sleep(0.002)
-
-
 WHOM = ((0,), (1,), (0, 1))
 STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")
 
@@ -51,13 +43,14 @@ def test_a_signal_to_some_ranks_stops_all_at_the_same_step(trials, config, undis
     for number in range(trials):
         run_dir, whom = tmp_path / f"run-{number}", WHOM[number % 3]
         name = STOPPING[(number + number // 3) % 3]
-        processes = started_together(config, run_dir)
-        training(processes, run_dir, rng.randint(1, STEPS // 2))
-        sent = time.monotonic()
+        processes = started_together(config, run_dir, faults=(Halt(rng.randint(1, STEPS // 2)),))
+        halted(processes[0])
+        begun = time.monotonic()
         for rank in whom:
             os.kill(processes[rank].pid, getattr(signal, name))
+        sent(processes[0], "SIGCONT")
         codes = [ended(process) for process in processes]
-        slowest = max(slowest, time.monotonic() - sent)
+        slowest = max(slowest, time.monotonic() - begun)
         assert codes == [128 + getattr(signal, name)] * 2, (name, whom, codes, said_by(run_dir).read_text())
         assert 0 < saved_steps(run_dir / "checkpoints")[0] < STEPS
         assert [ended(process) for process in started_together(config, run_dir)] == [0, 0]
@@ -75,9 +68,10 @@ def test_the_death_of_one_rank_ends_the_other(trials, config, undisturbed, tmp_p
     slowest = 0.0
     for number in range(trials):
         run_dir, victim = tmp_path / f"run-{number}", number % 2
-        processes = started_together(config, run_dir)
-        training(processes, run_dir)
+        processes = started_together(config, run_dir, faults=(Halt(2),))
+        halted(processes[0])
         processes[victim].kill()
+        sent(processes[0], "SIGCONT")
         killed = time.monotonic()
         assert ended(processes[1 - victim], 60) == 3
         slowest = max(slowest, time.monotonic() - killed)

@@ -41,13 +41,9 @@ def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, 
     reference, _ = undisturbed
     some = request(tmp_path / "run", source)
     number = getattr(signal, name)
-    process = server().Process(target=live, args=(some,))
+    process = server().Process(target=_stopped_life, args=(some, 3, number))
     process.start()
-    while not list((tmp_path / "run").glob("checkpoints/step-*")):
-        time.sleep(0.01)
-        assert process.is_alive()
-    os.kill(process.pid, number)
-    process.join(20)
+    process.join(60)
     assert process.exitcode == 128 + number
     assert end_by_itself(some) == 0
     assert outcome(tmp_path / "run") == outcome(reference)
@@ -57,15 +53,22 @@ STEPS = 36  # 6 epochs of 6
 
 
 class StopAt(Recorder):
-    """Sends SIGTERM to its own process after a step."""
+    """Sends a signal to its own process after a step."""
 
-    def __init__(self, step):
+    def __init__(self, step, number=signal.SIGTERM):
         super().__init__()
-        self.step = step
+        self.step, self.number = step, number
 
     def step_done(self, event):
         if event.step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
+
+
+def _stopped_life(some, step, number):
+    import torch
+
+    torch.set_num_threads(1)
+    raise SystemExit(fit(some, [StopAt(step, number)]).exit_code)
 
 
 @pytest.mark.parametrize(

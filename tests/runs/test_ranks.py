@@ -65,14 +65,17 @@ def test_two_ranks_train_what_one_trains(source, of_two, tmp_path):
 
 
 def test_two_ranks_stop_together_and_go_on_to_the_same_bits(source, of_two, tmp_path):
-    cut = command(tmp_path / "cut", source, 2)
-    process = subprocess.Popen(cut, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True)
-    while not list((tmp_path / "cut").glob("checkpoints/step-*")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    for run_dir in (tmp_path / f"cut-{number}" for number in range(5)):
+        cut = command(run_dir, source, 2)
+        process = subprocess.Popen(cut, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True)
+        while not list(run_dir.glob("checkpoints/step-*")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        if process.returncode != 0:  # else it was over before the signal came
+            break
     assert process.returncode != 0
     assert run(cut).returncode == 0
-    assert outcome(tmp_path / "cut") == outcome(of_two)
-    assert leftovers(tmp_path / "cut") == []
+    assert outcome(run_dir) == outcome(of_two)
+    assert leftovers(run_dir) == []
