@@ -28,12 +28,18 @@ class Recipe:
     size: int
     steps: int
     batch_size: int
+    lr: float
+    weight_decay: float
+    translate: float  # part of the side by which images are shifted at random
     base_channels: int
     prepare_blocks: int
     detail_blocks: int
 
 
-RECIPES = {"cifar10": Recipe(32, 2_500, 32, 64, 4, 4), "faces128": Recipe(64, 800, 32, 32, 2, 4)}
+RECIPES = {
+    "cifar10": Recipe(32, 12_000, 16, 2e-3, 0.05, 0.06, 64, 4, 4),
+    "faces128": Recipe(64, 800, 32, 1e-3, 0.0, 0.0, 32, 2, 4),
+}
 
 
 def read_options() -> argparse.Namespace:
@@ -52,6 +58,7 @@ def job(options: argparse.Namespace, name: str, latents: int, seed: int) -> Job:
     settings = {
         "data.source": source(options, name),
         "data.augment.horizontal_flip": True,
+        "data.augment.affine.translate": recipe.translate,
         "seed": seed,
         "model.image_size": recipe.size,
         "model.latents": latents,
@@ -64,6 +71,8 @@ def job(options: argparse.Namespace, name: str, latents: int, seed: int) -> Job:
         "training.lr_schedule.kind": "cosine",
         "training.lr_schedule.warmup": 0.05,
         "training.batch_size": recipe.batch_size,
+        "training.optimizer.lr": recipe.lr,
+        "training.optimizer.weight_decay": recipe.weight_decay,
         "training.early_stopping.patience": None,
         **overrides(options),
     }
