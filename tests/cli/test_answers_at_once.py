@@ -1,4 +1,4 @@
-"""Help, listings and config errors come without torch: in half a second of a processor of 2024.
+"""Help, listings and config errors come without torch: they cost a few times what typer, rich and pydantic do.
 
 So do the settings that `--dry-run` shows; what the model costs comes below them when torch was loaded to count it.
 """
@@ -61,9 +61,9 @@ def test_a_config_error_costs_little_more_than_the_libraries_that_read_the_comma
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path / "compiled")
     bare = tmp_path / "bare.py"
-    bare.write_text("import pydantic, rich.console, typer\n")
+    bare.write_text("import rich.console, typer\nfrom pydantic import BaseModel\n")
     ours, theirs = [], []
-    for _ in range(3):  # the first one compiles
+    for _ in range(4):  # the first one compiles
         for script, seconds in ((ROOT / "train.py", ours), (bare, theirs)):
             command = [sys.executable, "-c", _WATCH, str(script), "--mode", "quick"]
             done = subprocess.run(
@@ -74,4 +74,4 @@ def test_a_config_error_costs_little_more_than_the_libraries_that_read_the_comma
                 assert answer == ["error: there is no mode 'quick'. Did you mean 'quick_test'?", "exit 2"]
             assert done.stdout == ""
             seconds.append(float(spent.removeprefix("seconds ")))
-    assert min(ours) < 3.3 * min(theirs)
+    assert min(ours) < 5 * min(theirs)  # 2.5 where this was written; torch alone would make it 70

@@ -89,12 +89,21 @@ def ended(process: multiprocessing.process.BaseProcess, seconds: float = PATIENC
     return process.exitcode
 
 
-def halted(process: multiprocessing.process.BaseProcess) -> None:
+def halted(process: multiprocessing.process.BaseProcess, seconds: float = PATIENCE_SECONDS) -> None:
     """Wait until a process with the fault Halt stands still."""
-    limit = time.monotonic() + PATIENCE_SECONDS
-    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
-        assert process.is_alive() and time.monotonic() < limit
+    limit = time.monotonic() + seconds
+    while not _stopped(process):
+        if not process.is_alive() or time.monotonic() > limit:
+            process.kill()  # a stopped one would outlive the tests
+            pytest.fail(f"no halt within {seconds} s, or an end before it (exit code {process.exitcode})")
         time.sleep(0.002)
+
+
+def _stopped(process: multiprocessing.process.BaseProcess) -> bool:
+    try:
+        return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
 
 
 def sent(process: multiprocessing.process.BaseProcess, name: str) -> bool:

@@ -127,25 +127,26 @@ def test_usr1_ends_no_run_at_any_moment(trials, config, undisturbed, tmp_path):
 @pytest.mark.parametrize("trials", [3, pytest.param(40, marks=pytest.mark.long)])
 def test_a_second_interrupt_leaves_at_once_without_damage(trials, config, undisturbed, tmp_path):
     """Up to 30 ms after the first: in the step, in its save, between the two, on the way out, or too late."""
-    arrived = 0
+    at_once = 0
     for number in range(trials):
         run_dir = tmp_path / f"run-{number}"
         process = started(config, run_dir, faults=(Halt(4),))
         halted(process)
         assert sent(process, "SIGINT") and sent(process, "SIGCONT")
         time.sleep((0.002, 0.01, 0.03)[number % 3])
-        arrived += sent(process, "SIGINT")
+        sent(process, "SIGINT")  # may find it gone, or, where the first one still waits, be one with that
         assert ended(process) == 130, said_by(run_dir).read_text()
+        at_once += "left at once" in said_by(run_dir).read_text()
         assert "Traceback" not in said_by(run_dir).read_text()
         assert all(reads(run_dir, step) for step in saved_steps(run_dir / "checkpoints"))
         assert ended(started(config, run_dir)) == 0
         assert outcome(run_dir) == undisturbed[0]
         assert leftovers(run_dir) == []
-    assert arrived > 0, "each was over before the second"
+    assert at_once > 0 or trials < 10, "none of them was left by the second"
     report(
         fault="SIGINT twice, 2 to 30 ms apart",
         target="130, checkpoints whole",
-        result=f"{trials} of {trials} left with 130 and resumed to the same bits; {arrived} lived to get the second",
+        result=f"{trials} of {trials} left with 130 and resumed to the same bits; {at_once} by the second",
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import typer
 
+from unified_vae.cli.closed_stream import discard
 from unified_vae.core.errors import UserError
 
 Job = Callable[[str], int]
@@ -102,7 +103,13 @@ def _launcher() -> list[str]:
 
 
 def _fail(message: str, exit_code: int, details: Sequence[str] = ()) -> int:
-    print("\n".join(["error: " + " ".join(message.split()), *details]), file=sys.stderr)
+    said = "\n".join(["error: " + " ".join(message.split()), *details])
+    for stream, words in ((sys.stdout, ""), (sys.stderr, said + "\n")):
+        try:
+            stream.write(words)
+            stream.flush()
+        except OSError:  # nobody reads it any more: a Ctrl-C ends `tee` too
+            discard(stream)
     return exit_code
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 
+from unified_vae.cli.closed_stream import discard
 from unified_vae.cli.display import config_lines
 from unified_vae.cli.log_file import LogFile
 from unified_vae.cli.options import Shared
@@ -22,7 +23,7 @@ def show(lines: Iterable[str]) -> int:
     try:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
     return 0
 
 

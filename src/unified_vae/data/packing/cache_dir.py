@@ -20,7 +20,7 @@ from unified_vae.core.paths import written_out
 
 ENVIRONMENT_VARIABLE = "UNIFIED_VAE_CACHE"
 _STAGE = ".stage"
-_ABANDONED_SECONDS = 24 * 3600  # for stages of other machines, whose processes cannot be asked for
+_ABANDONED_SECONDS = 24 * 3600  # for stages of other machines and containers, whose processes cannot be asked for
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
 _ELSEWHERE = f"set data.cache_dir or ${ENVIRONMENT_VARIABLE} to a folder on another disk"
 
@@ -65,7 +65,8 @@ def new_stage(root: Path) -> Path:
 
 
 def sweep(root: Path) -> None:
-    """Delete stages whose process is gone. Those of running processes, also of other machines, stay."""
+    """Delete stages whose process is gone. Those of running processes, also of other machines and
+    containers, stay."""
     for stage in root.glob(f"{_STAGE}-*"):
         if _abandoned(stage):
             shutil.rmtree(stage, ignore_errors=True)
