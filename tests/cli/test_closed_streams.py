@@ -17,10 +17,13 @@ from unified_vae.cli.door import enter
 
 app = typer.Typer(add_completion=False)
 
-@app.command()
-def job() -> None:
-    print("held back until the end")
+def job(_):
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    return 0
+
+@app.command()
+def plan():
+    return job
 
 raise SystemExit(enter(app, "train.py", []))
 """
