@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tracemalloc
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import image_zoo as zoo
 import numpy as np
@@ -36,6 +38,20 @@ def test_bad_files_give_a_reason(name: str) -> None:
     data, word = BAD[name]
     with quiet_pillow(), pytest.raises(BadImage, match=word):
         decode(data, FORM)
+
+
+@pytest.mark.parametrize("problem", [struct.error("short"), SyntaxError("not a TIFF file"), KeyError(274)])
+def test_unreadable_exif_counts_as_upright(problem: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = GOOD["orientation_1.jpg"]
+    monkeypatch.setattr(Image.Image, "getexif", Mock(side_effect=problem))
+    with quiet_pillow():
+        np.testing.assert_array_equal(decode(good.data, FORM), good.pixels)
+
+
+def test_too_little_memory_for_the_exif_is_no_upright_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "getexif", Mock(side_effect=MemoryError))
+    with quiet_pillow(), pytest.raises(BadImage, match="not enough memory"):
+        decode(GOOD["orientation_6.jpg"].data, FORM)
 
 
 def test_a_folder_of_all_of_them_is_used_or_listed_to_the_last_file(tmp_path: Path) -> None:

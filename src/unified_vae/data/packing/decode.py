@@ -144,7 +144,9 @@ def _upright(image: Image.Image) -> Image.Image:
     """Undo the camera's orientation. Unreadable EXIF counts as upright: the pixels are still good."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:
+    except MemoryError:  # says nothing of the EXIF
+        raise
+    except Exception:  # a dozen kinds: Pillow does not wrap what damaged EXIF does to its readers
         return image
     method = _UPRIGHT.get(orientation)
     return image if method is None else image.transpose(method)
