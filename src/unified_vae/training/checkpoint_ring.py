@@ -117,8 +117,8 @@ def _delete(root: Path, step: int) -> None:
     shutil.rmtree(doomed)
 
 
-def sweep(root: Path) -> bool:
-    """Clear what an interrupted save left behind; returns whether all of it is gone.
+def sweep(root: Path) -> None:
+    """Clear what an interrupted save left behind.
 
     Where a checkpoint was being replaced by one of the same step, and only the old one exists, it is put back.
     """
@@ -129,4 +129,3 @@ def sweep(root: Path) -> bool:
             path.rename(root / replaced[1])
         else:
             discard(path)
-    return not any(entry.exists() for entry in entries if entry.name.startswith(STAGE_PREFIX))

@@ -89,7 +89,6 @@ class Saver:
         self._best_step: int | None = None
         self._good_step = 0
         self._stalled = 0.0
-        self._unswept = False
         self._last = time.monotonic()
         self._begun = time.monotonic()
         self._seconds_before = 0.0
@@ -157,8 +156,7 @@ class Saver:
         """In the thread."""
         begun, outcome = time.monotonic(), _Outcome(wanted, [])
         try:
-            if self._unswept:  # a folder that was read-only kept the last attempt, and may give it back bit by bit
-                self._unswept = not checkpoint_ring.sweep(self.root)
+            checkpoint_ring.sweep(self.root)  # a folder that was read-only may have kept an earlier attempt
             if first:
                 first()
             for content in wanted:
@@ -172,7 +170,6 @@ class Saver:
             )
         else:
             outcome.remark = self._prune()
-        self._unswept = self._unswept or outcome.problem is not None
         outcome.seconds = time.monotonic() - begun
         return outcome
 
