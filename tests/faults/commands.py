@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -89,14 +90,19 @@ def ended(process: multiprocessing.process.BaseProcess, seconds: float = PATIENC
     return process.exitcode
 
 
-def halted(process: multiprocessing.process.BaseProcess, seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait until a process with the fault Halt stands still."""
-    limit = time.monotonic() + seconds
-    while not _stopped(process):
-        if not process.is_alive() or time.monotonic() > limit:
-            process.kill()  # a stopped one would outlive the tests
-            pytest.fail(f"no halt within {seconds} s, or an end before it (exit code {process.exitcode})")
+def until(condition: Callable[[], object], process: multiprocessing.process.BaseProcess) -> None:
+    """Wait for what a process will have done before its end."""
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if not (process.is_alive() or condition()) or time.monotonic() > limit:
+            process.kill()  # one that stands still would outlive the tests
+            pytest.fail(f"not within {PATIENCE_SECONDS} s, or an end before it (exit code {process.exitcode})")
         time.sleep(0.002)
+
+
+def halted(process: multiprocessing.process.BaseProcess) -> None:
+    """Wait until a process with the fault Halt stands still."""
+    until(lambda: _stopped(process), process)
 
 
 def _stopped(process: multiprocessing.process.BaseProcess) -> bool:

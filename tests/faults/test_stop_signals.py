@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from commands import PATIENCE_SECONDS, ended, halted, said_by, sent, settings_file, started
+from commands import ended, halted, said_by, sent, settings_file, started, until
 from figures import report
 from injected import Halt, SlowDisk, live_with
 from lives import leftovers, live, outcome, reads, request, server, write_images
@@ -42,7 +42,7 @@ def after(process, run_dir, seconds: float, name: str) -> tuple[int, float]:
 
     An interrupt before it is the fork server's, which makes of it what it likes.
     """
-    _until(said_by(run_dir).exists, process)
+    until(said_by(run_dir).exists, process)
     process.join(seconds)
     begun = time.monotonic()
     sent(process, name)
@@ -71,13 +71,6 @@ def test_at_random_instants(trials, config, undisturbed, tmp_path):
         target="resumable, right exit code, no hang",
         result=f"{trials} of {trials} resumed to the same bits; slowest end {slowest:.1f} s after the signal",
     )
-
-
-def _until(condition, process) -> None:
-    limit = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert (process.is_alive() or condition()) and time.monotonic() < limit
-        time.sleep(0.002)
 
 
 # nothing but a signal saves between step 0 and the end: 240 steps without a validation, far below the minutes
@@ -159,11 +152,11 @@ def test_a_second_interrupt_during_the_save_leaves_it_undone(trials, undisturbed
         checkpoints = some.run_dir / "checkpoints"
         process = server().Process(target=live_with, args=(some, (SlowDisk(0.2),), None, {}))
         process.start()
-        _until(lambda folder=checkpoints: saved_steps(folder) and staged(folder), process)
+        until(lambda folder=checkpoints: saved_steps(folder) and staged(folder), process)
         due = staged(checkpoints)
         assert sent(process, "SIGINT")
         if number % 2:  # the first signal's own save; else the one that was due before it
-            _until(lambda folder=checkpoints, other=due: staged(folder) - other, process)
+            until(lambda folder=checkpoints, other=due: staged(folder) - other, process)
         time.sleep(0.03)
         whole = saved_steps(checkpoints)
         assert sent(process, "SIGINT")

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
@@ -175,12 +176,18 @@ def test_a_file_that_carries_code_is_refused_and_the_code_not_run(
     assert marker.exists()  # the bomb was live
 
 
-def test_without_weights_haarpsi_takes_over_and_the_result_says_so(cache: Path) -> None:
+def test_without_weights_haarpsi_takes_over_and_the_result_says_so(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = LossConfig(
         perceptual=PerceptualConfig(weight=0.25, schedule=Linear(start=0.5)),
         lpips=LPIPSConfig(weight=0.5, net="alex"),
     )
+    asked = Mock(side_effect=pretrained.urlopen)
+    monkeypatch.setattr(pretrained, "urlopen", asked)
     resolved, substitutions = resolve_terms(config)
+    assert asked.call_count == 2  # once for each file: nobody waits for a network that is not there
+    assert all(call.kwargs["timeout"] == pretrained._PROBE_SECONDS for call in asked.call_args_list)
     assert set(resolved.distortion_terms()) == {"mse", "haarpsi"}
     assert resolved.haarpsi.weight == 0.75
     assert [(s.term, s.replacement) for s in substitutions] == [
@@ -275,8 +282,12 @@ def test_a_server_that_never_answers_is_given_up(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setattr(pretrained, "_address", lambda _: f"http://127.0.0.1:{port}/small.pth")
-        with pytest.raises(WeightsUnavailable, match=r"timed out|no answer"):  # else it waits for ever
+        with pytest.raises(WeightsUnavailable, match=r"timed out|no answer"):
             load_weights(Architecture("Small", "small-22222222.pth", LAYERS), None, SETTING)
+        silent.setblocking(False)
+        silent.accept()
+        with pytest.raises(BlockingIOError):  # it was asked once, for 0.2 s: nothing else waited for it
+            silent.accept()
 
 
 @pytest.mark.parametrize("architecture", [VGG16, ALEXNET])

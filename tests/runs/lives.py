@@ -83,14 +83,14 @@ class Recorder(Observer):
         self.finished = event
 
 
-def live(some: RunRequest) -> None:
+def live(some: RunRequest, watcher: Recorder | None = None) -> None:
     """One life: the whole run, unless something ends it before."""
     import torch
 
     from unified_vae.experiment.fitting.fit import fit
 
     torch.set_num_threads(1)
-    raise SystemExit(fit(some, [Recorder()]).exit_code)
+    raise SystemExit(fit(some, [watcher or Recorder()]).exit_code)
 
 
 def server() -> multiprocessing.context.ForkServerContext:

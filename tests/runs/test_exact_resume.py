@@ -41,7 +41,7 @@ def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, 
     reference, _ = undisturbed
     some = request(tmp_path / "run", source)
     number = getattr(signal, name)
-    process = server().Process(target=_stopped_life, args=(some, 3, number))
+    process = server().Process(target=live, args=(some, StopAt(3, number)))
     process.start()
     process.join(60)
     assert process.exitcode == 128 + number
@@ -62,13 +62,6 @@ class StopAt(Recorder):
     def step_done(self, event):
         if event.step == self.step:
             os.kill(os.getpid(), self.number)
-
-
-def _stopped_life(some, step, number):
-    import torch
-
-    torch.set_num_threads(1)
-    raise SystemExit(fit(some, [StopAt(step, number)]).exit_code)
 
 
 @pytest.mark.parametrize(
