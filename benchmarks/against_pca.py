@@ -2,7 +2,7 @@
 
 The PCA is exact, fitted on train/ and scored on val/: of the images alone, the line that the aims are over, and of the
 images with their mirror images, which the runs see too. The runs are trained on train/ and scored on val/ by the
-trainer itself, from the mean of the posterior, at the last step: their length was chosen on a split of train/.
+trainer itself, from the mean of the posterior, at the last step: their length is fixed before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TARGETS = {64: 1.0, 128: 1.0, 256: 0.3, 512: 0.0}  # dB over PCA
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a set is trained; chosen on splits of train/ (docs/log.md)."""
+    """How a set is trained; chosen by what splits of train/ showed (docs/log.md)."""
 
     size: int
     steps: int

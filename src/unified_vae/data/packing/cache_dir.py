@@ -65,8 +65,7 @@ def new_stage(root: Path) -> Path:
 
 
 def sweep(root: Path) -> None:
-    """Delete stages whose process is gone. Those of running processes, also of other machines and
-    containers, stay."""
+    """Delete stages whose process is gone. Those of running ones stay, also of other machines and containers."""
     for stage in root.glob(f"{_STAGE}-*"):
         if _abandoned(stage):
             shutil.rmtree(stage, ignore_errors=True)
