@@ -16,6 +16,7 @@ import os, signal, sys, typer
 from unified_vae.cli.door import enter
 
 app = typer.Typer(add_completion=False)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests started with & inherit that it is ignored
 
 def job(_):
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
