@@ -47,6 +47,13 @@ def test_a_figure_is_never_minus_nothing(vae: VAE) -> None:
     assert "| +0.00 dB |" in text and "| data | faces |" in text
 
 
+def test_bits_are_shown_where_they_are_of_a_likelihood(vae: VAE) -> None:
+    run = {"validation": {"psnr": 20.0, "bits_per_dim": 3.25}}
+    losses: list[dict[str, object]] = [{"mse": {"weight": 1.0}}, {"mse": {"weight": 1.0}, "l1": {"weight": 0.5}}]
+    shown = ["bits a dimension" in card(vae.model, {"run": run, "loss": loss}) for loss in losses]
+    assert shown == [True, False], "a run of before has the number for a mix too"
+
+
 def test_the_code_in_the_card_runs(vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vae.save_pretrained(tmp_path)
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.jpg")

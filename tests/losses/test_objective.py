@@ -23,6 +23,7 @@ from unified_vae.losses.config import (
     LossConfig,
     MSEConfig,
     MSSSIMConfig,
+    is_likelihood,
 )
 from unified_vae.losses.haarpsi import HaarPSI
 from unified_vae.losses.objective import Objective
@@ -297,6 +298,23 @@ def test_a_start_without_any_distortion_is_refused() -> None:
         LossConfig(mse=MSEConfig(schedule=Linear()), l1=L1Config(weight=1.0, schedule=Cosine()))
     assert LossConfig(mse=MSEConfig(schedule=Linear(start=0.1)), l1=L1Config(weight=1.0, schedule=Cosine()))
     assert LossConfig(mse=MSEConfig(schedule=Constant()), l1=L1Config(weight=1.0, schedule=Cosine()))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"mse": 2.0}, True),
+        ({"mse": 0.0, "l1": 0.5}, True),
+        ({"mse": 1.0, "l1": 0.5}, False),
+        ({"mse": 1.0, "haarpsi": 1e-6}, False),
+        ({"mse": 0.0, "charbonnier": 1.0}, False),
+        ({"mse": 0.0, "laplacian": 1.0}, False),
+    ],
+)
+def test_only_mse_or_l1_alone_is_a_likelihood(weights: dict[str, float], expected: bool) -> None:
+    config = LossConfig.model_validate({name: {"weight": weight} for name, weight in weights.items()})
+    assert build_objective(config, channels=3, image_size=32).is_likelihood == expected
+    assert is_likelihood(config.model_dump()) == expected, "as a record has it"
 
 
 def test_bits_per_dim_count_8_bit_pixels(images: Images, as_output: AsOutput) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import html5lib
 import pytest
-from made_runs import bare_run, draw, kept_diagnosis, validation, whole_run, write_rows
+from made_runs import CONFIG, bare_run, draw, kept_diagnosis, validation, whole_run, write_rows
 
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.core.paths import above
@@ -46,6 +46,12 @@ def test_all_that_was_measured_is_on_the_page(tmp_path):
     for said in ("21.28 dB", "+1.28 dB", "+9.78 dB", "0.44", "47.1 nats", "5.406", "13 of 32", "80 images/s", "8 s"):
         assert said in text
     assert "Finished after 40 steps (4 epochs)" in text
+
+
+def test_a_mix_of_losses_has_no_bits_per_dimension(tmp_path):
+    loss = {"mse": {"weight": 1.0}, "l1": {"weight": 0.5}, "kl": {"weight": 2.0}}
+    text = words(page(whole_run(tmp_path / "run", config={**CONFIG, "loss": loss})))  # as versions of before logged it
+    assert "21.28 dB" in text and not re.search(r"bits|5\.406|\bnll\b|-400", text)
 
 
 def test_settings_images_machine_and_the_way_on_are_on_the_page(tmp_path):

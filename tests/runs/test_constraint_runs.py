@@ -19,6 +19,8 @@ from unified_vae.losses.constraint import Geco
 
 GECO = {"loss": {"kl": {"constraint": {"kind": "geco", "psnr": 57.0, "speed": 0.1}}}}
 
+MSE_ALONE = {"l1": {"weight": 0.0}, "kl": {"constraint": {"kind": "free_bits", "nats_per_unit": 50.0}}}
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
@@ -122,7 +124,7 @@ def test_distortion_and_rate_are_told_in_nats_and_bits(resumed, source, tmp_path
     recorder = Recorder()
     for epochs in (1, 2) if resumed else (1,):
         recorder = Recorder()
-        fit(request(tmp_path / "run", source, {"training": {"epochs": epochs}}), [recorder])
+        fit(request(tmp_path / "run", source, {"loss": MSE_ALONE, "training": {"epochs": epochs}}), [recorder])
     numbers = re.findall(r"-?\d[\d,.]*", fact(recorder, "first batch"))
     nll, nll_bits, kl, kl_bits, both = (float(number.replace(",", "")) for number in numbers)
     dimensions = 3 * 16**2
@@ -132,6 +134,23 @@ def test_distortion_and_rate_are_told_in_nats_and_bits(resumed, source, tmp_path
     first = rows(tmp_path / "run", "train")[0]
     if not resumed:  # the first entry is the mean of a few steps from there
         assert kl == pytest.approx(first["rate.nats"], rel=0.3)
+        assert first["rate.nats"] < 50, "free bits count in the loss alone"
+        assert first["bits_per_dim"] == pytest.approx(
+            (first["loss.nll"] + first["rate.nats"]) / dimensions / math.log(2) + 8
+        )
+
+
+def test_a_mix_of_losses_tells_no_likelihood(source, tmp_path):
+    """Bits per dimension of a mix were negative, where 8-bit pixels cannot be coded in less than none."""
+    recorder = Recorder()
+    fit(request(tmp_path / "run", source, {"training": {"epochs": 1}}), [recorder])
+    assert re.fullmatch(r"KL [\d.]+ nats an image \([\d.]+ bits per dimension\)", fact(recorder, "first batch"))
+    written = [rows(tmp_path / "run", split)[-1].keys() for split in ("train", "validation")]
+    shown = [recorder.logged[-1].values.keys(), recorder.validations[-1].values.keys()]
+    for names in written + shown:
+        assert {"loss.total", "rate.nats", "loss.mse", "loss.l1"} <= names
+        assert not [name for name in names if "nll" in name or (name.endswith("bits_per_dim") and "rate" not in name)]
+    assert "distortion.nats" in written[1], "for the plane of rate and distortion"
 
 
 def test_a_capacity_starts_where_it_will_be_held_and_says_when_beta_is_too_low(source, tmp_path):

@@ -166,11 +166,13 @@ def test_a_metrics_file_that_is_being_written_can_be_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [
         {"split": "train", "step": 5, "loss.mse": 0.01, "beta": 2.0, "sigma": 0.1},
-        {"split": "validation", "step": 10, "psnr": 20.5, "rate.nats": 7.0, "loss.nll": -30.0},
+        {"split": "validation", "step": 10, "psnr": 20.0, "rate.nats": 7.0, "loss.nll": -30.0},  # of before
+        {"split": "validation", "step": 20, "psnr": 20.5, "rate.nats": 8.0, "distortion.nats": -40.0},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"split": "train", "st', encoding="utf-8")
     history = History.read(path)
-    assert (history.validation, history.training, history.path) == ([(10, 20.5)], [(5, 20.0)], [(7.0, -30.0)])
+    assert (history.validation, history.training) == ([(10, 20.0), (20, 20.5)], [(5, 20.0)])
+    assert history.path == [(7.0, -30.0), (8.0, -40.0)]
     assert (history.beta, history.sigma, history.last["psnr"]) == (2.0, 0.1, 20.5)
     assert History.read(path, until=5).validation == [] and History.read(tmp_path / "none").steps == 0
 

@@ -17,6 +17,7 @@ import torch
 from unified_vae.api.pictures import grid
 from unified_vae.core.durable import write_bytes, write_text
 from unified_vae.core.errors import ConfigError
+from unified_vae.losses.config import is_likelihood
 from unified_vae.models.latent_stats import LatentStats
 from unified_vae.models.vae import VAE
 
@@ -74,7 +75,7 @@ def card(
         f"![Samples]({SAMPLES})\n\n16 samples from {model.density.describe()}, none of them chosen.",
         "## Load",
         _how_to_load(),
-        *_figures(run),
+        *_figures(run, _part(description, "loss")),
         "## Training",
         _training(run, description),
         "## Latents",
@@ -117,12 +118,12 @@ samples = vae.sample(8, generator=0)
 ```"""
 
 
-def _figures(run: Mapping[str, Any]) -> list[str]:
+def _figures(run: Mapping[str, Any], loss: Mapping[str, Any]) -> list[str]:
     found = _part(run, "validation")
     rows = [
         f"| {words} | {form.format(round(found[name], 3) + 0.0)} |"
         for name, (words, form) in FIGURES.items()
-        if isinstance(found.get(name), int | float)
+        if isinstance(found.get(name), int | float) and (name != "bits_per_dim" or is_likelihood(loss))
     ]
     if not rows:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +13,20 @@ from unified_vae.losses.constraint import Geco, RateConstraint, Unconstrained
 
 MissingWeights = Literal["replace", "strict"]
 KLConvention = Literal["nats", "sum_sum", "half_sum_sum", "mean_sum", "mean_mean", "l1_sum"]
+LIKELIHOODS: tuple[set[str], ...] = ({"mse"}, {"l1"})
+"""Distortion terms that alone are a negative log likelihood: of a Gaussian, of a Laplace density. No mix is one."""
+LIKELIHOOD_METRICS = ("loss.nll", "bits_per_dim", "distortion.bits_per_dim")
+"""Logged for those alone: of a mix, such numbers would look like a likelihood and mean nothing."""
+
+
+def is_likelihood(loss: Mapping[str, object]) -> bool:
+    """Whether NLL + KL of a recorded run is a bound on the likelihood.
+
+    Args:
+        loss: the settings `loss` as a record has them, name -> {"weight": ...}; those it lacks are off.
+    """
+    enabled = {name for name, term in loss.items() if isinstance(term, Mapping) and term.get("weight")}
+    return enabled - {"kl"} in LIKELIHOODS
 
 
 class TermConfig(Config):

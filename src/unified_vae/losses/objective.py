@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unified_vae.core.schedule import describe, factor, settled_at
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses import constraint
-from unified_vae.losses.config import LossConfig
+from unified_vae.losses.config import LIKELIHOODS, LossConfig
 from unified_vae.losses.constraint import Capacity, FreeBits, Geco
 from unified_vae.losses.geco import next_multiplier
 from unified_vae.losses.kl import priced_mean, priced_rate
@@ -31,7 +31,7 @@ class ObjectiveValue:
         what it makes of the rate.
     terms: name -> scalar, mean over the batch, unweighted, detached.
     rate: scalar, nats per image, detached.
-    nll: scalar, nats per image, constants included, detached.
+    nll: scalar, nats per image, constants included, detached; a likelihood where `Objective.is_likelihood`.
     """
 
     loss: Tensor
@@ -142,6 +142,11 @@ class Objective(nn.Module):
         return (nll + self._beta(progress) * priced) / self.dimensions
 
     @property
+    def is_likelihood(self) -> bool:
+        """Whether the distortion is a negative log likelihood, so that NLL + KL bounds that of the images."""
+        return set(self.terms) in LIKELIHOODS
+
+    @property
     def bends_at_the_mean(self) -> bool:
         """Whether the loss of a batch is not simply the mean of its pieces' losses."""
         return isinstance(self.config.kl.constraint, FreeBits | Capacity)
@@ -218,8 +223,8 @@ class Objective(nn.Module):
         return math.sqrt(self._mean("mse").item())
 
     def bits_per_dim(self, nll: Tensor, rate: Tensor) -> Tensor:
-        """Code length of 8-bit pixels in bits per value; for MSE or L1 alone and latents drawn from the posterior, a
-        bound on the likelihood."""
+        """Code length of 8-bit pixels in bits per value, where `is_likelihood`; from latents drawn from the posterior,
+        a bound."""
         return (nll + rate) / (self.dimensions * math.log(2)) + 8
 
     def rows(self, progress: float) -> list[TermRow]:

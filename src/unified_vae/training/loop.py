@@ -24,6 +24,7 @@ from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
 from unified_vae.data.loader import LoadingFailed
 from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.losses.config import LIKELIHOOD_METRICS
 from unified_vae.models.vae import VAE
 from unified_vae.optim.lr import lr_factor
 from unified_vae.training.ema import EMA
@@ -201,12 +202,15 @@ class Loop:
             return
         before = state.step - 1
         values = self.ledger.means()
+        objective = self.stepper.objective
         values["bits_per_dim"] = float(
-            self.stepper.objective.bits_per_dim(torch.tensor(values["loss.nll"]), torch.tensor(values["rate.nats"]))
+            objective.bits_per_dim(torch.tensor(values["loss.nll"]), torch.tensor(values["rate.nats"]))
         )
-        values["beta"] = self.stepper.objective.beta(plan.progress(before))
+        if not objective.is_likelihood:
+            values = {name: value for name, value in values.items() if name not in LIKELIHOOD_METRICS}
+        values["beta"] = objective.beta(plan.progress(before))
         values["lr"] = self._lr(before)
-        if (sigma := self.stepper.objective.sigma()) is not None:
+        if (sigma := objective.sigma()) is not None:
             values["sigma"] = sigma
         steps, seconds = state.step - self._clock_step, time.monotonic() - self._clock
         speed = steps * plan.batch_size / seconds if seconds > 0 else 0.0

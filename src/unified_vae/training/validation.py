@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.core.vae_output import VAEOutput
+from unified_vae.losses.config import LIKELIHOOD_METRICS
 from unified_vae.losses.objective import Objective
 from unified_vae.metrics.aggregate import AggregateSums
 from unified_vae.metrics.latent import LatentSums
@@ -25,8 +26,8 @@ from unified_vae.training.step import in_unit_range
 class ValidationResult:
     """Attributes:
     values: `psnr`, `psnr.mean_image` (dB), `sharpness`, `rate.nats`, `active_units`, `posterior.gap`,
-        `bits_per_dim`, ... and each term. Images are decoded from the means of their posteriors, so NLL and bits lack
-        the noise of the draw: they are no bound on a likelihood (metrics/likelihood.py has those).
+        `distortion.nats`, ... and each term; of MSE or L1 alone also `loss.nll` and `bits_per_dim`. Images are decoded
+        from the means of their posteriors, so these lack the noise of the draw (metrics/likelihood.py has it).
     kl_per_unit: [latents], nats.
     active: [latents], whether each unit is active.
     """
@@ -141,6 +142,8 @@ def validate(
         "loss.nll": nll,
         **{f"loss.{name}": term for name, term in zip(objective.terms, terms, strict=True)},
     }
+    if not objective.is_likelihood:
+        values = {name: value for name, value in values.items() if name not in LIKELIHOOD_METRICS}
     return ValidationResult(values, measured.latents.kl_per_unit().tolist(), measured.latents.active().tolist())
 
 

@@ -51,7 +51,10 @@ class History:
         return cls(
             [(row["step"], row["psnr"]) for row in validation],
             [(row["step"], _decibel(row["loss.mse"])) for row in training if "loss.mse" in row],
-            [(row["rate.nats"], row["loss.nll"]) for row in validation],
+            [
+                (row["rate.nats"], row["distortion.nats" if "distortion.nats" in row else "loss.nll"])
+                for row in validation
+            ],
             last.get("beta"),
             last.get("sigma"),
             validation[-1] if validation else {},

@@ -141,9 +141,11 @@ def _choice(plan: Plan) -> str:
 
 
 def _first_batch(point: tuple[float, float], objective: Objective) -> tuple[str, str]:
-    """Distortion and rate of the model as it stands."""
+    """Distortion, where it is a likelihood, and rate of the model as it stands."""
     nll, rate = point
     bits = in_bits(rate, nll, objective.dimensions)
+    if not objective.is_likelihood:
+        return "first batch", f"KL {rate:,.1f} nats an image ({bits['rate.bits_per_dim']:.4f} bits per dimension)"
     distortion = f"NLL {nll:,.0f} nats an image ({bits['distortion.bits_per_dim']:.3f} bits per dimension)"
     both = bits["distortion.bits_per_dim"] + bits["rate.bits_per_dim"]
     return "first batch", f"{distortion}, KL {rate:,.1f} nats ({bits['rate.bits_per_dim']:.4f}), together {both:.3f}"

@@ -16,6 +16,7 @@ from unified_vae.core.errors import ConfigError
 from unified_vae.core.paths import above
 from unified_vae.core.printable import printable
 from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.losses.config import LIKELIHOOD_METRICS, is_likelihood
 
 Row = Mapping[str, Any]
 _STEP_FOLDER = re.compile(r"step-\d{9}")
@@ -45,8 +46,11 @@ class RunFiles:
 
     @cached_property
     def metrics(self) -> Sequence[Row]:
-        """The rows of metrics.jsonl."""
-        return rows(self.folder.metrics)
+        """The rows of metrics.jsonl, without what an earlier version logged as the likelihood of a mix of losses."""
+        loss, found = self.about("config", "loss"), rows(self.folder.metrics)
+        if isinstance(loss, Mapping) and not is_likelihood(loss):
+            found = [{name: value for name, value in row.items() if name not in LIKELIHOOD_METRICS} for row in found]
+        return found
 
     @cached_property
     def training(self) -> Sequence[Row]:
