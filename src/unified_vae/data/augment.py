@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.core.counter import key, uniforms
+from unified_vae.core.device import to_device
 from unified_vae.data.config import AffineConfig, AugmentConfig, ColourConfig, CropConfig
 from unified_vae.data.resample import resample
 
@@ -72,7 +73,7 @@ def describe(config: AugmentConfig) -> str:
 
 def _flipped(images: Tensor, draw: Draw) -> Tensor:
     """Half of the images mirrored."""
-    mirrored = torch.from_numpy(draw("horizontal flip", 1)[0] < 0.5).to(images.device, non_blocking=True)
+    mirrored = to_device(torch.from_numpy(draw("horizontal flip", 1)[0] < 0.5), images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
@@ -99,7 +100,7 @@ def _recoloured(pixels: Tensor, config: ColourConfig, draw: Draw) -> Tensor:
     """Saturation about each pixel's grey, then contrast about mid grey, then brightness; none of them biased."""
 
     def on_device(values: Floats) -> Tensor:
-        return torch.from_numpy(values).float().to(pixels.device, non_blocking=True)[:, None, None, None]
+        return to_device(torch.from_numpy(values).float(), pixels.device)[:, None, None, None]
 
     if config.saturation and pixels.shape[1] == 3:
         red, green, blue = pixels.split(1, dim=1)

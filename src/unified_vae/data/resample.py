@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unified_vae.core.device import to_device
+
 TAPS = 8  # pixels on either side that a value between two pixels is made of
 WINDOW = 4.0  # Kaiser's beta
 AT_ONCE = 1 << 23  # values of doubled images held at a time: 32 MiB
@@ -35,7 +37,7 @@ def resample(pixels: Tensor, maps: npt.NDArray[np.float64]) -> Tensor:
     Returns:
         float32 of the same shape; values may overshoot their range as a sinc does.
     """
-    onto = torch.from_numpy(maps).float().to(pixels.device, non_blocking=True)  # float32: MPS has no float64
+    onto = to_device(torch.from_numpy(maps).float(), pixels.device)  # float32: MPS has no float64
     pieces = min(len(pixels), math.ceil(4 * pixels.numel() / AT_ONCE))
     batches = zip(pixels.tensor_split(pieces), onto.tensor_split(pieces), strict=True)
     return torch.cat([_sampled(some, of_them) for some, of_them in batches])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_vae.core.device import to_device
 from unified_vae.data.packing.packed import PackedSplit
 
 PART = 0.25  # of the free memory: the rest is for the network, whose need is not known yet
@@ -36,4 +37,4 @@ def load_all(split: PackedSplit, device: torch.device) -> Tensor:
 
 def gather(images: Tensor, indices: Tensor) -> Tensor:
     """Images by their numbers: uint8 [n, channels, height, width], channels last in memory, on the device."""
-    return images.index_select(0, indices.to(images.device, non_blocking=True)).permute(0, 3, 1, 2)
+    return images.index_select(0, to_device(indices, images.device)).permute(0, 3, 1, 2)

@@ -21,7 +21,8 @@ class HostCopy:
         self._held = {name: self._room(name, tensors) for name, tensors in groups.items()}
         for name, tensors in groups.items():
             for key, value in tensors.items():
-                self._held[name][key].copy_(value.detach(), non_blocking=True)
+                # only CUDA is waited for below
+                self._held[name][key].copy_(value.detach(), non_blocking=value.is_cuda)
         if any(value.is_cuda for tensors in groups.values() for value in tensors.values()):
             torch.cuda.current_stream().synchronize()
         return self._held

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from unified_vae.core.device import to_device
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.augment import augment
@@ -152,7 +153,7 @@ class Loop:
 
     def _step(self, batch: TrainBatch) -> None:
         plan, step = self.plan, self.state.step
-        raw = batch.images.to(self.runtime.device, non_blocking=True)
+        raw = to_device(batch.images, self.runtime.device)
         raw = augment(raw, batch.indices, config=plan.data.augment, seed=plan.seed, epoch=batch.epoch)
         measured = self.stepper.take(raw, step, plan.progress(step), self._lr(step))
         self.state.step += 1

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from unified_vae.core.device import to_device
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.paths import sibling
@@ -167,7 +168,7 @@ class _Steps:
         plan, step = self.parts.plan, self.state.step
         with self.sections.of("data: images"):
             batch = next(self.batches)
-            raw = batch.images.to(self.runtime.device, non_blocking=True)
+            raw = to_device(batch.images, self.runtime.device)
         with self.sections.of("data: augmentation"):
             raw = augment(raw, batch.indices, config=plan.data.augment, seed=plan.seed, epoch=batch.epoch)
         measured = self.parts.stepper.take(raw, step, min(plan.progress(step), 1.0), 1e-6)
