@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from unified_vae.core.version import __version__
+
 if TYPE_CHECKING:
     from unified_vae.api.vae import VAE
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "__version__"]
 
 
 def __getattr__(name: str) -> object:

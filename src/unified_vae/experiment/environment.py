@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib.metadata import version
+
+from unified_vae.core.version import __version__
 
 
 def environment() -> dict[str, str]:
@@ -12,7 +13,7 @@ def environment() -> dict[str, str]:
     import torch
 
     facts = {
-        "unified-vae": version("unified-vae"),
+        "unified-vae": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",

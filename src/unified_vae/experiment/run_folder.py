@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from unified_vae.core.durable import probe, reason, sweep_stages, write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.paths import sibling
+from unified_vae.core.version import __version__
 from unified_vae.experiment.request import ComposedRun
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.models.config import named_today
@@ -230,7 +230,7 @@ class RunRecord:
         except (ValueError, KeyError, TypeError, ValidationError) as problem:
             why = str(problem).splitlines()[0]
             raise CheckpointError(
-                f"the run in {place} was begun by {_writer(content)}; this is unified-vae {version('unified-vae')}, "
+                f"the run in {place} was begun by {_writer(content)}; this is unified-vae {__version__}, "
                 f"which does not understand it ({why}). Continue it with that one, or start afresh with --no-resume "
                 "(the old run is moved aside, not deleted)."
             ) from problem

@@ -10,12 +10,12 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from unified_vae.core.durable import reason, sync_file
 from unified_vae.core.errors import CheckpointError
+from unified_vae.core.version import __version__
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
@@ -30,7 +30,7 @@ class OtherFormat(CheckpointError):
 def write_manifest(folder: Path, step: int) -> None:
     """Describe the files in `folder`, which are on the disk already."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
-    content = {"format": FORMAT, "step": step, "written_by": f"unified-vae {version('unified-vae')}", "files": files}
+    content = {"format": FORMAT, "step": step, "written_by": f"unified-vae {__version__}", "files": files}
     path = folder / MANIFEST
     path.write_text(_text({**content, "seal": seal(content)}), encoding="utf-8")
     sync_file(path)
@@ -48,7 +48,7 @@ def read_manifest(folder: Path, step: int) -> Mapping[str, Mapping[str, Any]]:
     if content.get("format") != FORMAT:
         raise OtherFormat(
             f"{folder} was written by {content.get('written_by', 'another version')} in format "
-            f"{content.get('format')}; this is unified-vae {version('unified-vae')}, which reads format {FORMAT}. "
+            f"{content.get('format')}; this is unified-vae {__version__}, which reads format {FORMAT}. "
             "Continue with that version, or start afresh with --no-resume (the old run is moved aside, not deleted)."
         )
     files = content.get("files")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unified_vae.core.version import __version__
 from unified_vae.experiment.export import diffusers_folder, model_folder, onnx_files, torch_programs
 from unified_vae.experiment.export.auditing import HALF_PRECISION, audited, keep, keep_with_run
 from unified_vae.experiment.export.comparison import Checked
@@ -93,7 +93,7 @@ def _facts(request: ExportRequest, subject: Subject) -> dict[str, Any]:
     model = subject.model
     pixels = diffusers_folder.PIXELS if request.to is Format.DIFFUSERS else model_folder.PIXELS
     return {
-        "producer": f"unified-vae {version('unified-vae')}, torch {torch.__version__}",
+        "producer": f"unified-vae {__version__}, torch {torch.__version__}",
         "model": subject.name,
         "family": subject.config.model.family,
         "weights": subject.weights,

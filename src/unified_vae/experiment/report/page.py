@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.resources import files
 
+from unified_vae.core.version import __version__
 from unified_vae.experiment.report.html import Html, tag
 from unified_vae.experiment.report.ticks import sentence
 
@@ -54,4 +54,4 @@ def style() -> str:
 
 def _written() -> str:
     now = datetime.datetime.now(datetime.UTC)
-    return f"Written {now:%Y-%m-%d %H:%M} UTC by unified-vae {version('unified-vae')}."
+    return f"Written {now:%Y-%m-%d %H:%M} UTC by unified-vae {__version__}."
