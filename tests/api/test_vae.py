@@ -145,7 +145,10 @@ def test_half_precision_gives_float32_that_is_near(run: Path, vae: VAE) -> None:
         (torch.zeros(8, 8, 3), "has the shape"),
         (np.zeros((2, 8, 8, 7), np.uint8), "1, 3 or 4 channels"),
         (np.zeros((8, 8, 3), complex), "complex128"),
-        ([np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8, dtype=torch.int64)], "image 1 cannot be used"),
+        (
+            [np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8, dtype=torch.int64)],
+            "1 of 2 images cannot be used: image 1: it holds",
+        ),
     ],
 )
 def test_what_is_no_image_is_named(vae: VAE, given: object, said: str) -> None:
@@ -159,6 +162,30 @@ def test_files_that_are_no_images_are_named(vae: VAE, tmp_path: Path) -> None:
     for given in (tmp_path / "text.png", tmp_path):
         with pytest.raises(DataError, match=r"text\.png cannot be used: not an image"):
             vae.encode(given)
+
+
+def test_bad_files_of_a_folder_are_left_out_with_names(vae: VAE, tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (SIZE, SIZE), (60 * number, 9, 9)).save(tmp_path / f"{number}.png")
+    good = [tmp_path / f"{number}.png" for number in range(4)]
+    (tmp_path / "1b.png").write_text("no image")
+    (tmp_path / "3b.svg").write_text("no image that is read")
+    with pytest.warns(UserWarning, match=r"2 of 6 images cannot be used: .*1b\.png: not an image.*3b\.svg: ") as caught:
+        found = vae.encode(tmp_path, batch_size=2)
+    assert caught[0].filename == __file__
+    assert found.names == tuple(map(str, good))
+    assert torch.equal(found.mean, vae.encode(good, batch_size=2).mean)
+    with pytest.warns(UserWarning, match="left out"):
+        assert torch.equal(vae.reconstruct(tmp_path, batch_size=2), vae.reconstruct(good, batch_size=2))
+
+
+def test_all_bad_files_of_a_list_are_named_at_once(vae: VAE, tmp_path: Path) -> None:
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "good.png")
+    paths = [tmp_path / name for name in ("a.png", "good.png", "b.png")]
+    for path in (paths[0], paths[2]):
+        path.write_text("no image")
+    with pytest.raises(DataError, match=r"2 of 3 images cannot be used: .*a\.png: not.*b\.png: not"):
+        vae.encode(paths, batch_size=1)
 
 
 @pytest.mark.parametrize(

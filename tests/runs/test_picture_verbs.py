@@ -94,6 +94,24 @@ def test_reconstructions_stand_beside_their_originals(home: Path, said) -> None:
     assert torch.equal(sheet[:, 0:64:4, 66:130:4], expected[0])  # enlarged four times, right of the first original
 
 
+def test_a_bad_file_is_left_out_and_named_at_the_end(home: Path, said) -> None:  # type: ignore[no-untyped-def]
+    words = ("reconstruct", "run", "photos", "text.png", "photos/a.jpg", "--sheet", "bad.png", "--folder", "rest")
+    code, out, error = said(*words)
+    assert code == 2 and "4 images reconstructed" in out and "left out: text.png: not an image" in out
+    assert (
+        error == "error: 1 of 5 images cannot be used: text.png: not an image that can be read; the others are done\n"
+    )
+    names = ["", "-2", "-3", "-4"]
+    assert sorted(path.name for path in (home / "rest").iterdir()) == sorted(f"a-reconstruction{n}.png" for n in names)
+    vae = VAE.from_pretrained(home / "run", device="cpu")
+    last = eight_bit(vae.reconstruct(home / "photos" / "a.jpg"))
+    assert torch.equal(as_tensor(home / "rest" / "a-reconstruction-4.png"), last)
+    (home / "text 2.png").write_text("no image either")
+    code, out, error = said("reconstruct", "run", "text.png", "text 2.png", "--folder", "none")
+    assert code == 2 and "error: 2 of 2 images cannot be used: text.png: " in error
+    assert not (home / "none").exists()
+
+
 def test_a_walk_goes_between_images_and_seeds(home: Path, said) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = said("interpolate", "run", "photos/a.png", "7", "--frames", "5", "--folder", "walk", "--spherical")
     assert code == 0 and "from a.png to seed 7, at a steady angle" in out

@@ -230,6 +230,21 @@ def test_strength_0_is_the_reconstruction_and_files_can_be_edited(model: Path, c
     )
 
 
+def test_a_bad_file_is_left_off_the_sheet(model: Path, classes: Path, tmp_path: Path) -> None:
+    bad, good = tmp_path / "bad.png", classes / "dark" / "1.png"
+    bad.write_text("no image")
+    asked = replace(request(model, tmp_path, classes, attribute="light", strengths=(0.0,)), images=[good])
+    edit(asked, SILENT)
+    alone = (tmp_path / "e.png").read_bytes()
+    done = edit(replace(asked, images=[bad, good]), SILENT)
+    assert (tmp_path / "e.png").read_bytes() == alone
+    assert done.problem.endswith("bad.png: not an image that can be read; the others are done")
+    (tmp_path / "d.safetensors").unlink()
+    with pytest.raises(DataError, match="cannot be used"):
+        edit(replace(asked, images=[bad]), SILENT)
+    assert not (tmp_path / "d.safetensors").exists()
+
+
 def test_a_table_and_its_images(model: Path, classes: Path, tmp_path: Path) -> None:
     lines = [f"{n}.png,{1 if n % 2 else -1}" for n in range(120) if n != 7]
     (tmp_path / "a.csv").write_text("id,Dark\n" + "\n".join(lines) + "\n")

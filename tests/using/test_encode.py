@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_models import COUNT, write_model
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -98,6 +99,18 @@ def test_draws_are_functions_of_seed_and_image_alone(model: Path, pictures: Path
         (few / f"renamed-{number}.png").write_bytes((pictures / "cats" / f"{number}.png").read_bytes())
     some = np.load(encoded(model, few, tmp_path / "few.npy", sample=True, seed=7, batch_size=1))
     assert np.array_equal(some[1], first[ids.index("cats/5.png")])
+
+
+def test_bad_files_are_left_out_and_named(model: Path, tmp_path: Path) -> None:
+    folder, noted = tmp_path / "mixed", list[str]()
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (9, 9), (60 * number, 9, 9)).save(folder / f"{number}.png")
+        (folder / f"{number}b.png").write_text("no image")
+    observer = Observer()
+    observer.notice = noted.append  # type: ignore[method-assign]
+    assert encode(EncodeRequest(model, str(folder), tmp_path / "x.npy", device="cpu"), observer).images == 4
+    assert all(any(f"{number}b.png: not an image" in line for line in noted) for number in range(4))
 
 
 def test_noise_is_standard_normal() -> None:

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unified_vae.core.errors import DataError
+from unified_vae.core.errors import MOST_LISTED, DataError
 from unified_vae.data.packing.decode import PixelFormat, decode, quiet_pillow
-from unified_vae.data.records import BadImage
+from unified_vae.data.records import BadImage, Quarantined
 from unified_vae.data.sources.array import eight_bit
 from unified_vae.data.sources.layout import is_hidden, is_picture, refusal
 
@@ -39,35 +39,98 @@ class Item:
 
     Attributes:
         name: for messages, e.g. a path.
-        load: gives uint8 or float32 [channels, size, size] in the model's form; raises BadImage.
+        load: gives uint8 or float32 [channels, size, size] in the model's form; raises BadImage or OSError.
+        in_folder: a file in a folder that was named, not named itself.
     """
 
     name: str
     load: Callable[[], Tensor]
+    in_folder: bool = False
 
 
-def batches(images: Images, form: PixelFormat, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Float32 [n, channels, size, size] in [0, 1] on `device`, n at most `batch_size`; read as they are asked for.
+@dataclass(frozen=True)
+class Batch:
+    """Images that were read.
+
+    Attributes:
+        images: float32 [n, channels, size, size] in [0, 1].
+        numbers: place of each among all images that were given, those left out included.
+        names: of each, e.g. a path.
+    """
+
+    images: Tensor
+    numbers: Sequence[int]
+    names: Sequence[str]
+
+
+def batches(
+    images: Images,
+    form: PixelFormat,
+    batch_size: int,
+    device: torch.device,
+    left_out: list[Quarantined],
+    skip_named: bool = False,
+) -> Iterator[Batch]:
+    """Batches of at most `batch_size` on `device`, read as they are asked for.
+
+    Args:
+        left_out: receives files that cannot be used. Those in a folder are left out; those that were named are an
+            error, because the caller counts on a row for each.
+        skip_named: leave these out too.
 
     Raises:
-        DataError: something is no image or there is none; the sentence names it.
+        DataError: there is no image, none can be used, or a named one cannot; it names all of them.
     """
     found = items(images, form)
     if not found:
         raise DataError("there are no images: give at least one")
-    for start in range(0, len(found), batch_size):
-        loaded = [_loaded(item) for item in found[start : start + batch_size]]
-        if all(pixels.dtype == torch.uint8 for pixels in loaded):
-            yield torch.stack(loaded).to(device).float() / 255
+    named, kept = list[Quarantined](), list[tuple[int, Tensor]]()
+    for number, item in enumerate(found):
+        try:
+            with quiet_pillow():
+                pixels = item.load()
+        except (BadImage, OSError) as problem:
+            why = str(problem) if isinstance(problem, BadImage) else f"cannot be read: {problem.strerror}"
+            (left_out if skip_named or item.in_folder else named).append(Quarantined(item.name, why))
         else:
-            yield torch.stack([_as_float(pixels.to(device)) for pixels in loaded])
+            if not named:  # else the rest is read only to name all that cannot be used
+                kept.append((number, pixels))
+        if len(kept) == batch_size:
+            yield _stacked(kept, found, device)
+            kept = []
+    if named:
+        raise DataError(unusable(named, len(found)))
+    if len(left_out) == len(found):
+        raise DataError(unusable(left_out, len(found)))
+    if kept:
+        yield _stacked(kept, found, device)
+
+
+def _stacked(loaded: Sequence[tuple[int, Tensor]], found: Sequence[Item], device: torch.device) -> Batch:
+    numbers, pixels = zip(*loaded, strict=True)
+    if all(each.dtype == torch.uint8 for each in pixels):
+        images = torch.stack(pixels).to(device).float() / 255
+    else:
+        images = torch.stack([_as_float(each.to(device)) for each in pixels])
+    return Batch(images, numbers, [found[number].name for number in numbers])
+
+
+def unusable(bad: Sequence[Quarantined], count: int) -> str:
+    """A sentence that names those of `count` images that cannot be used, each with its reason."""
+    if count == 1:
+        return bad[0].told(" cannot be used: ")
+    listed = "; ".join(each.told() for each in bad[:MOST_LISTED])
+    more = f"; and {len(bad) - MOST_LISTED:,} more" if len(bad) > MOST_LISTED else ""
+    return f"{len(bad):,} of {count:,} images cannot be used: {listed}{more}"
 
 
 def items(images: Images, form: PixelFormat) -> list[Item]:
     """The images one by one; only the names of files are looked at yet."""
     match images:
         case str() | os.PathLike():
-            return [Item(str(path), partial(_from_file, path, form)) for path in picture_files([Path(images)])]
+            in_folder = Path(images).is_dir()
+            files = picture_files([Path(images)])
+            return [Item(str(path), partial(_from_file, path, form), in_folder) for path in files]
         case Image.Image():
             return [Item("the image", partial(_from_raw, images, form))]
         case Tensor():
@@ -77,7 +140,7 @@ def items(images: Images, form: PixelFormat) -> list[Item]:
         case Sequence():
             inner = [items(image, form) for image in images]
             return [
-                Item(item.name if isinstance(images[number], str | os.PathLike) else f"image {number}", item.load)
+                item if isinstance(images[number], str | os.PathLike) else Item(f"image {number}", item.load)
                 for number, some in enumerate(inner)
                 for item in some
             ]
@@ -109,16 +172,6 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 def _is_picture_in(path: Path, folder: Path) -> bool:
     inside = path.relative_to(folder).as_posix()
     return is_picture(inside) and not is_hidden(inside) and path.is_file()
-
-
-def _loaded(item: Item) -> Tensor:
-    try:
-        with quiet_pillow():
-            return item.load()
-    except BadImage as problem:
-        raise DataError(f"{item.name} cannot be used: {problem}") from None
-    except OSError as problem:
-        raise DataError(f"{item.name} cannot be read: {problem.strerror}") from None
 
 
 def _from_file(path: Path, form: PixelFormat) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +11,17 @@ from torch import Tensor
 
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.posterior import DiagonalGaussian
+
+
+@dataclass(frozen=True)
+class ImagePosterior(DiagonalGaussian):
+    """q(z|x) of images that were read.
+
+    Attributes:
+        names: of the image of each row, e.g. its path: files of a folder that cannot be used have no row.
+    """
+
+    names: Sequence[str] = ()
 
 
 def as_rows(given: Any, latents: int, device: torch.device) -> Tensor:

@@ -6,7 +6,8 @@ devices, and where a model lies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from unified_vae.api.drawing import DensityName, Randomness, at_least_one, draw_latents
-from unified_vae.api.images import Images, batches
-from unified_vae.api.latents import as_rows, is_one_row
+from unified_vae.api.images import Images, batches, unusable
+from unified_vae.api.latents import ImagePosterior, as_rows, is_one_row
 from unified_vae.api.pictures import grid, to_pil
 from unified_vae.api.place import chosen_device, chosen_dtype, model_folder
 from unified_vae.api.saving import save
@@ -24,6 +25,7 @@ from unified_vae.api.walk import walk
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.data.packing.decode import PixelFormat, colour
+from unified_vae.data.records import Quarantined
 from unified_vae.models import vae as network
 from unified_vae.models.config import ModelConfig
 from unified_vae.models.latent_stats import LatentStats
@@ -166,14 +168,18 @@ class VAE:
     # --- images and latents --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, images: Images, batch_size: int = BATCH) -> DiagonalGaussian:
-        """q(z|x): `mean` and `logvar`, each [n, latents].
+    def encode(self, images: Images, batch_size: int = BATCH) -> ImagePosterior:
+        """q(z|x): `mean` and `logvar`, each [n, latents], and the `names` of the n images.
+
+        Files of a folder that cannot be used are left out with a warning.
 
         Raises:
-            DataError: something is no image; the sentence names it.
+            DataError: something else is no image; the sentence names all such.
         """
         found = list(self._posteriors(images, batch_size))
-        return DiagonalGaussian(torch.cat([each.mean for each in found]), torch.cat([each.logvar for each in found]))
+        mean = torch.cat([each.mean for each, _ in found])
+        logvar = torch.cat([each.logvar for each, _ in found])
+        return ImagePosterior(mean, logvar, tuple(name for _, names in found for name in names))
 
     @torch.no_grad()
     def decode(self, latents: Any, batch_size: int = BATCH) -> Tensor:
@@ -182,8 +188,8 @@ class VAE:
 
     @torch.no_grad()
     def reconstruct(self, images: Images, batch_size: int = BATCH) -> Tensor:
-        """Each image decoded from the mean of its posterior."""
-        return torch.cat([self._images(each.mean) for each in self._posteriors(images, batch_size)])
+        """Each image decoded from the mean of its posterior; `encode(images).names` says which rows a folder has."""
+        return torch.cat([self._images(each.mean) for each, _ in self._posteriors(images, batch_size)])
 
     @torch.no_grad()
     def sample(
@@ -232,10 +238,15 @@ class VAE:
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
-    def _posteriors(self, images: Images, batch_size: int) -> Iterator[DiagonalGaussian]:
-        for some in batches(images, self.form, at_least_one(batch_size, "batch_size"), self.device):
+    def _posteriors(self, images: Images, batch_size: int) -> Iterator[tuple[DiagonalGaussian, Sequence[str]]]:
+        left_out, used = list[Quarantined](), 0
+        for batch in batches(images, self.form, at_least_one(batch_size, "batch_size"), self.device, left_out):
+            used += len(batch.names)
             with self._arithmetic():
-                yield self.model.encode(some)
+                posterior = self.model.encode(batch.images)
+            yield posterior, batch.names
+        if left_out:
+            warnings.warn(f"left out: {unusable(left_out, used + len(left_out))}", stacklevel=4)
 
     def _decoded(self, latents: Tensor, batch_size: int) -> Iterator[Tensor]:
         return (self._images(some) for some in latents.split(at_least_one(batch_size, "batch_size")))

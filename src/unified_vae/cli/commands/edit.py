@@ -13,7 +13,7 @@ from unified_vae.cli.commands.encode import Checkpoint, Device, Model
 from unified_vae.cli.door import Job
 from unified_vae.cli.start import show, to_screen
 from unified_vae.cli.text import table, wrapped
-from unified_vae.core.errors import ConfigError
+from unified_vae.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from unified_vae.experiment.using.edit import Edited
@@ -80,7 +80,10 @@ def _edit(words: tuple[object, ...], command: str) -> int:
         done = edit(EditRequest(*words), watcher)  # type: ignore[arg-type]
     finally:
         watcher.close()
-    return show(edited_lines(done))
+    code = show(edited_lines(done))
+    if done.problem:
+        raise DataError(done.problem)
+    return code
 
 
 def edited_lines(done: Edited) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 
 from unified_vae.cli.door import Job
 from unified_vae.cli.start import show, to_screen
+from unified_vae.core.errors import DataError
 
 if TYPE_CHECKING:
     from unified_vae.training.observers import Observer
@@ -57,13 +58,13 @@ def sample(
 ) -> Job:
     """Draw new pictures: a sheet, or a folder of files."""
 
-    def work(observer: Observer) -> list[str]:
+    def work(observer: Observer) -> tuple[list[str], str]:
         from unified_vae.experiment.using.outputs import Places
         from unified_vae.experiment.using.sample import SampleRequest, sample
 
         places = Places(_default(sheet, "samples.png", folder), folder)
         request = SampleRequest(model, count, density.value, temperature, seed, places, checkpoint, device)
-        return sample(request, observer)
+        return sample(request, observer), ""
 
     return functools.partial(_do, work)
 
@@ -78,7 +79,7 @@ def reconstruct(
 ) -> Job:
     """Put images through a model and back: beside the originals, or as files."""
 
-    def work(observer: Observer) -> list[str]:
+    def work(observer: Observer) -> tuple[list[str], str]:
         from unified_vae.experiment.using.outputs import Places
         from unified_vae.experiment.using.reconstruct import ReconstructRequest, reconstruct
 
@@ -105,13 +106,13 @@ def interpolate(
 ) -> Job:
     """Walk from one picture to another: a sheet, files or a movie."""
 
-    def work(observer: Observer) -> list[str]:
+    def work(observer: Observer) -> tuple[list[str], str]:
         from unified_vae.experiment.using.interpolate import InterpolateRequest, interpolate
         from unified_vae.experiment.using.outputs import Places
 
         places = Places(_default(sheet, "walk.png", folder, movie), folder)
         asked = InterpolateRequest(model, a, b, frames, spherical, places, movie, fps, checkpoint, device)
-        return interpolate(asked, observer)
+        return interpolate(asked, observer), ""
 
     return functools.partial(_do, work)
 
@@ -121,10 +122,14 @@ def _default(sheet: Path | None, name: str, *others: Path | None) -> Path | None
     return sheet if sheet is not None or any(others) else Path(name)
 
 
-def _do(work: Callable[[Observer], list[str]], command: str) -> int:
+def _do(work: Callable[[Observer], tuple[list[str], str]], command: str) -> int:
+    """Do the work; it gives the lines to show, and the error to end with where files were left out."""
     watcher = to_screen()
     try:
-        lines = work(watcher)
+        lines, problem = work(watcher)
     finally:
         watcher.close()
-    return show(lines)
+    code = show(lines)
+    if problem:
+        raise DataError(problem)
+    return code

@@ -20,6 +20,8 @@ def open_images(subject: Subject, source: str | None, observer: Observer, *, max
     The run's own are opened as it asked for them (`auto` channels follow the images), so that its pack in the cache is
     found: where they changed since, their channels may be others than the model's.
 
+    Of another source, files that cannot be used are left out and named, however many: no option says how many may be.
+
     Args:
         max_images: of another source, decode no more for training.
 
@@ -28,8 +30,12 @@ def open_images(subject: Subject, source: str | None, observer: Observer, *, max
     """
     config = subject.config.data
     if source is not None:
-        config = config.model_copy(update={"source": source, "max_images": max_images})
-    return open_data(config, subject.model.image_size, _channels(subject, source), observer.phase)
+        config = config.model_copy(update={"source": source, "max_images": max_images, "max_bad_fraction": 1.0})
+    data = open_data(config, subject.model.image_size, _channels(subject, source), observer.phase)
+    if source is not None:
+        for line in (*data.notes, *(f"left out: {bad.told()}" for bad in data.quarantined[1:])):  # a note names one
+            observer.notice(line)
+    return data
 
 
 def _channels(subject: Subject, source: str | None) -> int | None:

@@ -19,6 +19,7 @@ from unified_vae.core.counter import key, permutation
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.core.tensor_file import write_tensors
+from unified_vae.data.records import Quarantined
 from unified_vae.data.sources.layout import is_picture
 from unified_vae.experiment.subject.subject import Subject
 from unified_vae.experiment.using import attributes as labelled
@@ -26,7 +27,13 @@ from unified_vae.experiment.using.attributes import Attribute
 from unified_vae.experiment.using.directions import Directions, Score, score
 from unified_vae.experiment.using.encode import posterior_of
 from unified_vae.experiment.using.identity import fingerprint
-from unified_vae.experiment.using.outputs import MOST_ON_A_SHEET, refuse_originals, refuse_other_suffix, write_png
+from unified_vae.experiment.using.outputs import (
+    MOST_ON_A_SHEET,
+    refuse_originals,
+    refuse_other_suffix,
+    report_left_out,
+    write_png,
+)
 from unified_vae.experiment.using.subject_at import subject_at
 from unified_vae.experiment.using.whole_set import Rows, WholeSet, open_whole
 from unified_vae.training.observers import Observer
@@ -76,11 +83,13 @@ class Edited:
     Attributes:
         rows: (what may be asked for, images that have it, how well its probe tells it from the rest, in words).
         files: written ones; none for a list.
+        problem: names the images that could not be used and are not on the sheet; empty where there is none.
     """
 
     rows: Sequence[tuple[str, str, str]]
     files: Sequence[Path]
     learnt_from: int
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,15 +119,18 @@ def edit(request: EditRequest, observer: Observer) -> Edited:
         if request.attribute is not None:
             labelled.chosen(attributes, request.attribute)  # a wrong word is told before the work
         subject.model.to(runtime.device).eval()
+        shown, problem = None, ""
+        if request.attribute is not None and files:
+            shown, problem = _named(_on_the_sheet(files, request, observer), subject, runtime, observer)
         learnt = learn(subject, images, attributes, request.at_most, runtime, observer)
         if request.attribute is None:
             return Edited(_rows(learnt, learnt.attributes), [], learnt.images)
         rows = _rows(learnt, [labelled.chosen(learnt.attributes, request.attribute)[0]])
         _warn_of_noise(learnt, request.attribute, observer)
         written = write_directions(request.directions, learnt, subject)
-        shown = _to_edit(_on_the_sheet(files, request, observer), images, subject, runtime)
+        shown = _held_out(images, runtime) if shown is None else shown
         picture = _sheet(subject, learnt, shown, request, runtime)
-    return Edited(rows, [write_png(picture, request.sheet), *written], learnt.images)
+    return Edited(rows, [write_png(picture, request.sheet), *written], learnt.images, problem)
 
 
 # --- learning --------------------------------------------------------------------------------------------
@@ -259,11 +271,16 @@ def _on_the_sheet(files: Sequence[Path], request: EditRequest, observer: Observe
     return files[:rows]
 
 
-def _to_edit(files: Sequence[Path], images: WholeSet, subject: Subject, runtime: Runtime) -> Tensor:
-    """The images of the sheet: [n, channels, size, size] in [0, 1]."""
-    if files:
-        vae = VAE(subject.model, subject.config.model, background=subject.config.data.background)
-        return torch.cat(list(batches(list(files), vae.form, BATCH, runtime.device)))
+def _named(files: Sequence[Path], subject: Subject, runtime: Runtime, observer: Observer) -> tuple[Tensor, str]:
+    """Those of the files that can be used: [n, channels, size, size] in [0, 1]; a sentence names the others."""
+    vae = VAE(subject.model, subject.config.model, background=subject.config.data.background)
+    left_out = list[Quarantined]()
+    found = list(batches(list(files), vae.form, BATCH, runtime.device, left_out, skip_named=True))
+    return torch.cat([batch.images for batch in found]), report_left_out(left_out, len(files), observer)
+
+
+def _held_out(images: WholeSet, runtime: Runtime) -> Tensor:
+    """The first images of the validation side, where none are named: [n, channels, size, size] in [0, 1]."""
     held_out = np.flatnonzero(images.sides == 1)[:SHOWN]
     with Rows(images) as reader:
         pixels = torch.from_numpy(reader.take(held_out))

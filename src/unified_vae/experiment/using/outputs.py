@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image, ImageFont
 from torch import Tensor
 
+from unified_vae.api.images import unusable
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.data.records import Quarantined
 from unified_vae.training.observers import Observer
 from unified_vae.training.sheets import SMALLEST, sheet, to_pixels, write_picture
 
@@ -86,6 +88,13 @@ def refuse_originals(written: Sequence[Path | None], read: Sequence[Path]) -> No
     for path in written:
         if path is not None and path.resolve() in originals:
             raise ConfigError(f"{path} is one of the files to be read and would be overwritten: name another place")
+
+
+def report_left_out(left_out: Sequence[Quarantined], count: int, observer: Observer) -> str:
+    """Name each of `count` files that could not be used; returns the error that the command ends with, or ""."""
+    for bad in left_out:
+        observer.notice(f"left out: {bad.told()}")
+    return f"{unusable(left_out, count)}; the others are done" if left_out else ""
 
 
 def write_png(picture: Image.Image, path: Path) -> Path:

@@ -12,8 +12,9 @@ from torch import Tensor
 from unified_vae.api.images import batches, picture_files
 from unified_vae.api.pictures import to_pil
 from unified_vae.api.vae import BATCH
+from unified_vae.data.records import Quarantined
 from unified_vae.experiment.using.model_at import open_model
-from unified_vae.experiment.using.outputs import Places, Sheet, refuse_originals, write_png
+from unified_vae.experiment.using.outputs import Places, Sheet, refuse_originals, report_left_out, write_png
 from unified_vae.experiment.using.sample import told
 from unified_vae.metrics.similarity import psnr_of_images, squared_errors
 from unified_vae.training.observers import Observer
@@ -38,26 +39,34 @@ class ReconstructRequest:
     device: str = "auto"
 
 
-def reconstruct(request: ReconstructRequest, observer: Observer) -> list[str]:
-    """Reconstruct and write; returns lines about it."""
+def reconstruct(request: ReconstructRequest, observer: Observer) -> tuple[list[str], str]:
+    """Reconstruct and write what can be read.
+
+    Returns:
+        Lines about it, and a sentence that names the files left out; empty where there is none.
+
+    Raises:
+        UserError: no such model, none of the images can be used, or a file cannot be written.
+    """
     request.places.check()
     files = picture_files(request.images)
     names = output_names(files, request.places.folder)
     refuse_originals([*names, request.places.sheet], files)
     vae = open_model(request.target, request.checkpoint, request.device, observer)
-    sheet, quality = Sheet(request.places.sheet), list[Tensor]()
-    for start in range(0, len(files), BATCH):
-        some = files[start : start + BATCH]
-        originals = next(batches(some, vae.form, BATCH, vae.device))
-        images = vae.reconstruct(originals)
-        quality.append(psnr_of_images(squared_errors(images, originals)))
-        sheet.add(torch.stack([originals, images], dim=1).flatten(0, 1))
-        for picture, path in zip(to_pil(images), names[start : start + BATCH], strict=False):
-            write_png(picture, path)
-        observer.phase("reconstructing", start + len(some), len(files))
-    columns = 2 * min(PAIRS_IN_A_ROW, len(files))
+    sheet, quality, used, left_out = Sheet(request.places.sheet), list[Tensor](), list[Path](), list[Quarantined]()
+    for batch in batches(files, vae.form, BATCH, vae.device, left_out, skip_named=True):
+        images = vae.reconstruct(batch.images)
+        quality.append(psnr_of_images(squared_errors(images, batch.images)))
+        sheet.add(torch.stack([batch.images, images], dim=1).flatten(0, 1))
+        for picture, number in zip(to_pil(images) if names else (), batch.numbers, strict=False):
+            write_png(picture, names[number])
+        used += [files[number] for number in batch.numbers]
+        observer.phase("reconstructing", batch.numbers[-1] + 1, len(files))
+    columns = 2 * min(PAIRS_IN_A_ROW, len(used))
     sheets = sheet.write(columns, "original | reconstruction, of the posterior's mean", 2, observer)
-    return [_figures(torch.cat(quality), files), *told(sheets, request.places.folder, len(names))]
+    written = len(used) if names else 0
+    lines = [_figures(torch.cat(quality), used), *told(sheets, request.places.folder, written)]
+    return lines, report_left_out(left_out, len(files), observer)
 
 
 def output_names(files: Sequence[Path], folder: Path | None) -> list[Path]:

@@ -119,7 +119,7 @@ def open_whole(subject: Subject, source: str | None, observer: Observer) -> Whol
     data = open_images(subject, source, observer)
     if data.channels != subject.model.channels:  # as the run opened them; they have changed since
         data = open_images(replace(subject, record=None), source, observer)
-    for note in data.notes:
+    for note in data.notes if source is None else ():  # of other sources they were said
         observer.notice(note)
     return WholeSet.of(data)
 
