@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from unified_vae.cli import run_presets
 from unified_vae.cli.door import PRESET_OPTIONS
 from unified_vae.core.errors import DataError, Diverged, EnvironmentProblem
 from unified_vae.experiment.presets.book_file import SECTIONS
@@ -126,6 +128,16 @@ def test_the_usual_presets_of_the_side_door_are_in_its_help(door) -> None:
     names = door.request().run.names
     assert set(names) == {"loss", "training", "model", "dataset", "augment"}
     assert all(f"({name})" in help_text for name in names.values())
+
+
+def test_presets_command_without_options_shows_its_help(door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_unified.py"])
+    assert run_presets.main() == 0
+    shown = door.capsys.readouterr()
+    assert shown.out.startswith("Usage: train_unified.py") and shown.err == ""
+    monkeypatch.setattr(sys, "argv", ["train_unified.py", "--no-resume"])
+    assert run_presets.main() == 0
+    assert door.request().command == "uv run train_unified.py --resume"  # not the help
 
 
 def test_no_resume_and_run_dir_are_handed_on(door, tmp_path: Path) -> None:

@@ -89,8 +89,10 @@ def _of_other_door(script: str, error: Any) -> str | None:
 
 def restart_command(script: str, words: Sequence[str]) -> str:
     """The command that starts the same run again: the words given, without those that would set it aside."""
-    kept = shlex.join(word for word in words if word != "--no-resume")
-    return " ".join(["uv run", *_launcher(), script, kept]).rstrip()
+    kept = [word for word in words if word != "--no-resume"]
+    if words and not kept:
+        kept = ["--resume"]  # without any word, train_unified.py shows its help
+    return " ".join(["uv run", *_launcher(), script, shlex.join(kept)]).rstrip()
 
 
 def _launcher() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -80,5 +81,5 @@ def _run(chosen: Mapping[str, str | None], shared: options.Shared, command: str)
 
 
 def main() -> int:
-    """Run `train_unified.py` with the words of the command line; gives the exit code."""
-    return enter(app, "train_unified.py")
+    """Run `train_unified.py` with the words of the command line; gives the exit code. Without any it shows its help."""
+    return enter(app, "train_unified.py", None if sys.argv[1:] else ["--help"])
