@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from unified_vae.cli.text import WIDTH, table, value_text, wrapped
+from unified_vae.cli.text import WIDTH, table, value_text, wrapped, wrapped_before_command
 from unified_vae.cli.time_left import clock_text
 from unified_vae.experiment.presets.layers import leaves
 from unified_vae.experiment.request import ComposedRun
@@ -113,5 +113,5 @@ def finished_lines(event: RunFinished) -> list[str]:
     if event.model_dir is not None:
         lines += wrapped(f"  model: {event.model_dir.as_posix()}", "    ")
     for advice in event.advice:
-        lines += wrapped(f"  {advice}", "    ")
+        lines += wrapped_before_command(f"  {advice}", "    ")
     return lines

@@ -7,7 +7,6 @@ A run that stops inside the loop brings its own.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ import typer
 
 from unified_vae.cli.closed_stream import discard
 from unified_vae.core.errors import UserError
+from unified_vae.core.shell import uv_run
 
 Job = Callable[[str], int]
 """What a command line asks for; takes the command that starts it again and gives the exit code."""
@@ -92,7 +92,7 @@ def restart_command(script: str, words: Sequence[str]) -> str:
     kept = [word for word in words if word != "--no-resume"]
     if words and not kept:
         kept = ["--resume"]  # without any word, train_unified.py shows its help
-    return " ".join(["uv run", *_launcher(), script, shlex.join(kept)]).rstrip()
+    return uv_run(*_launcher(), script, *kept)
 
 
 def _launcher() -> list[str]:
@@ -100,12 +100,12 @@ def _launcher() -> list[str]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return []
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    machines = ["--standalone"] if here == everywhere else [f"--nnodes {everywhere // here}"]
-    return ["torchrun", *machines, f"--nproc-per-node {here}"]
+    machines = ["--standalone"] if here == everywhere else ["--nnodes", str(everywhere // here)]
+    return ["torchrun", *machines, "--nproc-per-node", str(here)]
 
 
 def _fail(message: str, exit_code: int, details: Sequence[str] = ()) -> int:
-    said = "\n".join(["error: " + " ".join(message.split()), *details])
+    said = "\n".join(["error: " + " ".join(filter(None, map(str.strip, message.splitlines()))), *details])
     for stream, words in ((sys.stdout, ""), (sys.stderr, said + "\n")):
         try:
             stream.write(words)

@@ -14,6 +14,14 @@ def wrapped(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
+def wrapped_before_command(text: str, indent: str = "") -> list[str]:
+    """As `wrapped`, but a command at the end of the text stays on one line, so that it can be copied."""
+    words, start, command = text.partition("uv run ")
+    if not start:
+        return wrapped(text, indent)
+    return [text] if len(text) <= WIDTH else [*wrapped(words.rstrip(), indent), f"{indent}{start}{command}"]
+
+
 def joined(cells: Iterable[str], indent: str = "    ") -> list[str]:
     """Cells two spaces apart, in as few lines as hold them; a cell is never broken."""
     lines: list[str] = []

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import os
 import re
-import shlex
 import socket
 import sys
 import threading
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.paths import written_out
+from unified_vae.core.shell import quoted
 from unified_vae.losses.vgg import Architecture
 
 OFFLINE_VARIABLE = "UNIFIED_VAE_OFFLINE"
@@ -56,7 +56,7 @@ def _by_hand(architecture: Architecture) -> str:
 def fetched_by_hand(file: str, address: str) -> str:
     """How to fetch a file, from a machine with a network if need be, and how to know it."""
     digest = file.rpartition("-")[2].partition(".")[0]
-    return f"curl --create-dirs -o {shlex.quote(str(cache_folder() / file))} {address}; its sha256 begins {digest}"
+    return f"{quoted('curl', '--create-dirs', '-o', cache_folder() / file, address)}; its sha256 begins {digest}"
 
 
 def to_stderr(line: str) -> None:

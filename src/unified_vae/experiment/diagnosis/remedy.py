@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unified_vae.core.shell import uv_run
 from unified_vae.experiment.diagnosis import cause as causes
 from unified_vae.experiment.diagnosis.cause import PIXELWISE, Diagnosis
 from unified_vae.experiment.run_config import RunConfig
@@ -54,15 +54,15 @@ class Situation:
     def again(self, *words: str) -> str:
         """The same run afresh, with changes."""
         if self.run_dir is not None:
-            return _command("train_unified.py", "--config", (self.run_dir / "config.json").as_posix(), *words)
+            return uv_run("train_unified.py", "--config", (self.run_dir / "config.json").as_posix(), *words)
         model = self.config.model
         usual = type(model)().model_dump()
         always = ("family", "image_size", "latents", "latent_channels", "downsampling", "base_channels")
         changed = [name for name, value in model.model_dump().items() if name in always or value != usual[name]]
         shape = [f"model.{name}={json.dumps(getattr(model, name))}".replace('"', "") for name in changed]
         shape = [text for text in shape if not any(text.split("=")[0] in word for word in words)]
-        data = shlex.split(f"--data {shlex.quote(self.config.data.source)}")
-        return _command("train_unified.py", *data, *(word for text in shape for word in ("--set", text)), *words)
+        data = self.config.data.source
+        return uv_run("train_unified.py", "--data", data, *(word for text in shape for word in ("--set", text)), *words)
 
     def further(self, *words: str) -> str:
         """The same run, continued in its folder."""
@@ -72,7 +72,7 @@ class Situation:
     def fix(self, *words: str) -> str:
         """The cure of the run."""
         assert self.run_dir is not None
-        return _command("train.py", "--mode", "resume_fix", "--run-dir", self.run_dir.as_posix(), *words)
+        return uv_run("train.py", "--mode", "resume_fix", "--run-dir", self.run_dir.as_posix(), *words)
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def remedy(found: Diagnosis, place: Situation) -> Remedy:
             return _higher_beta(found, place)
     if place.run_dir is None:
         return Remedy("nothing to mend", "")
-    return Remedy(
-        "nothing to mend: see the curves", _command("tensorboard", "--logdir", f"{place.run_dir}/tensorboard")
-    )
+    return Remedy("nothing to mend: see the curves", uv_run("tensorboard", "--logdir", f"{place.run_dir}/tensorboard"))
 
 
 def _longer(place: Situation, times: int, advice: str) -> Remedy:
@@ -228,7 +226,3 @@ def _two_digits(value: float) -> str:
         return "0"
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return f"{math.floor(value / unit) * unit:.3g}"
-
-
-def _command(script: str, *words: str) -> str:
-    return shlex.join(["uv", "run", script, *words])

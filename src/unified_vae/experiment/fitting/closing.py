@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unified_vae.core.shell import uv_run
 from unified_vae.data.batches import gather
 from unified_vae.data.open import DataSets
 from unified_vae.data.order import share
@@ -53,7 +54,7 @@ def lines(found: Diagnosis | None, folder: RunFolder) -> list[str]:
     row = next((row for row in found.evidence() if row.cause == found.cause), None)
     reason = found.figures() if row is None else row.figures
     more = "more" if found.cause == HEALTHY else "evidence and what to do"
-    return [f"diagnosis: {found.cause} ({reason})", f"{more}: uv run diagnose.py {folder.root.as_posix()}"]
+    return [f"diagnosis: {found.cause} ({reason})", f"{more}: {uv_run('diagnose.py', folder.root.as_posix())}"]
 
 
 def _on_training_images(parts: Parts, data: DataSets, runtime: Runtime) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unified_vae.core.errors import ConfigError, DataError
+from unified_vae.core.shell import quoted, uv_run
 from unified_vae.experiment.presets.overrides import FLAGS
 from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunRecord, changed, leaves
@@ -92,15 +92,16 @@ def _nearest_fix(
 ) -> str:
     """What to give so that the run goes on: the old mode, the old presets, its whole record, or the old values."""
     if then.get("mode") != now.get("mode") and "mode" in then:
-        return f"It was begun with --mode {then['mode']}: give that"
+        return f"It was begun with {quoted('--mode', then['mode'])}: give that"
     if any(difference.path == "model.family" for difference in fatal):
-        folder = shlex.quote(str(run_dir))
-        command = f"uv run train_unified.py --config {folder}/config.json --run-dir {folder}"
+        command = uv_run("train_unified.py", "--config", f"{run_dir}/config.json", "--run-dir", str(run_dir))
         return f"Its network is of another family, as a preset had it then: {command} goes on with all that it had"
     kinds = {difference.path.split(".")[0] for difference in fatal}
     presets = [kind for kind in kinds & then.keys() if then[kind] != now.get(kind)]
     if presets and "mode" not in then:
-        return "It was begun with " + " ".join(f"--{kind}-preset {then[kind]}" for kind in sorted(presets))
+        return "It was begun with " + quoted(
+            *(word for kind in sorted(presets) for word in (f"--{kind}-preset", then[kind]))
+        )
     if len(fatal) <= MOST_NAMED:
         values = " ".join(_option(difference, origins.get(difference.path, "")) for difference in fatal)
         return f"Give the old value{'s' if len(fatal) > 1 else ''}: {values}"
@@ -111,8 +112,8 @@ def _option(difference: Difference, origin: str) -> str:
     """What gives the old value: the option that has no other name, else `--set`, which wins over all."""
     flag = next((flag for flag, path in FLAGS.items() if path == difference.path), None)
     if flag is None or origin == "--set" or difference.before is None:
-        return f"--set {difference.path}={json.dumps(difference.before)}"
-    return f"{flag} {difference.before}"
+        return quoted("--set", f"{difference.path}={json.dumps(difference.before)}")
+    return quoted(flag, str(difference.before))
 
 
 def _table(fatal: Sequence[Difference]) -> list[str]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from unified_vae.api.card import FIGURES
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
+from unified_vae.core.shell import uv_run
 from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.fitting.assemble import Parts, Resolved
 from unified_vae.experiment.request import RunRequest
@@ -135,7 +136,7 @@ def finished(
     advice = (
         *findings,
         f"look at the pictures: {folder.samples}",
-        f"see the curves: uv run tensorboard --logdir {folder.tensorboard}",
+        f"see the curves: {uv_run('tensorboard', '--logdir', folder.tensorboard)}",
     )
     outcome, exit_code = "stopped early" if state.stopped_early else "finished", 0 if unsaved is None else 3
     return _ending(outcome, request, state, seconds, advice, exit_code=exit_code)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from unified_vae.core.shell import uv_run
 from unified_vae.experiment.diagnosis.cause import Diagnosis
 from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.diagnosis.pca_line import PCALine
@@ -89,7 +89,7 @@ def _from_metrics(run: RunFiles) -> Finding | None:
         evidence = [(row.cause, row.applies, row.figures) for row in found.evidence()]
     except (KeyError, TypeError, ValueError, ArithmeticError):  # rows of an old run, or none
         return None
-    command = f"uv run unified-vae diagnose {shlex.quote(run.folder.root.as_posix())}"
+    command = uv_run("unified-vae", "diagnose", run.folder.root.as_posix())
     return Finding(
         found.cause, "The metrics alone say so; this looks at images too", command, evidence, "in the metrics alone"
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
+from unified_vae.core.shell import uv_run
 from unified_vae.experiment.report import curves, evaluations, facts, settings
 from unified_vae.experiment.report.figures import Figure, Time, figures, plain
 from unified_vae.experiment.report.findings import Finding, finding
@@ -28,12 +28,12 @@ CONTENTS = (
 )
 APPLIES = {True: "yes", False: "no", None: "unknown"}
 VERBS = (
-    ("new pictures", "sample {}"),
-    ("your own images beside what the model makes of them", "reconstruct {} photos/"),
-    ("figures with intervals; this page shows them when it is written anew", "evaluate {}"),
-    ("the cause of blur or poor samples, with evidence", "diagnose {}"),
-    ("for other programs", "export {} --to onnx"),
-    ("this page anew", "report {}"),
+    ("new pictures", "sample"),
+    ("your own images beside what the model makes of them", "reconstruct", "photos/"),
+    ("figures with intervals; this page shows them when it is written anew", "evaluate"),
+    ("the cause of blur or poor samples, with evidence", "diagnose"),
+    ("for other programs", "export", "--to", "onnx"),
+    ("this page anew", "report"),
 )
 
 
@@ -112,12 +112,12 @@ def _pictures(run: RunFiles, found: Finding | None) -> Html | None:
 
 def _use(run: RunFiles) -> Html | None:
     """How the model is loaded, and commands to go on with."""
-    place = shlex.quote(run.folder.root.as_posix())
+    place = run.folder.root.as_posix()
     if not run.model:
-        further = f"uv run train_unified.py --config {shlex.quote(run.folder.config.as_posix())} --run-dir {place}"
+        further = uv_run("train_unified.py", "--config", run.folder.config.as_posix(), "--run-dir", place)
         text = "There is no model yet: it is written when the run is over. This goes on with the run:"
         return section("use", "Use the model", tag("p", text), command(further))
-    lines = [f"# {what}\nuv run unified-vae {words.format(place)}" for what, words in VERBS]
+    lines = [f"# {what}\n{uv_run('unified-vae', verb, place, *words)}" for what, verb, *words in VERBS]
     return section(
         "use",
         "Use the model",
