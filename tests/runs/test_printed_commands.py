@@ -56,11 +56,23 @@ def test_commands_of_a_run_in_an_awkward_folder(tmp_path: Path, capsys: pytest.C
     report = diagnose(DiagnoseRequest(run_dir), Recorder())
     assert any(word.startswith(place) for word in words_of(report.remedy.command))
 
+    listed = (Path(__file__).parents[1] / "golden" / "inventory.txt").read_text(encoding="utf-8")
+    optional = dict(re.findall(r"^(?:run|model) file (\S+)( \(.*\))?$", listed, re.MULTILINE))
+    expected = {name for name, why in optional.items() if not why or "diagnose" in why}
+    assert {_general(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()} == expected
+
     other = request(run_dir, source, {"model": {"family": "residual"}})
     with pytest.raises(ConfigError) as caught:
         fit(other, [])
     command = re.search(r"uv run .*(?= goes on)", str(caught.value))
     assert command and words_of(command[0])[1:] == ["--config", f"{place}/config.json", "--run-dir", place]
+
+
+def _general(path: Path) -> str:
+    """A file of a run as the inventory has it."""
+    name = re.sub(r"epoch-\d{4}", "epoch-NNNN", path.as_posix().removeprefix("model/"))
+    name = re.sub(r"step-\d{9}", "step-NNNNNNNNN", re.sub(r"images-\w+", "images-HASH", name))
+    return re.sub(r"tfevents\..*", "tfevents.*", name)
 
 
 @pytest.mark.parametrize("launched", [False, True])
