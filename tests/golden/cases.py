@@ -36,7 +36,6 @@ RENAMED = {
 METRICS = {
     "loss": ("train", ("loss.total",)),
     "nll": ("train", ("loss.nll",)),
-    "gradient norm": ("train", ("gradient.norm",)),
     "validation loss": ("validation", ("loss.total",)),
     "psnr": ("validation", ("psnr",)),
     "kl": ("validation", ("rate.nats",)),
