@@ -227,7 +227,7 @@ def read_tensors(path: Path) -> list[np.ndarray]:
 
 def _hash(array: np.ndarray) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:20]
-    return f"{array.dtype}{list(array.shape)} {digest}"
+    return f"{array.dtype}[{'x'.join(map(str, array.shape))}] {digest}"
 
 
 def _root_mean_square(arrays: list[np.ndarray]) -> float:
