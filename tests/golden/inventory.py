@@ -183,18 +183,25 @@ def api_lines() -> Iterator[str]:
 
 
 def _member_lines(module: str, name: str) -> Iterator[str]:
-    body = next(node for node in _source(module).body if getattr(node, "name", None) == name)
-    for node in body.body if isinstance(body, ast.ClassDef) else [body]:
+    """The signature of a function of the package, or the members of a class; a variable has none."""
+    definition = next((node for node in _source(module).body if getattr(node, "name", None) == name), None)
+    if isinstance(definition, ast.FunctionDef):
+        yield f"api unified_vae.{name}{_signature(definition)}"
+    for node in definition.body if isinstance(definition, ast.ClassDef) else ():
         if isinstance(node, ast.FunctionDef) and (node.name == "__init__" or not node.name.startswith("_")):
-            kinds = [ast.unparse(decorator) for decorator in node.decorator_list]
-            returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-            words = returns if "property" in kinds else f"({ast.unparse(node.args)}){returns}"
-            yield f"api unified_vae.{name}.{node.name}{words}"
+            yield f"api unified_vae.{name}.{node.name}{_signature(node)}"
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             for target in re.findall(r"self\.([a-z]\w*) =", ast.unparse(node)):
                 yield f"api unified_vae.{name}.{target}"
         if isinstance(node, ast.Assign):
             yield f"api unified_vae.{name}.{ast.unparse(node)}"
+
+
+def _signature(node: ast.FunctionDef) -> str:
+    """Parameters and result; of a property the result alone."""
+    is_property = "property" in [ast.unparse(decorator) for decorator in node.decorator_list]
+    result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return result if is_property else f"({ast.unparse(node.args)}){result}"
 
 
 def _source(module: str) -> ast.Module:
