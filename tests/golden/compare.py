@@ -66,19 +66,25 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _other_rows(run: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    """The first row of metrics in which two runs differ. Numbers of a name that only one has are compared as a set."""
+    """How the metrics of two runs differ: the first row where a number moved, and the first where a name came or went.
+
+    A number that is the same under another name is no difference.
+    """
     if len(before) != len(after):
         return [f"{run}: {len(before)} rows of metrics before, {len(after)} now"]
+    moved, renamed = [], []
     for number, (one, other) in enumerate(zip(before, after, strict=True), 1):
-        where = f"{run}: row {number} of the metrics ({one.get('split')}, step {one.get('step')})"
-        for name in one.keys() & other.keys():
-            if one[name] != other[name]:
-                return [f"{where}: {name} was {one[name]} and is {other[name]}"]
-        gone = {name: one[name] for name in one.keys() - other.keys()}
-        new = {name: other[name] for name in other.keys() - one.keys()}
+        where = f"{run}: row {number} of the metrics ({other.get('split')}, step {other.get('step')})"
+        moved += [
+            f"{where}: {name} was {one[name]} and is {other[name]}"
+            for name in one
+            if other.get(name, one[name]) != one[name]
+        ]
+        gone = {name: one[name] for name in one if name not in other}
+        new = {name: other[name] for name in other if name not in one}
         if Counter(map(repr, gone.values())) != Counter(map(repr, new.values())):
-            return [f"{where}: {gone or 'nothing'} became {new or 'nothing'}"]
-    return []
+            renamed.append(f"{where}: {gone or 'nothing'} became {new or 'nothing'}")
+    return [*moved[:1], *renamed[:1]]
 
 
 def _of_commit(commit: str, names: list[str], work: Path) -> tuple[dict[str, Any], str]:

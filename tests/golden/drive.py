@@ -242,7 +242,7 @@ def figures(folder: Path, results: dict[str, Any]) -> dict[str, float]:
     chosen: dict[str, float] = {}
     for name, (split, names) in METRICS.items():
         row = [row for row in results["numbers"]["run"] if row["split"] == split][-1]
-        chosen |= {name: row[each] for each in names if each in row}
+        chosen.update((name, row[each]) for each in names if each in row)
     weights = read_tensors(folder / "run" / "model" / "model.safetensors")
     chosen["weight norm"] = float(np.sqrt(sum(np.square(array.astype(np.float64)).sum() for array in weights)))
     made = {group: size for group, size in results["sizes"].items() if group in ("api", "latents", "exported")}
