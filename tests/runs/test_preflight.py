@@ -71,9 +71,34 @@ def test_the_prediction_is_where_the_run_begins(tmp_path):
     assert values["psnr"] > values["psnr.mean_image"] + 3
 
 
+def test_a_run_on_few_images_starts_below_8_bits(tmp_path):
+    """Alone, the PCA of these 50 images starts at over 900 bits: it knows them and no others."""
+    rng = np.random.default_rng(0)
+    falls = (np.hypot(np.fft.fftfreq(32)[:, None], np.fft.rfftfreq(32)) * 32 + 1) ** -1.5
+    waves = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(56, 32, 32))) * falls, s=(32, 32))
+    pictures = 128 + 150 * waves[..., None] + rng.normal(0, 8, (56, 32, 32, 3))
+    np.save(tmp_path / "images.npy", pictures.clip(0, 255).round().astype(np.uint8))
+    change = {
+        "model": {"image_size": 32, "latents": 64},
+        "loss": {"l1": {"weight": 0.0}, "kl": {"schedule": {"kind": "constant"}}},
+        "training": {"max_steps": 1, "optimizer": {"kind": "sgd", "lr": 1e-12, "momentum": 0.0}},
+        "data": {"augment": {"horizontal_flip": False}},
+    }
+    seen = Recorder()
+    fit(request(tmp_path / "run", tmp_path / "images.npy", change), [seen])
+    flight = Preflight.from_json(json.loads((tmp_path / "run" / "preflight.json").read_text()))
+    assert flight.dct_components > 0 and flight.psnr_pca is not None
+    assert seen.validations[0].values["bits_per_dim"] < 8
+    words = dict(preflight.lines(flight, 2.0))["PCA line"]
+    assert f"the training images support {64 - flight.dct_components or 'no'} principal components" in words
+
+
 def test_the_flight_survives_its_file(flown):
     flight, _ = flown
-    assert Preflight.from_json(json.loads(json.dumps(flight.to_json(2.0)))) == flight
+    content = json.loads(json.dumps(flight.to_json(2.0)))
+    assert Preflight.from_json(content) == flight
+    del content["dct_components"]  # as earlier versions wrote it
+    assert Preflight.from_json(content) == flight
 
 
 def test_collapse_is_warned_of_with_a_beta_that_avoids_it(flown):

@@ -1,4 +1,6 @@
-"""The principal components of a set of images: what the linear path of a model starts from."""
+"""The linear basis of a set of images that a model starts from: principal components, completed by DCT components where
+the images are too few to support more.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ class PrincipalComponents:
     Attributes:
         mean: [channels, side, side].
         components: [count, channels, side, side], orthonormal as flattened vectors, by descending variance.
-        eigenvalues: [count] variances in full-size pixels: an averaged pixel stands for all that it covers.
+        eigenvalues: [count] variances in full-size pixels: an averaged pixel stands for all that it covers. Of held-out
+            images where DCT components complete the basis.
         total: variance of a full-size image, summed over its pixel values.
         covered: pixels of a full-size image that one averaged pixel stands for, 1 up to LARGEST_SIDE.
         images: how many images (with their augmented versions) this was computed from.
+        dct: how many of the components that the model starts from are DCT components; 0 for a PCA.
     """
 
     mean: Tensor
@@ -32,6 +36,7 @@ class PrincipalComponents:
     total: float
     covered: float
     images: int
+    dct: int = 0
 
     def to(self, device: torch.device) -> PrincipalComponents:
         """The same on another device."""

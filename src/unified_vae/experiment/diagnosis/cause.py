@@ -263,7 +263,7 @@ class Diagnosis:
         if self.line is None:
             return "no principal components known"
         more = f"{self.line.more} would bring {self.line.worth:+.1f} dB"
-        text = f"a PCA of {self.latents} reaches {self.line.psnr:.1f} dB, and {more}"
+        text = f"a linear model of {self.latents} reaches {self.line.psnr:.1f} dB, and {more}"
         return f"{text}; here {self.psnr:.1f} dB"
 
     def _detail(self) -> str:

@@ -1,7 +1,8 @@
 """The pre-flight: what linear theory says about a run before its first step (docs/objective.md).
 
 A PCA of the training images gives the spectrum. With beta and the number of latents it predicts how many units
-will be active, the KL and the PSNR; it is also where a model with a linear path starts from.
+will be active, the KL and the PSNR; it is also where a model with a linear path starts from. Where the images are too
+few for as many principal components as latents, DCT components complete them.
 """
 
 from __future__ import annotations
@@ -46,16 +47,18 @@ class Preflight:
     Attributes:
         dimensions: D, pixel values per image.
         latents: of the model.
-        eigenvalues: variances of the principal components, descending, squared pixel values summed over an image; of a
-            model with a map of latents, those of one position's patch of the image.
+        eigenvalues: variances of the components, descending, squared pixel values summed over an image; of a model with
+            a map of latents, those of one position's patch of the image. Of held-out training images where DCT
+            components complete the principal ones, else of the training images.
         rest: variance of an image beyond them.
         images: images and augmented versions that these are of.
         validation_variances: the same variances, of the validation images along the same components.
         validation_total: mean squared distance of the validation images from the mean training image.
-        psnr_by_components: dB of a PCA with so many components on the validation images.
+        psnr_by_components: dB of so many components on the validation images.
         seconds: that this took.
         positions: of the latent map, at each of which the components are the same; 1 for a latent vector.
         setting: what sets the number of latents at a position.
+        dct_components: how many of the model's components are DCT components, for want of images.
     """
 
     dimensions: int
@@ -69,6 +72,7 @@ class Preflight:
     seconds: float
     positions: int = 1
     setting: str = "model.latents"
+    dct_components: int = 0
 
     @property
     def spectrum(self) -> Spectrum:
@@ -77,7 +81,7 @@ class Preflight:
 
     @property
     def psnr_pca(self) -> float | None:
-        """dB of a PCA with as many components as there are latents; None where the images have too few."""
+        """dB of as many components as there are latents; None where the images have too few."""
         return self.psnr_by_components.get(str(self.latents))
 
     def linear(self, beta: float) -> LinearVAE:
@@ -136,7 +140,8 @@ class Preflight:
             CheckpointError: an entry is missing.
         """
         try:
-            later = {"positions": 1, "setting": "model.latents"}  # what records of earlier versions leave out
+            # what records of earlier versions leave out
+            later = {"positions": 1, "setting": "model.latents", "dct_components": 0}
             known = {name: {**later, **content}[name] for name in cls.__dataclass_fields__}
             tuples = {name: tuple(known[name]) for name in ("eigenvalues", "validation_variances")}
         except (KeyError, TypeError) as problem:
@@ -172,18 +177,19 @@ def fly(config: RunConfig, data: DataSets, device: torch.device) -> tuple[Prefli
         seconds=time.monotonic() - begun,
         positions=positions,
         setting=model.latents_setting,
+        dct_components=basis.dct,
     )
     return flight, basis
 
 
 def _components(config: RunConfig, data: DataSets, device: torch.device) -> tuple[int, PrincipalComponents]:
-    """The side of what is looked at, the whole image or a position's patch of it, and the principal components."""
+    """The side of what is looked at, the whole image or a position's patch of it, and the components."""
     model, augmentation = config.model, config.data.augment
     if isinstance(model, SpatialConfig):
         side, count = model.downsampling, max(2 * model.latent_channels, LEAST_FOR_ADVICE)
         return side, patch_components(data.train, side, count, augmentation, config.seed, device)
     count = max(model.latents, min(max(2 * model.latents, LEAST_FOR_ADVICE), MOST_FOR_ADVICE))
-    return model.image_size, principal_components(data.train, count, augmentation, config.seed, device)
+    return model.image_size, principal_components(data.train, count, augmentation, config.seed, device, model.latents)
 
 
 def largest_beta_where(holds: Callable[[float], bool]) -> float:
@@ -271,7 +277,12 @@ def lines(flight: Preflight, beta: float) -> list[tuple[str, str]]:
     psnr_text = f"{flight.validation_psnr(linear):.1f} dB"
     source = f"linear theory on {flight.images:,} training images, {flight.seconds:.0f} s"
     facts = [("predicted", f"{active}, {psnr_text} or more at beta {beta:g} ({source})")]
-    if flight.psnr_pca is not None:
+    if flight.psnr_pca is not None and flight.dct_components:
+        supported = flight.latents - flight.dct_components
+        text = f"the training images support {supported or 'no'} principal components, DCT components replace the other"
+        line = f"{flight.psnr_pca:.2f} dB on the validation images: {text} {flight.dct_components}"
+        facts.append(("PCA line", line))
+    elif flight.psnr_pca is not None:
         facts.append(("PCA line", f"{flight.psnr_pca:.2f} dB: a PCA of {_what(flight)} on the validation images"))
     if advice := latents_advice(flight, beta):
         facts.append(("latents", advice))
@@ -298,4 +309,4 @@ def latents_advice(flight: Preflight, beta: float) -> str:
     if not more or flight.psnr_pca is None or known[max(more)] < flight.psnr_pca + WORTH:
         return ""
     gain = known[max(more)] - flight.psnr_pca
-    return f"{max(more)} would be worth {gain:+.1f} dB more to a PCA ({flight.set_latents(max(more))})"
+    return f"{max(more)} would be worth {gain:+.1f} dB more to a linear model ({flight.set_latents(max(more))})"
