@@ -30,8 +30,7 @@ from unified_vae.core.counter import key
 from unified_vae.core.tensor_file import parse_tensors, write_tensors
 from unified_vae.data.cartoon.faces import ATTRIBUTE_NAMES, draw_faces, face_attributes
 from unified_vae.experiment.subject.subject import find
-from unified_vae.experiment.using.attributes import of_labels
-from unified_vae.experiment.using.directions import Array, Directions
+from unified_vae.experiment.using.attributes import Array, Attribute, Directions
 from unified_vae.models.vae import VAE
 
 NAME = "attribute_edit"
@@ -279,7 +278,7 @@ def main() -> None:
     assert data.train.labels is not None and data.validation.labels is not None
     labelled = {name: values[: options.labelled] for name, values in data.train.labels.items()}
     latents = encoded(model, pixels(data.train)[: options.labelled])
-    learnt = Directions(latents, of_labels(labelled, ATTRIBUTE_NAMES))
+    learnt = Directions(latents, [Attribute(name, ATTRIBUTE_NAMES[name], each) for name, each in labelled.items()])
     judge = judged(model, probe, pixels(data.validation)[: options.faces], data.validation.labels, options)
     half = options.faces // 2
     choosing, judging = slice(0, half), slice(half, options.faces)

@@ -27,8 +27,7 @@ from unified_vae.core.counter import key
 from unified_vae.core.errors import ConfigError
 from unified_vae.data.config import DataConfig
 from unified_vae.data.open import open_data
-from unified_vae.experiment.using.decode import DecodeRequest, decode
-from unified_vae.experiment.using.encode import EncodeRequest, encode
+from unified_vae.experiment.using.latents import decode, encode
 from unified_vae.models.build import build_model
 from unified_vae.models.config import ConvConfig
 from unified_vae.models.pretrained import load_pretrained, save_pretrained
@@ -135,24 +134,22 @@ def pack(options: dict[str, Any]) -> dict[str, Any]:
 def run_encode(options: dict[str, Any]) -> dict[str, Any]:
     folder = Path(options["folder"])
     watcher = Interleaved(load_pretrained(options["model"]), options["batch_size"], options["every"])
-    request = EncodeRequest(
-        Path(options["model"]), options["source"], folder / "latents.safetensors", batch_size=options["batch_size"],
-        device="cpu",
-    )  # fmt: skip
     begun = time.perf_counter()
-    done = encode(request, watcher)
+    done = encode(
+        Path(options["model"]), options["source"], folder / "latents", batch_size=options["batch_size"],
+        device="cpu", observer=watcher,
+    )  # fmt: skip
     return figures(watcher, "encoding images", done.images, done.seconds, time.perf_counter() - begun, options)
 
 
 def run_decode(options: dict[str, Any]) -> dict[str, Any]:
     folder = Path(options["folder"])
     watcher = Interleaved(load_pretrained(options["model"]), options["batch_size"], options["every"])
-    request = DecodeRequest(
-        Path(options["model"]), folder / "latents.safetensors", folder / options["output"],
-        batch_size=options["batch_size"], device="cpu",
-    )  # fmt: skip
     begun = time.perf_counter()
-    done = decode(request, watcher)
+    done = decode(
+        Path(options["model"]), folder / "latents", folder / options["output"], batch_size=options["batch_size"],
+        device="cpu", observer=watcher,
+    )  # fmt: skip
     return figures(watcher, "decoding latents", done.images, done.seconds, time.perf_counter() - begun, options)
 
 
@@ -216,7 +213,7 @@ def rounds(options: dict[str, Any]) -> dict[str, Any]:
     """Packing, encoding, decoding to an array and to a folder, of one set."""
     return {
         "pack": in_own_process("pack", options),
-        "encode to .safetensors": in_own_process("encode", options),
+        "encode to shards": in_own_process("encode", options),
         "decode to .npy": in_own_process("decode", {**options, "output": "images-back.npy"}),
         "decode to PNG files": in_own_process("decode", {**options, "output": "images-back"}),
     }
@@ -234,7 +231,7 @@ def tell(found: dict[str, Any], options: argparse.Namespace) -> None:
         for name, figure in large.items() if name != "pack"
     ]  # fmt: skip
     table(["", "images/s", "bare", "time/bare", "median", "peak MiB", "MiB/100,000"], rows)
-    both = [large["encode to .safetensors"], large["decode to .npy"]]
+    both = [large["encode to shards"], large["decode to .npy"]]
     bare = sum(figure["images"] / figure["bare_images_per_second"] for figure in both)
     together = round(sum(figure["seconds"] for figure in both) / bare, 3)
     print(f"\nencode and decode together: {together:.3f} of the bare pass (target {TARGETS['time over bare']})")

@@ -178,6 +178,8 @@ def test_every_file_that_is_named_exists(page: str) -> None:
         "MANIFEST.json",
         "mine.json",
         "x.npy.json",
+        "x.parquet.json",
+        "index.json",
         "directions.json",
         "export.json",
         "profile.json",

@@ -141,7 +141,7 @@ def _residual(do: Commands) -> None:
 
 def _spatial(do: Commands) -> None:
     do.train(SPATIAL, "--model-preset", "spatial_f4", "--beta", "0.1")
-    do.verb("encode", "run", "images.npy", "--output", "latents/map.safetensors", "--scale", "--device", "cpu")
+    do.verb("encode", "run", "images.npy", "--output", "latents/map.npy", "--scale", "--device", "cpu")
 
 
 def _geco(do: Commands) -> None:
@@ -223,7 +223,7 @@ def _density(do: Commands) -> None:
     do.train({**RESIDUAL, "training.epochs": 2, "density.fit": "mixture", "density.max_components": 3})
     do.python(USE_FROM_PYTHON, MODEL="run")
     cpu = ("--device", "cpu")
-    do.verb("encode", "run", "images.npy", "--output", "latents/means.safetensors", *cpu)
+    do.verb("encode", "run", "images.npy", "--output", "latents/means.npy", *cpu)
     do.verb("encode", "run", "images.npy", "--output", "latents/draws.npy", "--sample", "--seed", "3", "--scale", *cpu)
     do.verb("decode", "run", "latents/draws.npy", "--output", "decoded", *cpu)
     do.verb("sample", "run", "--count", "6", "--temperature", "0.8", "--seed", "1", "--sheet", "sheets/samples.png")
@@ -242,7 +242,7 @@ def _stored(do: Commands) -> None:
     do.train({}, "--config", "settings.json")
     do.python(USE_FROM_PYTHON, MODEL="model")
     cpu = ("--device", "cpu")
-    do.verb("encode", "model", "images.npy", "--output", "latents/means.safetensors", *cpu)
+    do.verb("encode", "model", "images.npy", "--output", "latents/means.npy", *cpu)
     do.verb("sample", "model", "--count", "6", "--seed", "1", "--sheet", "sheets/samples.png", *cpu)
     do.verb("export", "model", "--to", "safetensors", "--output", "exported")
     for mode in ("stored_residual", "stored_spatial"):

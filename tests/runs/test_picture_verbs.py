@@ -16,7 +16,7 @@ from unified_vae.cli.commands import pictures
 from unified_vae.cli.door import enter
 from unified_vae.cli.main import PROGRAM, app
 from unified_vae.experiment.fitting.fit import fit
-from unified_vae.experiment.using.sample import noise_seed
+from unified_vae.experiment.using.generate import noise_seed
 
 CAPTION = 18
 
@@ -141,17 +141,17 @@ def test_a_movie_goes_there_and_back(home: Path, said, suffix: str) -> None:  # 
 
 
 def test_a_caption_loses_its_last_parts_on_a_narrow_sheet() -> None:
-    from unified_vae.experiment.using.outputs import fitting
+    from unified_vae.experiment.using.image_grids import fit_caption
 
-    assert fitting("from here, to there, slowly", 1000) == "from here, to there, slowly"
-    assert fitting("from here, to there, slowly", 120) == "from here, to there"
-    assert fitting("from here, to there, slowly", 1) == "from here"
+    assert fit_caption("from here, to there, slowly", 1000) == "from here, to there, slowly"
+    assert fit_caption("from here, to there, slowly", 120) == "from here, to there"
+    assert fit_caption("from here, to there, slowly", 1) == "from here"
 
 
 def test_a_long_sheet_shows_the_first_and_says_so(home: Path, said, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    from unified_vae.experiment.using import outputs
+    from unified_vae.experiment.using import image_grids
 
-    monkeypatch.setattr(outputs, "MOST_ON_A_SHEET", 4)
+    monkeypatch.setattr(image_grids, "MAX_IMAGES", 4)
     code, out, _ = said("sample", "run", "--count", "9", "--sheet", "nine.png")
     assert code == 0 and "the sheet shows the first 4 of 9" in out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +18,11 @@ from safetensors.numpy import load_file
 from unified_vae.cli.commands.edit import spread
 from unified_vae.core.errors import ConfigError, DataError, UserError
 from unified_vae.experiment.subject.subject import find
-from unified_vae.experiment.using import directions
+from unified_vae.experiment.using import attributes as module
 from unified_vae.experiment.using import edit as verb
-from unified_vae.experiment.using.attributes import Attribute, chosen, is_table, of_table
-from unified_vae.experiment.using.directions import Directions, score
-from unified_vae.experiment.using.edit import EditRequest, edit
+from unified_vae.experiment.using.attributes import Attribute, Directions, choose, is_table, read_table, roc_auc
+from unified_vae.experiment.using.edit import Edited
 from unified_vae.training.observers import Observer
-
-SILENT = Observer()
 
 
 def world(count: int, correlated: bool) -> tuple[np.ndarray, list[Attribute], np.ndarray]:
@@ -46,10 +44,10 @@ def test_directions_are_what_an_attribute_adds_and_nothing_of_others(correlated:
     assert np.allclose(found.direction("beard", 1), truth[3], atol=0.2)
     assert np.allclose(found.direction("hair", 2), truth[2] - (truth[0] + truth[1]) / 2, atol=0.2)
     moved = latents + found.shifts("hair", 2, latents)
-    assert (found.told("hair", moved) == 2).mean() > 0.98
-    assert (found.told("beard", moved) == found.told("beard", latents)).mean() > 0.98
+    assert (found.predict("hair", moved).argmax(1) == 2).mean() > 0.98
+    assert (found.predict("beard", moved).argmax(1) == found.predict("beard", latents).argmax(1)).mean() > 0.98
     back = latents + found.shifts("beard", 0, latents)
-    assert (found.told("beard", back) == 0).mean() > 0.98
+    assert (found.predict("beard", back).argmax(1) == 0).mean() > 0.98
 
 
 def test_an_effect_that_depends_on_another_attribute_is_found() -> None:
@@ -69,12 +67,12 @@ def test_an_effect_that_depends_on_another_attribute_is_found() -> None:
 def test_the_probe_is_judged_on_images_it_has_not_seen() -> None:
     latents, attributes, _ = world(1000, False)
     found = Directions(latents[:800], [Attribute(a.name, a.values, a.numbers[:800]) for a in attributes])
-    told = score(found, latents[800:], Attribute("hair", ["a", "b", "c"], attributes[0].numbers[800:]))
-    assert told is not None and told.accuracy > 0.97 and told.images == 200 and told.majority < 0.5
-    chance = score(found, np.random.default_rng(1).permutation(latents[800:]), attributes[0].__class__(
+    quality = found.score(latents[800:], Attribute("hair", ["a", "b", "c"], attributes[0].numbers[800:]))
+    assert quality is not None and quality.accuracy > 0.97 and quality.images == 200 and quality.majority < 0.5
+    chance = found.score(np.random.default_rng(1).permutation(latents[800:]), attributes[0].__class__(
         "hair", ["a", "b", "c"], attributes[0].numbers[800:]))  # fmt: skip
     assert chance is not None and chance.accuracy < 0.5
-    assert min(told.told_apart) > 0.99 and not any(map(told.may_be_chance, range(3)))  # type: ignore[type-var]
+    assert min(quality.auc) > 0.99 and not any(map(quality.may_be_chance, range(3)))  # type: ignore[type-var]
     assert any(map(chance.may_be_chance, range(3)))
 
 
@@ -83,13 +81,13 @@ def test_each_value_has_its_own_figure_the_area_under_its_curve() -> None:
     values = rng.integers(0, 3, 600)
     latents = rng.normal(size=(600, 4))
     latents[:, 0] += 3 * (values == 0)  # the other two look alike
-    told = score(Directions(latents[:400], [Attribute("x", ["a", "b", "c"], values[:400])]), latents[400:],
-                 Attribute("x", ["a", "b", "c"], values[400:]))  # fmt: skip
-    assert told is not None and told.told_apart[0] is not None and told.told_apart[0] > 0.97
-    assert all(found is not None and 0.6 < found < 0.85 for found in told.told_apart[1:])
+    fits = Directions(latents[:400], [Attribute("x", ["a", "b", "c"], values[:400])])
+    quality = fits.score(latents[400:], Attribute("x", ["a", "b", "c"], values[400:]))
+    assert quality is not None and quality.auc[0] is not None and quality.auc[0] > 0.97
+    assert all(auc is not None and 0.6 < auc < 0.85 for auc in quality.auc[1:])
     truth, seen = np.array([1, 0, 1, 0, 0]), np.array([0.5, 0.1, 0.3, 0.3, 0.9])
-    assert directions._told_apart(seen, truth == 1) == pytest.approx((2 + 1.5) / 6)
-    assert directions._told_apart(seen, truth == 2) is None
+    assert roc_auc(seen, truth == 1) == pytest.approx((2 + 1.5) / 6)
+    assert roc_auc(seen, truth == 2) is None
 
 
 def test_unknown_labels_are_left_out_and_dead_attributes_too() -> None:
@@ -116,7 +114,7 @@ def test_either_moment_gives_the_minimum_of_the_ridge_s_loss(width: int) -> None
     penalty = 0.01 * np.square(of).mean()
     stacked = np.concatenate([of, np.sqrt(40 * penalty) * np.eye(width)])
     expected = np.linalg.lstsq(stacked, np.concatenate([to, np.zeros((width, 3))]), rcond=None)[0]
-    assert np.allclose(directions._ridge(of, to), expected, atol=1e-9)
+    assert np.allclose(module._ridge(of, to), expected, atol=1e-9)
 
 
 def test_no_moment_of_all_latents_is_formed_where_images_are_fewer() -> None:
@@ -135,26 +133,26 @@ IDS = [f"train/{number:06}.jpg" for number in range(1, 31)]
 CELEBA = "30\nSmiling Young\n" + "".join(f"{n:06}.jpg {'-1' if n % 2 else ' 1'}  1\n" for n in range(1, 31))
 
 
-def test_celeba_s_table_in_both_of_its_forms(tmp_path: Path) -> None:
+def test_celebas_table_in_both_of_its_forms(tmp_path: Path) -> None:
     (tmp_path / "list_attr_celeba.txt").write_text(CELEBA)
     rows = [line.split() for line in CELEBA.splitlines()[2:]]
     text = "image_id,Smiling,Young\n" + "".join(",".join(row) + "\n" for row in rows)
     (tmp_path / "list_attr_celeba.csv").write_text("\ufeff" + text)
     for name in ("list_attr_celeba.txt", "list_attr_celeba.csv"):
         assert is_table(name)
-        smiling, young = of_table(tmp_path / name, IDS)
+        smiling, young = read_table(tmp_path / name, IDS)
         assert smiling.name == "Smiling" and smiling.counts().tolist() == [15, 15]
         assert smiling.numbers[1] == 1 and smiling.numbers[0] == 0 and young.is_dead
-        assert chosen([smiling, young], "Smiling") == (smiling, 1)
-        with pytest.raises(ConfigError, match="Young cannot be learnt: 30 of the labelled images have it, 0 do not"):
-            chosen([smiling, young], "Young")
+        assert choose([smiling, young], "Smiling") == (smiling, 1)
+        with pytest.raises(ConfigError, match="Young cannot be learned: 30 of the labeled images have it, 0 do not"):
+            choose([smiling, young], "Young")
         with pytest.raises(ConfigError, match="Did you mean 'Smiling'"):
-            chosen([smiling, young], "smilin")
+            choose([smiling, young], "smilin")
 
 
 def test_images_that_a_table_lacks_are_unlabelled(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("name,x,y\n000003.jpg,1,0\n000004.jpg,0,\nother.jpg,1,1\n")
-    x, y = of_table(tmp_path / "a.csv", IDS)
+    x, y = read_table(tmp_path / "a.csv", IDS)
     assert x.numbers[[2, 3]].tolist() == [1, 0] and (x.numbers >= 0).sum() == 2 and y.numbers[3] == -1
 
 
@@ -171,7 +169,7 @@ def test_images_that_a_table_lacks_are_unlabelled(tmp_path: Path) -> None:
 def test_tables_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(DataError, match=words):
-        of_table(tmp_path / "a.csv", IDS)
+        read_table(tmp_path / "a.csv", IDS)
 
 
 # --- the verb --------------------------------------------------------------------------------------------
@@ -189,24 +187,23 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def request(model: Path, place: Path, labels: Path, **more: object) -> EditRequest:
-    return EditRequest(
-        model, (), str(labels), sheet=place / "e.png", directions=place / "d.safetensors", device="cpu", **more
-    )  # type: ignore[arg-type]
+def edit(model: Path, place: Path, labels: Path, images: Sequence[Path] = (), **options: object) -> Edited:
+    usual = {"sheet": place / "e.png", "directions": place / "d.safetensors", "device": "cpu", "observer": Observer()}
+    return verb.edit(model, images, str(labels), **{**usual, **options})  # type: ignore[arg-type]
 
 
 def test_class_folders_give_a_sheet_and_directions(model: Path, classes: Path, tmp_path: Path) -> None:
     strengths = (-1.0, 0.0, 2.0)
-    done = edit(request(model, tmp_path, classes, attribute="class=light", strengths=strengths), SILENT)
+    done = edit(model, tmp_path, classes, attribute="class=light", strengths=strengths)
     assert [path.name for path in done.files] == ["e.png", "d.safetensors", "d.json"]
     found = load_file(tmp_path / "d.safetensors")
     assert set(found) == {"class=dark", "class=light"} and found["class=light"].shape == (LATENTS,)
     assert np.allclose(found["class=light"], -found["class=dark"], atol=1e-6)
     about = json.loads((tmp_path / "d.json").read_text())
-    assert about["attributes"]["class"]["kept_out"]["accuracy"] > 0.9
+    assert about["attributes"]["class"]["held_out"]["accuracy"] > 0.9
     picture = Image.open(tmp_path / "e.png")
     assert picture.width > 4 * 64
-    by_value = edit(request(model, tmp_path, classes, attribute="light", strengths=strengths), SILENT)
+    by_value = edit(model, tmp_path, classes, attribute="light", strengths=strengths)
     assert by_value.rows == done.rows
 
 
@@ -214,11 +211,7 @@ def test_strength_0_is_the_reconstruction_and_files_can_be_edited(model: Path, c
     from unified_vae import VAE
 
     file = classes / "dark" / "1.png"
-    some = EditRequest(
-        model, [file], str(classes), attribute="light", strengths=(0.0,), sheet=tmp_path / "e.png",
-        directions=tmp_path / "d.safetensors", device="cpu",
-    )  # fmt: skip
-    edit(some, SILENT)
+    edit(model, tmp_path, classes, [file], attribute="light", strengths=(0.0,))
     expected = VAE.from_pretrained(model, device="cpu").reconstruct(file)[0]
     zoomed = np.asarray(Image.open(tmp_path / "e.png").convert("RGB"), np.float64)
     shown = (expected * 255).round().to(torch.uint8).permute(1, 2, 0).numpy().repeat(4, 0).repeat(4, 1)
@@ -233,59 +226,57 @@ def test_strength_0_is_the_reconstruction_and_files_can_be_edited(model: Path, c
 def test_a_bad_file_is_left_off_the_sheet(model: Path, classes: Path, tmp_path: Path) -> None:
     bad, good = tmp_path / "bad.png", classes / "dark" / "1.png"
     bad.write_text("no image")
-    asked = replace(request(model, tmp_path, classes, attribute="light", strengths=(0.0,)), images=[good])
-    edit(asked, SILENT)
+    edit(model, tmp_path, classes, [good], attribute="light", strengths=(0.0,))
     alone = (tmp_path / "e.png").read_bytes()
-    done = edit(replace(asked, images=[bad, good]), SILENT)
+    done = edit(model, tmp_path, classes, [bad, good], attribute="light", strengths=(0.0,))
     assert (tmp_path / "e.png").read_bytes() == alone
     assert done.problem.endswith("bad.png: not an image that can be read; the others are done")
     (tmp_path / "d.safetensors").unlink()
     with pytest.raises(DataError, match="cannot be used"):
-        edit(replace(asked, images=[bad]), SILENT)
+        edit(model, tmp_path, classes, [bad], attribute="light")
     assert not (tmp_path / "d.safetensors").exists()
 
 
 def test_a_table_and_its_images(model: Path, classes: Path, tmp_path: Path) -> None:
     lines = [f"{n}.png,{1 if n % 2 else -1}" for n in range(120) if n != 7]
     (tmp_path / "a.csv").write_text("id,Dark\n" + "\n".join(lines) + "\n")
-    asked = request(model, tmp_path, tmp_path / "a.csv", data=str(classes), attribute="Dark", strengths=(1.0,))
-    done = edit(asked, SILENT)
+    table = tmp_path / "a.csv"
+    done = edit(model, tmp_path, table, data=str(classes), attribute="Dark", strengths=(1.0,))
     assert [row[0] for row in done.rows] == ["Dark"] and len(done.files) == 3
 
 
 def test_a_list_writes_nothing(model: Path, classes: Path, tmp_path: Path) -> None:
-    done = edit(request(model, tmp_path, classes), SILENT)
-    assert [row[0] for row in done.rows] == ["class=dark", "class=light"] and "kept out" in done.rows[0][2]
+    done = edit(model, tmp_path, classes)
+    assert [row[0] for row in done.rows] == ["class=dark", "class=light"] and "held out" in done.rows[0][2]
     assert not done.files and not list(tmp_path.iterdir())
 
 
 def test_mistakes_are_one_sentence(model: Path, classes: Path, pictures: Path, tmp_path: Path) -> None:
-    cases: list[tuple[type[UserError], str, EditRequest]] = [
-        (ConfigError, "there is no attribute 'hat'", request(model, tmp_path, classes, attribute="hat")),
-        (DataError, "has no labels", request(model, tmp_path, classes / "dark", attribute="hat")),
-        (ConfigError, "leave --data out", request(model, tmp_path, classes, data="builtin", attribute="light")),
-        (DataError, "cannot be read", request(model, tmp_path, tmp_path / "a.csv", data=str(classes))),
-        (ConfigError, f"cannot be learnt: {COUNT // 3 + 1} of", request(model, tmp_path, pictures, attribute="dögs")),
-        (ConfigError, "ends in .png", EditRequest(model, (), str(classes), sheet=tmp_path / "e.jpg")),
-        (DataError, "not there", EditRequest(model, [tmp_path / "no.png"], str(classes), attribute="light")),
+    cases: list[tuple[type[UserError], str, Path, dict[str, object]]] = [
+        (ConfigError, "there is no attribute 'hat'", classes, {"attribute": "hat"}),
+        (DataError, "has no labels", classes / "dark", {"attribute": "hat"}),
+        (ConfigError, "leave --data out", classes, {"data": "builtin", "attribute": "light"}),
+        (DataError, "cannot be read", tmp_path / "a.csv", {"data": str(classes)}),
+        (ConfigError, f"cannot be learned: {COUNT // 3 + 1} of", pictures, {"attribute": "dögs"}),
+        (ConfigError, "ends in .png", classes, {"sheet": tmp_path / "e.jpg"}),
+        (DataError, "not there", classes, {"images": [tmp_path / "no.png"], "attribute": "light"}),
     ]
-    for kind, words, asked in cases:
+    for kind, words, labels, options in cases:
         with pytest.raises(kind, match=words):
-            edit(asked, SILENT)
+            edit(model, tmp_path, labels, **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_s_own_images_are_not_written_over(
+def test_a_runs_own_images_are_not_written_over(
     model: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject = find(model, None, str(classes), SILENT.notice)
+    subject = find(model, None, str(classes), Observer().notice)
     own = subject.config.model_copy(update={"data": subject.config.data.model_copy(update={"source": str(classes)})})
-    monkeypatch.setattr(verb, "subject_at", lambda *_: replace(subject, config=own))
+    monkeypatch.setattr(verb, "load_subject", lambda *_: replace(subject, config=own))
     image = classes / "dark" / "1.png"
     before = image.read_bytes()
-    asked = EditRequest(model, (), str(tmp_path / "a.csv"), attribute="Dark", sheet=image, device="cpu")
     with pytest.raises(ConfigError, match="would be overwritten"):
-        edit(asked, SILENT)
+        edit(model, tmp_path, tmp_path / "a.csv", attribute="Dark", sheet=image)
     assert image.read_bytes() == before
 
 
@@ -296,23 +287,22 @@ def test_a_sheet_of_many_images_says_what_it_leaves_out(model: Path, classes: Pa
         def notice(self, text: str) -> None:
             notices.append(text)
 
-    asked = request(model, tmp_path, classes, attribute="light", strengths=(0.0, 1.0))
-    edit(replace(asked, images=[classes]), Listening())
+    edit(model, tmp_path, classes, [classes], attribute="light", strengths=(0.0, 1.0), observer=Listening())
     assert any("the first 85 of 120 images" in text for text in notices)
 
 
-def test_a_direction_that_may_be_noise_is_told_where_it_is_drawn(
+def test_a_direction_that_may_be_noise_is_reported(
     model: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notices: list[str] = []
     listening = Observer()
     monkeypatch.setattr(listening, "notice", notices.append)
-    edit(request(model, tmp_path, classes, attribute="light", strengths=(1.0,)), listening)
+    edit(model, tmp_path, classes, attribute="light", strengths=(1.0,), observer=listening)
     assert not notices
     drawn = np.random.default_rng(0).permutation(120)
     rows = "".join(f"{n}.png,{drawn[n] % 2}\n" for n in range(120))
     (tmp_path / "a.csv").write_text("id,Coin\n" + rows)
-    edit(request(model, tmp_path, tmp_path / "a.csv", data=str(classes), attribute="Coin"), listening)
+    edit(model, tmp_path, tmp_path / "a.csv", data=str(classes), attribute="Coin", observer=listening)
     assert len(notices) == 1 and "the direction may be noise" in notices[0] and "Coin" in notices[0]
 
 

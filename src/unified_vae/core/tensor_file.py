@@ -18,11 +18,12 @@ TENSOR_FILE_ERRORS = (
 )  # fmt: skip
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write or replace a file in one step.
 
     Args:
         tensors: on any device; no two of them may share memory.
+        metadata: text for the file's header; of one entry, as the library writes several in any order.
 
     Raises:
         OSError, SafetensorError: the disk is full or the folder cannot be written; what was there is kept.
@@ -31,14 +32,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     discard(stage)
     try:
         stage.mkdir()
-        fill(stage / path.name, tensors)
+        fill(stage / path.name, tensors, metadata)
         (stage / path.name).replace(path)
         sync_folder(path.parent)
     finally:
         discard(stage)
 
 
-def fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def fill(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a file into a folder that is staged itself, and wait until it is on the disk.
 
     The library writes beside it first, under a name of its own and for its owner alone: the file gets the rights that
@@ -46,7 +47,8 @@ def fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     path.touch()
     rights = path.stat().st_mode
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, {"format": "pt"})
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(on_cpu, path, dict(metadata or {"format": "pt"}))
     path.chmod(rights)
     sync_file(path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from unified_vae.cli.start import show, to_screen
 from unified_vae.cli.text import wrapped
 
 Latents = Annotated[
-    Path, typer.Argument(metavar="LATENTS", help="A .safetensors, .npy or .parquet, or the .json of an encoding.")
+    Path, typer.Argument(metavar="LATENTS", help="A folder of shards, a .safetensors, .npy or .parquet, or an index.")
 ]
 Output = Annotated[Path, typer.Option(help="A folder for PNG files, a .npy file, or a .png for a sheet.")]
 Scale = Annotated[
@@ -37,17 +37,16 @@ def decode(
     precision: Arithmetic = "fp32",
 ) -> Job:
     """Turn latents back into images by name; goes on where it was stopped."""
-    words = (model, latents, output, checkpoint, scale, other_model, batch_size, device, precision)
-    return functools.partial(_decode, words)
 
+    def work(command: str) -> int:
+        from unified_vae.experiment.using.latents import decode  # imports torch: seconds
 
-def _decode(words: tuple[object, ...], command: str) -> int:
-    from unified_vae.experiment.using.decode import DecodeRequest, decode  # imports torch: seconds
+        with closing(to_screen()) as screen:
+            result = decode(
+                model, latents, output, checkpoint=checkpoint, scale=scale, other_model=other_model,
+                batch_size=batch_size, device=device, precision=precision, observer=screen,
+            )  # fmt: skip
+        lines = wrapped(f"{result.images:,} images in {result.output.as_posix()}", "  ")
+        return show([f"decoded {pace(result.computed, result.seconds)}", *lines])
 
-    watcher = to_screen()
-    try:
-        done = decode(DecodeRequest(*words), watcher)  # type: ignore[arg-type]
-    finally:
-        watcher.close()
-    lines = wrapped(f"{done.images:,} images in {done.output.as_posix()}", "  ")
-    return show([f"decoded {pace(done.computed, done.seconds)}", *lines])
+    return work

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import re
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,12 +15,9 @@ from unified_vae.cli.start import show, to_screen
 from unified_vae.cli.text import table, wrapped
 from unified_vae.core.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from unified_vae.experiment.using.edit import Edited
-
 Images = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[IMAGES...]", help="Files and folders to edit.", show_default="some of the labelled"),
+    typer.Argument(metavar="[IMAGES...]", help="Files and folders to edit.", show_default="some of the labeled"),
 ]
 Labels = Annotated[
     str,
@@ -32,8 +29,8 @@ Strength = Annotated[str, typer.Option(help="From..to; 0 changes nothing, 1 is t
 Columns = Annotated[int, typer.Option(min=2, max=25, help="Strengths on the sheet.")]
 Sheet = Annotated[Path, typer.Option(metavar="FILE.png", help="Each image at each strength.")]
 File = Annotated[Path, typer.Option("--directions", help="The directions of all attributes, .safetensors and .json.")]
-AtMost = Annotated[int, typer.Option("--max-images", min=20, help="Labelled images to learn from.")]
-Only = Annotated[bool, typer.Option("--list", help="Only say which attributes there are and how well each is told.")]
+AtMost = Annotated[int, typer.Option("--max-images", min=20, help="Labeled images to learn from.")]
+Only = Annotated[bool, typer.Option("--list", help="Only list the attributes and how well each is separated.")]
 
 
 def edit(
@@ -56,8 +53,23 @@ def edit(
     if attribute is None and not only_list:
         raise ConfigError("name what to change with --attribute; --list shows what there is")
     word, strengths = None if only_list else attribute, spread(strength, columns)
-    words = (model, images or (), labels, data, word, strengths, sheet, directions, max_images, checkpoint, device)
-    return functools.partial(_edit, words)
+
+    def work(command: str) -> int:
+        from unified_vae.experiment.using.edit import edit  # imports torch: seconds
+
+        with closing(to_screen()) as screen:
+            result = edit(
+                model, images or (), labels, data=data, attribute=word, strengths=strengths, sheet=sheet,
+                directions=directions, max_images=max_images, checkpoint=checkpoint, device=device, observer=screen,
+            )  # fmt: skip
+        rows = [("attribute", "images", "separated from the rest by the latents (guessing: 50%)"), *result.rows]
+        lines = [f"learned from {result.images:,} labeled images", *table(rows)]
+        code = show([*lines, *(line for path in result.files for line in wrapped(f"written: {path.as_posix()}", "  "))])
+        if result.problem:
+            raise DataError(result.problem)
+        return code
+
+    return work
 
 
 def spread(text: str, columns: int) -> list[float]:
@@ -70,24 +82,3 @@ def spread(text: str, columns: int) -> list[float]:
     if low == high:
         return [low]
     return [round(low + (high - low) * column / (columns - 1), 6) for column in range(columns)]
-
-
-def _edit(words: tuple[object, ...], command: str) -> int:
-    from unified_vae.experiment.using.edit import EditRequest, edit  # imports torch: seconds
-
-    watcher = to_screen()
-    try:
-        done = edit(EditRequest(*words), watcher)  # type: ignore[arg-type]
-    finally:
-        watcher.close()
-    code = show(edited_lines(done))
-    if done.problem:
-        raise DataError(done.problem)
-    return code
-
-
-def edited_lines(done: Edited) -> list[str]:
-    """The attributes and their probes, and what was written."""
-    rows = [("attribute", "images", "told from the rest by the latents (guessing: 50%)"), *done.rows]
-    lines = [f"learnt from {done.learnt_from:,} labelled images", *table(rows)]
-    return lines + [line for path in done.files for line in wrapped(f"written: {path.as_posix()}", "  ")]

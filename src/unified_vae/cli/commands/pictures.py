@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,12 +60,13 @@ def sample(
     """Draw new pictures: a sheet, or a folder of files."""
 
     def work(observer: Observer) -> tuple[list[str], str]:
-        from unified_vae.experiment.using.outputs import Places
-        from unified_vae.experiment.using.sample import SampleRequest, sample
+        from unified_vae.experiment.using.generate import sample
 
-        places = Places(_default(sheet, "samples.png", folder), folder)
-        request = SampleRequest(model, count, density.value, temperature, seed, places, checkpoint, device)
-        return sample(request, observer), ""
+        lines = sample(
+            model, count, density.value, temperature, seed, sheet=_default(sheet, "samples.png", folder),
+            folder=folder, checkpoint=checkpoint, device=device, observer=observer,
+        )  # fmt: skip
+        return lines, ""
 
     return functools.partial(_do, work)
 
@@ -80,11 +82,12 @@ def reconstruct(
     """Put images through a model and back: beside the originals, or as files."""
 
     def work(observer: Observer) -> tuple[list[str], str]:
-        from unified_vae.experiment.using.outputs import Places
-        from unified_vae.experiment.using.reconstruct import ReconstructRequest, reconstruct
+        from unified_vae.experiment.using.generate import reconstruct
 
-        places = Places(_default(sheet, "reconstructions.png", folder), folder)
-        return reconstruct(ReconstructRequest(model, images, places, checkpoint, device), observer)
+        return reconstruct(
+            model, images, sheet=_default(sheet, "reconstructions.png", folder), folder=folder,
+            checkpoint=checkpoint, device=device, observer=observer,
+        )  # fmt: skip
 
     return functools.partial(_do, work)
 
@@ -107,12 +110,13 @@ def interpolate(
     """Walk from one picture to another: a sheet, files or a movie."""
 
     def work(observer: Observer) -> tuple[list[str], str]:
-        from unified_vae.experiment.using.interpolate import InterpolateRequest, interpolate
-        from unified_vae.experiment.using.outputs import Places
+        from unified_vae.experiment.using.generate import interpolate
 
-        places = Places(_default(sheet, "walk.png", folder, movie), folder)
-        asked = InterpolateRequest(model, a, b, frames, spherical, places, movie, fps, checkpoint, device)
-        return interpolate(asked, observer), ""
+        lines = interpolate(
+            model, a, b, frames, spherical, sheet=_default(sheet, "walk.png", folder, movie), folder=folder,
+            movie=movie, fps=fps, checkpoint=checkpoint, device=device, observer=observer,
+        )  # fmt: skip
+        return lines, ""
 
     return functools.partial(_do, work)
 
@@ -124,11 +128,8 @@ def _default(sheet: Path | None, name: str, *others: Path | None) -> Path | None
 
 def _do(work: Callable[[Observer], tuple[list[str], str]], command: str) -> int:
     """Do the work; it gives the lines to show, and the error to end with where files were left out."""
-    watcher = to_screen()
-    try:
-        lines, problem = work(watcher)
-    finally:
-        watcher.close()
+    with closing(to_screen()) as screen:
+        lines, problem = work(screen)
     code = show(lines)
     if problem:
         raise DataError(problem)
