@@ -17,8 +17,9 @@ from pydantic import TypeAdapter
 
 from runs import NOT_ASKED, Job, images, train_all
 from script import earlier, overrides, parser, result_name, save, settle, source, start, table
-from unified_vae.experiment.presets.preset_book import PresetBook
-from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig, named_today
+from unified_vae.config.model import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig
+from unified_vae.config.presets import PresetBook
+from unified_vae.config.upgrade import named_today
 
 NAME = "collapse"
 CONTROL, CONTROL_BETA = "control", 1e6

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from runs import images
 from script import parser, save, settle, source, start, table
+from unified_vae.config.presets import PresetBook, from_command_line
+from unified_vae.config.run import RunConfig
+from unified_vae.config.schedule import factor
 from unified_vae.core.counter import key
-from unified_vae.core.schedule import factor
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.batches import train_batches, validation_batches
 from unified_vae.data.open import DataSets
 from unified_vae.data.order import steps_per_epoch
-from unified_vae.experiment.presets.overrides import from_command_line
-from unified_vae.experiment.presets.preset_book import PresetBook
-from unified_vae.experiment.run_config import RunConfig
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.kl import rate
 from unified_vae.metrics.latent import LatentSums

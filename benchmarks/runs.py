@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 
-from unified_vae.data.config import DataConfig
+from unified_vae.config.data import DataConfig
+from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.data.open import DataSets, open_data
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.planning.plan import Plan, plan_mode, plan_presets
-from unified_vae.experiment.presets.overrides import from_command_line
-from unified_vae.experiment.presets.preset_book import PresetBook
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.training.observers import Observer, RunStarted, Validated

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from frechet import SIZE, accuracy, features, frechet_distance, train_classifier
 from runs import Job, images, pixels, train_all
 from script import overrides, parser, save, settle, source, start, table
+from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import ConfigError
-from unified_vae.data.config import DataConfig
 from unified_vae.data.open import DataSets, open_data
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.metrics.sliced_wasserstein import distances

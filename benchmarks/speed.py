@@ -46,15 +46,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from script import parser, save, settle, start, table
+from unified_vae.config.loss import KLConfig, LossConfig, MSEConfig
+from unified_vae.config.model import ConvConfig, ResidualConfig, SpatialConfig
+from unified_vae.config.optim import AdamWConfig
+from unified_vae.config.training import RecoveryConfig
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import KLConfig, LossConfig, MSEConfig
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig, ResidualConfig, SpatialConfig
 from unified_vae.models.spatial_blocks import norm_groups
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.config import AdamWConfig
-from unified_vae.training.config import RecoveryConfig
 from unified_vae.training.ema import EMA
 from unified_vae.training.host_memory import keep_freed_memory
 from unified_vae.training.ledger import Ledger

@@ -22,16 +22,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from script import parser, save, settle, start, table
+from unified_vae.config.loss import LossConfig, TermConfig
+from unified_vae.config.model import ConvConfig
+from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.data.cartoon.faces import draw_faces
 from unified_vae.data.packing.decode import PixelFormat, decode
 from unified_vae.data.sources.find import find_source
-from unified_vae.experiment.presets.overrides import from_command_line
-from unified_vae.experiment.presets.preset_book import PresetBook
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import LossConfig, TermConfig
 from unified_vae.losses.term import DistortionTerm
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
 
 NAME = "terms"
 SIZES = (64, 128)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from unified_vae.config.model import ConvConfig
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.models.config import ConvConfig
 
 SIZE, LATENTS = 16, 6
 RUN = {

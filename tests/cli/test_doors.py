@@ -10,10 +10,9 @@ import pytest
 
 from unified_vae.cli import run_presets
 from unified_vae.cli.door import PRESET_OPTIONS
+from unified_vae.config.presets import FLAGS, SECTIONS
+from unified_vae.config.run import ComposedRun
 from unified_vae.core.errors import DataError, Diverged, EnvironmentProblem
-from unified_vae.experiment.presets.book_file import SECTIONS
-from unified_vae.experiment.presets.overrides import FLAGS
-from unified_vae.experiment.request import ComposedRun
 
 MODES = ["quick_test", "fast_high_quality", "ultra_high_quality", "balanced_high_quality", "full_retrain"]
 FLAG_VALUES = {
@@ -189,8 +188,7 @@ def test_dry_run_shows_the_run_and_starts_nothing(door) -> None:
 
 
 def test_list_presets_names_everything(door) -> None:
-    from unified_vae.experiment.presets.book_file import SECTIONS
-    from unified_vae.experiment.presets.preset_book import PresetBook
+    from unified_vae.config.presets import SECTIONS, PresetBook
 
     book = PresetBook.load()
     for which in (door.mode, door.presets):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unified_vae.core.schedule import Constant, Cosine, Cyclical, Linear, describe, factor, settled_at
+from unified_vae.config.schedule import Constant, Cosine, Cyclical, Linear, describe, factor, settled_at
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from unified_vae.core.errors import MOST_LISTED, nearest
 from unified_vae.core.spelling import alike, edits
-from unified_vae.experiment.presets.field_paths import field_paths, suggest
-from unified_vae.experiment.run_config import RunConfig
+
+from unified_vae.config.base import field_paths, suggest
+from unified_vae.config.run import RunConfig
+from unified_vae.core.errors import MOST_LISTED, nearest
 
 PATHS = field_paths(RunConfig)
 _WORDS = st.text("abc_", max_size=6)

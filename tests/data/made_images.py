@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unified_vae.data.config import DataConfig
+from unified_vae.config.data import DataConfig
 from unified_vae.data.open import DataSets, open_data
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from unified_vae.config.data import AffineConfig, AugmentConfig, ColourConfig, CropConfig
 from unified_vae.data.augment import augment, describe
-from unified_vae.data.config import AffineConfig, AugmentConfig, ColourConfig, CropConfig
 
 FLIP = AugmentConfig(horizontal_flip=True)
 CHANGES = {

@@ -20,8 +20,8 @@ import psutil
 import pytest
 from made_images import opened, png, silent, write_files
 
+from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.data.config import DataConfig
 from unified_vae.data.open import open_data
 from unified_vae.data.packing import cache_dir, decode, pack, prepare
 from unified_vae.data.packing.packed import SIDES, DamagedPack, check_images, read_pack
@@ -159,7 +159,7 @@ def test_an_interrupt_leaves_nothing_behind(folder: Path, tmp_path: Path) -> Non
 
 BUILD = """
     import sys, time
-    from unified_vae.data.config import DataConfig
+    from unified_vae.config.data import DataConfig
     from unified_vae.data.open import open_data
     def progress(text, done, total):
         if "{slow}" and text == "packing images":

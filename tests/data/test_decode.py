@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified_vae.data.config import DataConfig
+from unified_vae.config.data import DataConfig
 from unified_vae.data.open import open_data
 from unified_vae.data.packing.decode import PixelFormat, colour, decode, quiet_pillow, read_header
 from unified_vae.data.records import BadImage

@@ -14,8 +14,8 @@ import pytest
 from made_images import opened, png, silent
 from PIL import Image
 
+from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import DataError, EnvironmentProblem
-from unified_vae.data.config import DataConfig
 from unified_vae.data.open import open_data
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 8, 8), dtype=np.uint8)

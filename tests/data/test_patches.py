@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from unified_vae.config.data import AugmentConfig
 from unified_vae.core.principal_components import compose, project
-from unified_vae.data.config import AugmentConfig
 from unified_vae.data.patches import patch_components, patches
 
 

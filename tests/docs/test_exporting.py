@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from unified_vae.config.model import ConvConfig
 from unified_vae.experiment.export import onnx_files
 from unified_vae.experiment.export.parts import parts
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "exporting.md").read_text(encoding="utf-8")
 SCRIPTS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)

@@ -14,11 +14,10 @@ import pytest
 from unified_vae.cli import main as command
 from unified_vae.cli import run_diagnose, run_mode, run_presets
 from unified_vae.cli.door import enter
-from unified_vae.experiment.presets.book_file import SECTIONS
-from unified_vae.experiment.presets.field_paths import field_paths
-from unified_vae.experiment.presets.layers import Settings
-from unified_vae.experiment.presets.preset_book import PresetBook
-from unified_vae.experiment.run_config import RunConfig
+from unified_vae.config.base import field_paths
+from unified_vae.config.explain import Settings
+from unified_vae.config.presets import SECTIONS, PresetBook
+from unified_vae.config.run import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -291,8 +290,8 @@ def is_said(piece: str, source: str) -> bool:
 def test_the_newcomer_s_script_runs_as_written(home: Path) -> None:
     from PIL import Image
 
+    from unified_vae.config.model import ConvConfig
     from unified_vae.models.build import build_model
-    from unified_vae.models.config import ConvConfig
     from unified_vae.models.pretrained import save_pretrained
 
     config = ConvConfig(image_size=16, latents=4, base_channels=4, channels=3)

@@ -5,13 +5,13 @@ from injected import SmallMemory, injected
 from lives import Recorder, merged, request, write_images
 from pydantic import ValidationError
 
+from unified_vae.config.training import TrainingConfig
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.data.open import open_data
 from unified_vae.experiment.fitting import batch_size
 from unified_vae.experiment.fitting.assemble import build_parts, calibrate, shared_batch
 from unified_vae.experiment.fitting.batch_size import STEPS_AN_EPOCH, _by_rule, _bytes_an_image, _fits, _largest
 from unified_vae.experiment.fitting.fit import fit
-from unified_vae.training.config import TrainingConfig
 from unified_vae.training.runtime import Runtime, open_runtime
 
 AUTO = {"training": {"batch_size": "auto", "epochs": 1}}

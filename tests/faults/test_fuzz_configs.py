@@ -12,12 +12,11 @@ from figures import report
 from good_book import GOOD
 from mutations import garbled, rearranged
 
+from unified_vae.config.base import field_paths
+from unified_vae.config.presets import PresetBook, from_command_line
+from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import UserError
 from unified_vae.experiment.planning.plan import check, plan_mode, plan_record
-from unified_vae.experiment.presets.field_paths import field_paths
-from unified_vae.experiment.presets.overrides import from_command_line
-from unified_vae.experiment.presets.preset_book import PresetBook
-from unified_vae.experiment.run_config import RunConfig
 
 SEED, FEW, MANY = 1, 300, 20_000
 SLOWEST_SECONDS, LONGEST_SENTENCE = 5.0, 2_000

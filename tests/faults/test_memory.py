@@ -11,17 +11,16 @@ from figures import report
 from injected import SmallMemory, injected, live_with, ranks, rows
 from lives import Recorder, merged, outcome, request, server, write_images
 
+from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, L1Config, LossConfig, Unconstrained
+from unified_vae.config.model import ConvConfig
+from unified_vae.config.optim import AdamWConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import KLConfig, L1Config, LossConfig
-from unified_vae.losses.constraint import Capacity, FreeBits, Geco, Unconstrained
 from unified_vae.losses.kl import rate
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
 from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.config import AdamWConfig
 from unified_vae.training.ema import EMA
 from unified_vae.training.memory import attempted
 from unified_vae.training.runtime import Runtime

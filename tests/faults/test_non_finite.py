@@ -14,15 +14,15 @@ from injected import Poison, injected, live_with, ranks, rows
 from lives import Recorder, leftovers, merged, outcome, request, server, write_images
 from test_memory import IMAGES, stepper
 
+from unified_vae.config.optim import AdamWConfig
+from unified_vae.config.training import RecoveryConfig
 from unified_vae.core.errors import Diverged
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.config import AdamWConfig
 from unified_vae.training import loop
 from unified_vae.training.checkpoint_ring import saved_steps
-from unified_vae.training.config import RecoveryConfig
 from unified_vae.training.ledger import FEWEST, Leap, Ledger, Skipped
 from unified_vae.training.optimizer_state import optimizer_tensors
 from unified_vae.training.saver import Saver

@@ -8,12 +8,12 @@ import torch
 from lives import Recorder, request, write_images
 
 from unified_vae.cli import door
+from unified_vae.config.model import ConvConfig
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.experiment.fitting.continuation import refuse_impossible
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
 from unified_vae.training import checkpoint_ring
 from unified_vae.training.checkpoint import folder_name
 from unified_vae.training.manifest import MANIFEST, OtherFormat, seal

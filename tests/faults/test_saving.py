@@ -16,15 +16,14 @@ from injected import SlowDisk, injected
 from lives import Recorder, leftovers, outcome, request, server, write_images
 from torch import nn
 
+from unified_vae.config.loss import Geco, KLConfig, LossConfig
+from unified_vae.config.optim import AdamWConfig
+from unified_vae.config.training import CheckpointConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import KLConfig, LossConfig
-from unified_vae.losses.constraint import Geco
 from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.config import AdamWConfig
 from unified_vae.training import checkpoint, checkpoint_ring, loop
-from unified_vae.training.config import CheckpointConfig
 from unified_vae.training.manifest import MANIFEST
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import Runtime

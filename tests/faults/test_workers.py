@@ -18,9 +18,9 @@ import pytest
 from figures import report
 from lives import Recorder, outcome, request, server, write_images
 
+from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data import loader
-from unified_vae.data.config import DataConfig
 from unified_vae.data.loader import LoadingFailed, load
 from unified_vae.data.open import open_data
 from unified_vae.data.order import Order

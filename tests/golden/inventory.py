@@ -20,11 +20,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from pydantic import BaseModel
 
+from unified_vae.config.base import members, tag_of
+from unified_vae.config.presets import SECTIONS, PresetBook
+from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import UserError
-from unified_vae.experiment.presets.book_file import SECTIONS
-from unified_vae.experiment.presets.field_paths import members, tag_of
-from unified_vae.experiment.presets.preset_book import PresetBook
-from unified_vae.experiment.run_config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = Path(__file__).with_name("inventory.txt")

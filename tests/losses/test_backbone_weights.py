@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unified_vae.config.loss import HaarPSIConfig, LossConfig, LPIPSConfig, MSEConfig, PerceptualConfig
+from unified_vae.config.schedule import Linear
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.core.schedule import Linear
 from unified_vae.losses import pretrained
 from unified_vae.losses.build import Substitution, build_objective, resolve_terms
-from unified_vae.losses.config import HaarPSIConfig, LossConfig, LPIPSConfig, MSEConfig, PerceptualConfig
 from unified_vae.losses.pretrained import WeightsUnavailable, load_weights
 from unified_vae.losses.vgg import ALEXNET, VGG16, Architecture, Backbone, Conv, Pool
 

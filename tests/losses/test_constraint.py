@@ -11,12 +11,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, LossConfig, RateConstraint
+from unified_vae.config.schedule import Linear as Warmup
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.core.schedule import Linear as Warmup
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import KLConfig, LossConfig
-from unified_vae.losses.constraint import Capacity, FreeBits, Geco, RateConstraint, capacity_at
+from unified_vae.losses.constraint import capacity_at
 from unified_vae.losses.kl import priced_rate, rate
 from unified_vae.losses.objective import Objective
 

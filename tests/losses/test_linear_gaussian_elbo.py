@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from unified_vae.config.loss import KLConfig, LossConfig
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import KLConfig, LossConfig
 from unified_vae.losses.objective import Objective
 
 SIZE, LATENTS, IMAGES = 4, 3, 100

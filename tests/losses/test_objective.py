@@ -12,10 +12,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from unified_vae.core.schedule import Constant, Cosine, Linear
-from unified_vae.core.vae_output import VAEOutput
-from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import (
+from unified_vae.config.loss import (
     CalibrationConfig,
     HaarPSIConfig,
     KLConfig,
@@ -25,6 +22,9 @@ from unified_vae.losses.config import (
     MSSSIMConfig,
     is_likelihood,
 )
+from unified_vae.config.schedule import Constant, Cosine, Linear
+from unified_vae.core.vae_output import VAEOutput
+from unified_vae.losses.build import build_objective
 from unified_vae.losses.haarpsi import HaarPSI
 from unified_vae.losses.objective import Objective
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unified_vae.config.loss import LossConfig, LPIPSConfig, PerceptualConfig
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import LossConfig, LPIPSConfig, PerceptualConfig
 from unified_vae.losses.lpips import LPIPS, linear_heads
 from unified_vae.losses.perceptual import Perceptual
 from unified_vae.losses.vgg import ALEXNET, VGG16

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unified_vae.config.loss import LossConfig, PerceptualConfig, TermConfig
 from unified_vae.losses.charbonnier import Charbonnier
-from unified_vae.losses.config import LossConfig, PerceptualConfig, TermConfig
 from unified_vae.losses.focal_frequency import FocalFrequency
 from unified_vae.losses.haarpsi import HaarPSI
 from unified_vae.losses.l1 import L1

@@ -2,8 +2,9 @@
 
 import pytest
 
+from unified_vae.config.model import PICTURE_SIDE, ConvConfig, ResidualConfig
+from unified_vae.config.upgrade import left_out
 from unified_vae.core.principal_components import LARGEST_SIDE
-from unified_vae.models.config import PICTURE_SIDE, ConvConfig, ResidualConfig, left_out
 
 
 def test_the_side_of_the_picture_is_the_one_that_components_have():

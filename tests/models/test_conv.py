@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from unified_vae.config.model import ConvConfig
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
 
 SMALL = ConvConfig(image_size=16, latents=5, base_channels=8, channels=3)
 

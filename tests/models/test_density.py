@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
+from unified_vae.config.model import ConvConfig
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.tensor_file import write_tensors
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.flow import FlowDensity
 from unified_vae.models.density.gaussian import SHRINKAGES, GaussianDensity, best_shrinkage, fit_gaussian

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.models import half_precision
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig, ResidualConfig
 from unified_vae.models.half_precision import MARGIN, HalfResult, audit, half_copy
 
 

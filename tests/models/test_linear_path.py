@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.core.linear_gaussian import optimum
 from unified_vae.core.principal_components import LARGEST_SIDE, PrincipalComponents, enlarge, working_side
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig, ResidualConfig
 from unified_vae.models.linear_path import at_size, folding
 
 

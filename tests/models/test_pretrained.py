@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.core.errors import CheckpointError
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig, ResidualConfig
 from unified_vae.models.pretrained import load_pretrained, save_pretrained
 
 CONFIG = ConvConfig(image_size=16, latents=4, base_channels=4, channels=1)

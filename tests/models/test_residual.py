@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from unified_vae.config.model import ResidualConfig
 from unified_vae.core.principal_components import shrink
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ResidualConfig
 from unified_vae.models.linear_path import at_size
 from unified_vae.models.pyramid import MOST_PICTURE_CHANNELS, in_frame
 from unified_vae.models.residual import Block, Down, Prepare, ResidualAttention, Up

@@ -5,8 +5,8 @@ import torch
 from diffusers import AutoencoderKL
 from pydantic import ValidationError
 
+from unified_vae.config.model import SpatialConfig
 from unified_vae.models.build import build_model
-from unified_vae.models.config import SpatialConfig
 from unified_vae.models.spatial import foreign_name
 from unified_vae.models.spatial_blocks import Upsampler
 

@@ -5,8 +5,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from unified_vae.config.optim import ConstantLR, CosineLR, OptimizerConfig, PlateauLR
 from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.config import ConstantLR, CosineLR, OptimizerConfig, PlateauLR
 from unified_vae.optim.light_start import take_step
 from unified_vae.optim.lr import PlateauState, lr_factor
 

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from unified_vae.core import schedule
-from unified_vae.experiment.presets.book_file import SECTIONS
-from unified_vae.experiment.presets.field_paths import dotted, field_paths
-from unified_vae.experiment.presets.layers import Settings, leaves
-from unified_vae.experiment.presets.overrides import from_command_line
-from unified_vae.experiment.presets.preset_book import PresetBook
-from unified_vae.experiment.run_config import RunConfig
+from unified_vae.config import schedule
+from unified_vae.config.base import dotted, field_paths, leaves
+from unified_vae.config.explain import Settings
+from unified_vae.config.presets import SECTIONS, PresetBook, from_command_line
+from unified_vae.config.run import RunConfig
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
 BOOK = PresetBook.load(shipped=SHIPPED)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_vae.cli import write_presets_page, write_schema
-from unified_vae.experiment.presets.book_file import SECTIONS
-from unified_vae.experiment.presets.preset_book import PresetBook
+from unified_vae.config.presets import SECTIONS, PresetBook
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config" / "config_unified.json"

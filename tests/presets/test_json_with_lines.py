@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unified_vae.experiment.presets.json_with_lines import MAX_BYTES, MAX_NAME, parse_json, read_json
 
 from unified_vae.core.errors import ConfigError
-from unified_vae.experiment.presets.json_with_lines import MAX_BYTES, MAX_NAME, parse_json, read_json
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_NAME)
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT

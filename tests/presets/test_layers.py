@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unified_vae.experiment.presets.layers import Origin, Settings, leaves
+from unified_vae.config.base import leaves
+from unified_vae.config.explain import Origin, Settings
 
 _KEYS = st.sampled_from("abc")
 _TREES = st.recursive(st.integers(), lambda inner: st.dictionaries(_KEYS, inner, min_size=1), max_leaves=8)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.core.errors import CheckpointError
-from unified_vae.experiment.request import ComposedRun, RunRequest
-from unified_vae.experiment.run_config import RunConfig
+from unified_vae.experiment.request import RunRequest
 from unified_vae.training.observers import Observer
 
 SETTINGS = {

@@ -11,11 +11,10 @@ import pytest
 import torch
 from lives import Recorder, outcome, request, write_images
 
+from unified_vae.config.loss import Geco, KLConfig
 from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.fitting.constraint_facts import MISSED, missed
 from unified_vae.experiment.fitting.fit import fit
-from unified_vae.losses.config import KLConfig
-from unified_vae.losses.constraint import Geco
 
 GECO = {"loss": {"kl": {"constraint": {"kind": "geco", "psnr": 57.0, "speed": 0.1}}}}
 

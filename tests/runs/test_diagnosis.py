@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from unified_vae.config.presets import PresetBook
+from unified_vae.config.run import RunConfig
 from unified_vae.experiment.diagnosis import cause as causes
 from unified_vae.experiment.diagnosis.cause import CAUSES, HEALTHY, Diagnosis
 from unified_vae.experiment.diagnosis.history import History, at
 from unified_vae.experiment.diagnosis.pca_line import PCALine
 from unified_vae.experiment.diagnosis.remedy import Situation, remedy
-from unified_vae.experiment.presets.preset_book import PresetBook
-from unified_vae.experiment.run_config import RunConfig
 
 
 def line(latents=64, here=25.0, more=27.0, predicted_active=64, predicted_psnr=25.0, rise_until=None):

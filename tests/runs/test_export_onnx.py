@@ -7,11 +7,11 @@ import pytest
 import torch
 from exports import exported, model_of, relative_differences, trained
 
+from unified_vae.config.model import ConvConfig, ResidualConfig, SpatialConfig
 from unified_vae.experiment.export import onnx_files
 from unified_vae.experiment.export.parts import parts
 from unified_vae.experiment.export.request import Half
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig, ResidualConfig, SpatialConfig
 
 WITH_ONNXRUNTIME = """
 import numpy as np, onnxruntime

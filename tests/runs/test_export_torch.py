@@ -7,11 +7,11 @@ import pytest
 import torch
 from exports import exported, model_of, relative_differences, trained
 
+from unified_vae.config.model import SpatialConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.experiment.export import comparison
 from unified_vae.experiment.export.parts import parts
 from unified_vae.models.build import build_model
-from unified_vae.models.config import SpatialConfig
 
 WITH_TORCH = """
 import numpy as np, torch

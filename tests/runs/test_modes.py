@@ -9,10 +9,9 @@ import pytest
 import torch
 from lives import Recorder, write_images
 
+from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.planning.plan import plan_mode, plan_presets
-from unified_vae.experiment.presets.overrides import from_command_line
-from unified_vae.experiment.presets.preset_book import PresetBook
 from unified_vae.experiment.request import RunRequest
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"

@@ -3,7 +3,7 @@
 import pytest
 from lives import Recorder, request, write_images
 
-from unified_vae.data.config import AffineConfig, AugmentConfig
+from unified_vae.config.data import AffineConfig, AugmentConfig
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.fitting.opening import augmentation_words
 

@@ -8,16 +8,15 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.config.data import DataConfig
+from unified_vae.config.loss import Capacity, Geco, KLConfig
+from unified_vae.config.model import ConvConfig
+from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import ConfigError
-from unified_vae.data.config import DataConfig
 from unified_vae.data.open import open_data
 from unified_vae.experiment.diagnosis import preflight
 from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.experiment.fitting.fit import fit
-from unified_vae.experiment.run_config import RunConfig
-from unified_vae.losses.config import KLConfig
-from unified_vae.losses.constraint import Capacity, Geco
-from unified_vae.models.config import ConvConfig
 
 SIZE, LATENTS = 16, 4
 

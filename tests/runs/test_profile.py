@@ -7,6 +7,7 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.experiment.model_figures import model_figures
 from unified_vae.experiment.profiling import peak, profile
@@ -14,7 +15,6 @@ from unified_vae.experiment.profiling.profile import profile_folder
 from unified_vae.experiment.profiling.sections import Sections
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig, ResidualConfig
 
 
 @pytest.fixture

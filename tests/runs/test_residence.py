@@ -7,8 +7,8 @@ import pytest
 import torch
 from lives import Recorder, outcome, request, write_images
 
+from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.data.config import DataConfig
 from unified_vae.experiment.fitting import fit as fitting
 from unified_vae.experiment.fitting import residence
 from unified_vae.experiment.fitting.fit import fit

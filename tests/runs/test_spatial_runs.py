@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.config.model import SpatialConfig
+from unified_vae.config.run import RunConfig
 from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.fitting.resume_fix import revive
-from unified_vae.experiment.run_config import RunConfig
 from unified_vae.models.build import build_model
-from unified_vae.models.config import SpatialConfig
 from unified_vae.models.pretrained import load_pretrained
 
 SHAPE = {"downsampling": 4, "latent_channels": 2, "base_channels": 8, "layers_per_block": 1}

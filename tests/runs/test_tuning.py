@@ -9,11 +9,11 @@ import torch
 from lives import Recorder, outcome, request, write_images
 from pydantic import ValidationError
 
+from unified_vae.config.training import TrainingConfig
 from unified_vae.experiment.fitting.continuation import differences
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.fitting.tuning import LONG_SECONDS, LONG_STEPS, _kept, choose
 from unified_vae.experiment.run_folder import RunFolder, RunRecord
-from unified_vae.training.config import TrainingConfig
 from unified_vae.training.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)

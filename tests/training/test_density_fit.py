@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from unified_vae.config.model import DensityConfig
 from unified_vae.core.errors import DataError
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.models.density.config import DensityConfig
 from unified_vae.models.density.gaussian import fit_gaussian
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.density.stored import read_density, write_density

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from unified_vae.config.model import DensityConfig
 from unified_vae.core.errors import DataError
 from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.metrics.aggregate import AggregateSums
-from unified_vae.models.density.config import DensityConfig
 from unified_vae.models.density.stored import read_density, write_density
 from unified_vae.models.density.units import UnitsDensity, fit_units
 from unified_vae.training import density_fit

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from unified_vae.config.optim import AdamWConfig, SGDConfig
 from unified_vae.core.errors import CheckpointError
 from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.config import AdamWConfig, SGDConfig
 from unified_vae.training.ema import EMA
 from unified_vae.training.metrics_log import MetricsLog
 from unified_vae.training.optimizer_state import load_optimizer_tensors, optimizer_tensors

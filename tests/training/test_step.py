@@ -6,13 +6,13 @@ import weakref
 import pytest
 import torch
 
+from unified_vae.config.loss import HaarPSIConfig, KLConfig, L1Config, LossConfig, MSEConfig, TermConfig
+from unified_vae.config.model import ConvConfig
+from unified_vae.config.optim import AdamWConfig
 from unified_vae.core.errors import ConfigError
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import HaarPSIConfig, KLConfig, L1Config, LossConfig, MSEConfig, TermConfig
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
 from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.config import AdamWConfig
 from unified_vae.training.ema import EMA
 from unified_vae.training.optimizer_state import optimizer_tensors
 from unified_vae.training.runtime import Runtime

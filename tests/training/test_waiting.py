@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, L1Config, LossConfig, MSEConfig, Unconstrained
+from unified_vae.config.model import ConvConfig, ResidualConfig
+from unified_vae.config.optim import AdamConfig, AdamWConfig, SGDConfig
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.config import KLConfig, L1Config, LossConfig, MSEConfig
-from unified_vae.losses.constraint import Capacity, FreeBits, Geco, Unconstrained
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig, ResidualConfig
 from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.config import AdamConfig, AdamWConfig, SGDConfig
 from unified_vae.training.ema import EMA
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.step import Stepper, in_unit_range, network

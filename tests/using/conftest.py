@@ -9,8 +9,8 @@ import pytest
 from made_models import COUNT, SIZE, write_model
 from PIL import Image
 
+from unified_vae.config.model import SpatialConfig
 from unified_vae.models.build import build_model
-from unified_vae.models.config import SpatialConfig
 from unified_vae.models.pretrained import save_pretrained
 
 

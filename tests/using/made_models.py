@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from unified_vae.config.model import ConvConfig
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ConvConfig
 from unified_vae.models.latent_stats import measure
 from unified_vae.models.pretrained import save_pretrained, save_stats
 

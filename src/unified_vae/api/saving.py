@@ -10,9 +10,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from unified_vae.api.card import CARD, card, write_card
+from unified_vae.config.model import ModelConfig
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.models.config import ModelConfig
 from unified_vae.models.latent_stats import LatentStats
 from unified_vae.models.pretrained import CONFIG, DENSITY, LATENT_STATS, save_density, save_pretrained, save_stats
 from unified_vae.models.vae import VAE

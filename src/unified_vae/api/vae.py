@@ -22,12 +22,12 @@ from unified_vae.api.pictures import grid, to_pil
 from unified_vae.api.place import chosen_device, chosen_dtype, model_folder
 from unified_vae.api.saving import save
 from unified_vae.api.walk import walk
+from unified_vae.config.model import ModelConfig
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.data.packing.decode import PixelFormat, colour
 from unified_vae.data.records import Quarantined
 from unified_vae.models import vae as network
-from unified_vae.models.config import ModelConfig
 from unified_vae.models.latent_stats import LatentStats
 from unified_vae.models.pretrained import open_pretrained
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from unified_vae.cli.text import WIDTH, table, value_text, wrapped, wrapped_before_command
 from unified_vae.cli.time_left import clock_text
-from unified_vae.experiment.presets.layers import leaves
-from unified_vae.experiment.request import ComposedRun
+from unified_vae.config.base import leaves
+from unified_vae.config.run import ComposedRun
 from unified_vae.training.observers import Difference, RunFinished, RunStarted, TermRow
 
-_FOLDERS = re.compile(r"[^\s()]*[/\\]([^\s()/\\]+:\d+)")
+_FOLDERS = re.compile(r"[^\s()]*[/\\]([^\s()/\\]+\.json)")
 
 
 def config_lines(run: ComposedRun) -> list[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from unified_vae.cli.text import table
-from unified_vae.experiment.presets.book_file import SECTIONS
-from unified_vae.experiment.presets.json_with_lines import shown
-from unified_vae.experiment.presets.preset_book import Mode, PresetBook
+from unified_vae.config.presets import SECTIONS, Mode, PresetBook
 
 
 def mode_lines(book: PresetBook) -> list[str]:
@@ -22,7 +20,7 @@ def listing_lines(book: PresetBook) -> list[str]:
         presets = book.presets(kind).values()
         lines += ["", f"{kind} presets (train_unified.py --{kind}-preset NAME)"]
         lines += table([(preset.name, _in_words(preset.description, preset.use_case)) for preset in presets])
-    return [*lines, "", *(f"from {shown(file.path)}" for file in book.files)]
+    return [*lines, "", *(f"from {file.shown}" for file in book.files)]
 
 
 def _combination(mode: Mode) -> str:

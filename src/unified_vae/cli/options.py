@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from unified_vae.experiment.presets.layers import Settings
-from unified_vae.experiment.presets.overrides import from_command_line
-from unified_vae.experiment.presets.preset_book import PresetBook
+from unified_vae.config.explain import Settings
+from unified_vae.config.presets import PresetBook, from_command_line
 
 Data = Annotated[
     str | None,

@@ -5,9 +5,8 @@ The cli prints the sentence and exits with `exit_code`; anything else that escap
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
-
-from unified_vae.core.spelling import alike
 
 MOST_LISTED = 24
 """Names that an error lists where none is close."""
@@ -51,13 +50,26 @@ class Diverged(UserError):
     exit_code = 4
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error sentence: the known names that `word` may have meant.
+def close_names(word: str, known: Iterable[str]) -> list[str]:
+    """Return at most three known names that a misspelled word may mean, the likeliest first.
 
-    Where none is close, the first of all names are listed.
+    Those that begin with the word count too: `quick` for `quick_test`.
     """
-    names = list(known)
-    if close := alike(word, names):
-        return "Did you mean " + " or ".join(repr(name) for name in close) + "?"
+    names = {name.casefold(): name for name in known}
+    word = word.casefold()
+    close = difflib.get_close_matches(word, names, n=3)
+    close += [name for name in names if len(word) >= 3 and name.startswith(word) and name not in close]
+    return [names[name] for name in close[:3]]
+
+
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return the end of an error sentence: the known names that `word` may have meant, or the first of all names.
+
+    Args:
+        prefix: put before each name in the answer.
+    """
+    names = list(dict.fromkeys(known))
+    if close := close_names(word, names):
+        return "Did you mean " + " or ".join(repr(prefix + name) for name in close) + "?"
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return "Known: " + ", ".join(names[:MOST_LISTED]) + more + "."
+    return "Known: " + ", ".join(prefix + name for name in names[:MOST_LISTED]) + more + "."

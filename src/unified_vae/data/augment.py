@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unified_vae.config.data import AffineConfig, AugmentConfig, ColourConfig, CropConfig
 from unified_vae.core.counter import key, uniforms
 from unified_vae.core.device import to_device
-from unified_vae.data.config import AffineConfig, AugmentConfig, ColourConfig, CropConfig
 from unified_vae.data.resample import resample
 
 Floats = npt.NDArray[np.float64]

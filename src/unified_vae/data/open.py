@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unified_vae.config.data import DataConfig
 from unified_vae.data import builtin
-from unified_vae.data.config import DataConfig
 from unified_vae.data.packing.cache_dir import cache_root, disk_problems, sweep
 from unified_vae.data.packing.decode import PixelFormat, colour
 from unified_vae.data.packing.inventory import Inventory

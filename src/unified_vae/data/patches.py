@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unified_vae.config.data import AugmentConfig
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.principal_components import PrincipalComponents
-from unified_vae.data.config import AugmentConfig
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.data.principal import MOST_VALUES, seen
 

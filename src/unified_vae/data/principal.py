@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_vae.config.data import AugmentConfig
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.dct import dct_components
 from unified_vae.core.principal_components import PrincipalComponents, shrink, working_side
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import gather
-from unified_vae.data.config import AugmentConfig
 from unified_vae.data.packing.packed import PackedSplit
 
 MOST_VALUES = 10_000 * 3 * 64 * 64  # of images and augmented versions: 0.5 GB

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from unified_vae.config.model import ModelConfig
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ModelConfig
 from unified_vae.models.vae import VAE
 
 IMAGES = 2  # looked at; what they cost is divided by their number
@@ -47,7 +47,7 @@ class ModelFigures:
 def model_figures(config: ModelConfig) -> ModelFigures:
     """The figures of a model; of three channels where they are still `auto`."""
     if config.channels == "auto":
-        config = config.model_copy(update={"channels": 3})
+        config = config.replace(channels=3)
     with torch.device("meta"):
         model = build_model(config)
         images = torch.empty(IMAGES, model.channels, model.image_size, model.image_size)

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from unified_vae.experiment.run_config import RunConfig
-
-
-@dataclass(frozen=True)
-class ComposedRun:
-    """A validated config and where each value came from.
-
-    Attributes:
-        config: the run.
-        origins: dotted path of every leaf -> its origin in words, e.g. `default`,
-            `loss preset mse_l1 (config/config_unified.json:12)`, `--beta`, `--set`.
-        names: what was composed: mode, loss, training, model, dataset and augment preset, where given.
-    """
-
-    config: RunConfig
-    origins: Mapping[str, str]
-    names: Mapping[str, str] = field(default_factory=dict)
+from unified_vae.config.run import ComposedRun
 
 
 @dataclass(frozen=True)

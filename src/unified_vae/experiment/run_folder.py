@@ -13,13 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from unified_vae.config.run import ComposedRun, RunConfig
+from unified_vae.config.upgrade import upgrade
 from unified_vae.core.durable import probe, reason, sweep_stages, write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.paths import sibling
 from unified_vae.core.version import __version__
-from unified_vae.experiment.request import ComposedRun
-from unified_vae.experiment.run_config import RunConfig
-from unified_vae.models.config import named_today
 
 
 @dataclass(frozen=True)
@@ -217,8 +216,8 @@ class RunRecord:
         """
         try:
             return cls(
-                _config(content["requested"]),
-                _config(content["config"]),
+                RunConfig.model_validate(upgrade(content["requested"])),
+                RunConfig.model_validate(upgrade(content["config"])),
                 content["origins"],
                 content["names"],
                 tuple((term, by, reason) for term, by, reason in content["substitutions"]),
@@ -246,11 +245,6 @@ def _writer(content: object) -> str:
 def leaves(config: RunConfig) -> dict[str, Any]:
     """Every setting by its dotted path."""
     return dict(_leaves("", config.model_dump(mode="json")))
-
-
-def _config(content: Mapping[str, Any]) -> RunConfig:
-    """One that was recorded, by an earlier version too."""
-    return RunConfig.model_validate_json(json.dumps({**content, "model": named_today(content["model"])}))
 
 
 def _leaves(prefix: str, value: object) -> Iterator[tuple[str, Any]]:

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unified_vae.core.errors import ConfigError
-from unified_vae.core.schedule import factor
-from unified_vae.losses.charbonnier import Charbonnier
-from unified_vae.losses.config import (
+from unified_vae.config.loss import (
     CharbonnierConfig,
     FocalFrequencyConfig,
     HaarPSIConfig,
@@ -27,6 +24,9 @@ from unified_vae.losses.config import (
     PerceptualConfig,
     TermConfig,
 )
+from unified_vae.config.schedule import factor
+from unified_vae.core.errors import ConfigError
+from unified_vae.losses.charbonnier import Charbonnier
 from unified_vae.losses.focal_frequency import FocalFrequency
 from unified_vae.losses.haarpsi import HaarPSI
 from unified_vae.losses.l1 import L1
@@ -151,5 +151,4 @@ def _replaced_by_haarpsi(config: LossConfig, name: str, term: TermConfig) -> Los
     candidates = [config.haarpsi, term] if config.haarpsi.weight > 0 else [term]
     schedule = max((candidate.schedule for candidate in candidates), key=lambda schedule: factor(schedule, 0.0))
     haarpsi = HaarPSIConfig(weight=config.haarpsi.weight + term.weight, schedule=schedule)
-    off = term.model_copy(update={"weight": 0.0})
-    return config.model_copy(update={name: off, "haarpsi": haarpsi})
+    return config.replace(**{f"{name}.weight": 0.0, "haarpsi": haarpsi})

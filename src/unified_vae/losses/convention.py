@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from unified_vae.config.loss import KLConvention
 from unified_vae.core.linear_gaussian import LinearVAE, Spectrum, at_level
-from unified_vae.losses.config import KLConvention
 
 ABSOLUTE_PER_SIGMA = math.sqrt(2 / math.pi)  # mean absolute error of a normal error of standard deviation 1
 ROUNDS = 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unified_vae.losses.constraint import Geco
+from unified_vae.config.loss import Geco
 
 NEAR = 2.0  # times the target, 3 dB: below this the error counts as near it
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unified_vae.config.loss import Capacity, FreeBits, RateConstraint
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.losses.constraint import Capacity, FreeBits, RateConstraint, capacity_at
+from unified_vae.losses.constraint import capacity_at
 
 
 def rate(posterior: DiagonalGaussian) -> Tensor:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unified_vae.core.schedule import describe, factor, settled_at
+from unified_vae.config.loss import LIKELIHOODS, Capacity, FreeBits, Geco, LossConfig
+from unified_vae.config.schedule import describe, factor, settled_at
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses import constraint
-from unified_vae.losses.config import LIKELIHOODS, LossConfig
-from unified_vae.losses.constraint import Capacity, FreeBits, Geco
 from unified_vae.losses.geco import next_multiplier
 from unified_vae.losses.kl import priced_mean, priced_rate
 from unified_vae.losses.term import DistortionTerm

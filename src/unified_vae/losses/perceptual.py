@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from unified_vae.losses.config import PerceptualConfig
+from unified_vae.config.loss import PerceptualConfig
 from unified_vae.losses.term import DistortionTerm
 from unified_vae.losses.vgg import VGG16, Backbone
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unified_vae.models.config import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig, VectorConfig
+from unified_vae.config.model import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig, VectorConfig
 from unified_vae.models.conv import ConvDecoder, ConvEncoder
 from unified_vae.models.linear_path import LinearPath
 from unified_vae.models.residual import ResidualDecoder, ResidualEncoder

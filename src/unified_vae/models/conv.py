@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified_vae.models.config import ConvConfig
+from unified_vae.config.model import ConvConfig
 from unified_vae.models.gentle_linear import GentleLinear
 from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
 from unified_vae.models.vae import Decoder, Encoder

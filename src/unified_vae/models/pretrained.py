@@ -16,11 +16,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from unified_vae.config.model import ModelConfig
+from unified_vae.config.upgrade import upgrade
 from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.tensor_file import TENSOR_FILE_ERRORS, parse_tensors, write_tensors
 from unified_vae.models.build import build_model
-from unified_vae.models.config import ModelConfig, named_today
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.density.stored import TENSORS, read_density, write_density
@@ -106,7 +107,7 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
         if description["format"] > FORMAT:
             raise CheckpointError(f"the model in {folder} was written by a newer version of unified-vae: update it.")
         settings = description["model"]
-        config = TypeAdapter(ModelConfig).validate_python(named_today(settings))
+        config = TypeAdapter(ModelConfig).validate_python(upgrade({"model": settings})["model"])
         weights = parse_tensors((folder / WEIGHTS).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise CheckpointError(

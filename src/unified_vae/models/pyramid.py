@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unified_vae.config.model import VectorConfig
 from unified_vae.core.principal_components import enlarge, working_side
-from unified_vae.models.config import VectorConfig
 from unified_vae.models.linear_path import at_size, folding
 
 SMALLEST_MAP = 4  # pixels a side that the last feature map has at least

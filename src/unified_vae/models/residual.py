@@ -19,8 +19,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unified_vae.config.model import ResidualConfig
 from unified_vae.core.principal_components import shrink, working_side
-from unified_vae.models.config import ResidualConfig
 from unified_vae.models.gentle_linear import GentleLinear
 from unified_vae.models.pyramid import Look, amplify, in_frame, norm, sees_all, stage_channels, to_multiple
 from unified_vae.models.spatial_blocks import Attention, norm_groups

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unified_vae.config.model import SpatialConfig
 from unified_vae.core.precision import full_precision
-from unified_vae.models.config import SpatialConfig
 from unified_vae.models.spatial_blocks import DownBlock, MidBlock, UpBlock, in_turn, norm, norm_groups
 from unified_vae.models.vae import Decoder, Encoder
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from unified_vae.optim.config import AdamConfig, AdamWConfig, OptimizerConfig, SGDConfig
+from unified_vae.config.optim import AdamConfig, AdamWConfig, OptimizerConfig, SGDConfig
 from unified_vae.optim.light_start import leave_the_compiler_alone
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from unified_vae.optim.config import ConstantLR, CosineLR, LRScheduleConfig, PlateauLR
+from unified_vae.config.optim import ConstantLR, CosineLR, LRScheduleConfig, PlateauLR
 
 
 @dataclass

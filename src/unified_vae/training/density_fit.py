@@ -17,10 +17,10 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from unified_vae.config.model import DensityConfig, DensityKind
 from unified_vae.core.errors import DataError
 from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.models.density.base import LatentDensity
-from unified_vae.models.density.config import DensityConfig, DensityKind
 from unified_vae.models.density.flow import SMALLEST
 from unified_vae.models.density.gaussian import GaussianDensity, fit_gaussian, refuse_not_finite, some
 from unified_vae.models.density.mixture import MixtureDensity, fit_mixture

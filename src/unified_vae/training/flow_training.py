@@ -7,13 +7,13 @@ import copy
 import torch
 from torch import nn
 
+from unified_vae.config.optim import AdamWConfig
 from unified_vae.core.counter import key
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.models.density.flow import FlowDensity
 from unified_vae.models.density.gaussian import GaussianDensity, some
 from unified_vae.models.density.mixture import draw
 from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.config import AdamWConfig
 from unified_vae.optim.light_start import take_step
 from unified_vae.training.density_judge import Judge, generator
 from unified_vae.training.ema import EMA

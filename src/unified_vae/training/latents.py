@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from unified_vae.config.data import AugmentConfig
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.data.batches import gather
-from unified_vae.data.config import AugmentConfig
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.models.vae import VAE
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unified_vae.training.config import RecoveryConfig
+from unified_vae.config.training import RecoveryConfig
 from unified_vae.training.state import TrainState
 from unified_vae.training.step import NORM
 

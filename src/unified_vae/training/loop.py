@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from unified_vae.config.loss import LIKELIHOOD_METRICS
 from unified_vae.core.device import to_device
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import EnvironmentProblem
@@ -25,7 +26,6 @@ from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
 from unified_vae.data.loader import LoadingFailed
 from unified_vae.data.packing.packed import PackedSplit
-from unified_vae.losses.config import LIKELIHOOD_METRICS
 from unified_vae.models.vae import VAE
 from unified_vae.optim.lr import lr_factor
 from unified_vae.training.ema import EMA

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from unified_vae.data.config import DataConfig
+from unified_vae.config.data import DataConfig
+from unified_vae.config.training import TrainingConfig
 from unified_vae.losses.objective import Objective
-from unified_vae.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from unified_vae.config.training import Precision
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.training.config import Precision
 from unified_vae.training.container_memory import left_in_container
 from unified_vae.training.host_memory import keep_freed_memory, return_freed_memory
 from unified_vae.training.observers import Memory

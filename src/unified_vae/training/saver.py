@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unified_vae.config.training import CheckpointConfig
 from unified_vae.core.durable import reason, sync_folder
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.models.vae import VAE
 from unified_vae.training import checkpoint, checkpoint_ring
 from unified_vae.training.background import Background
 from unified_vae.training.checkpoint import Checkpoint
-from unified_vae.training.config import CheckpointConfig
 from unified_vae.training.ema import EMA
 from unified_vae.training.host_copy import HostCopy
 from unified_vae.training.observers import CheckpointSaved, Observer

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unified_vae.config.loss import LIKELIHOOD_METRICS
 from unified_vae.core.vae_output import VAEOutput
-from unified_vae.losses.config import LIKELIHOOD_METRICS
 from unified_vae.losses.objective import Objective
 from unified_vae.metrics.aggregate import AggregateSums
 from unified_vae.metrics.latent import LatentSums

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import DataError
 from unified_vae.data import builtin
-from unified_vae.data.config import DataConfig
 from unified_vae.data.packing.decode import PixelFormat, decode, quiet_pillow
 from unified_vae.data.packing.pack import Item, Plan, Row, Staged
 from unified_vae.data.packing.packed import SIDES, Pack

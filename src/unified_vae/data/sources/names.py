@@ -8,9 +8,8 @@ import os
 import stat
 from pathlib import Path
 
-from unified_vae.core.errors import DataError
+from unified_vae.core.errors import DataError, close_names
 from unified_vae.core.paths import shown, written_out
-from unified_vae.core.spelling import alike
 
 BUILTIN = "builtin"
 LIBRARIES = ("torchvision", "hf")
@@ -94,7 +93,7 @@ def _try(path: Path, folder: bool) -> None:
 
 def _suggestion(path: Path) -> str:
     try:
-        guesses = alike(path.name, sorted(child.name for child in path.parent.iterdir()))
+        guesses = close_names(path.name, sorted(child.name for child in path.parent.iterdir()))
     except OSError:
         return ""
     return ". Did you mean " + " or ".join(map(repr, guesses)) if guesses else ""

@@ -186,7 +186,7 @@ def _history(subject: Subject) -> History:
 def _situation(subject: Subject, source: str | None, data: DataSets) -> Situation:
     config = subject.config
     if source is not None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
+        config = config.replace(**{"data.source": source})
     names = subject.record.names if subject.record else {}
     return Situation(config, subject.run_dir, names, len(data.train), _is_over(subject))
 

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_vae.config.loss import Capacity, Geco, KLConfig
+from unified_vae.config.model import SpatialConfig
+from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.core.linear_gaussian import LinearVAE, Spectrum, optimum
 from unified_vae.core.principal_components import PrincipalComponents, compose, project
@@ -25,11 +28,7 @@ from unified_vae.data.open import DataSets
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.data.patches import patch_components, patches
 from unified_vae.data.principal import principal_components
-from unified_vae.experiment.run_config import RunConfig
-from unified_vae.losses.config import KLConfig
-from unified_vae.losses.constraint import Capacity, Geco
 from unified_vae.metrics.reconstruction import psnr
-from unified_vae.models.config import SpatialConfig
 from unified_vae.models.vae import VAE
 
 USUAL_COUNTS = (16, 32, 64, 128, 256, 512, 1024)

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unified_vae.config.loss import Capacity, Geco, RateConstraint
+from unified_vae.config.run import RunConfig
 from unified_vae.core.shell import uv_run
 from unified_vae.experiment.diagnosis import cause as causes
 from unified_vae.experiment.diagnosis.cause import PIXELWISE, Diagnosis
-from unified_vae.experiment.run_config import RunConfig
-from unified_vae.losses.constraint import Capacity, Geco, RateConstraint
 
 LONGER = 2  # times the epochs of a run that still rises
 MUCH_LONGER = 10  # times those of one that has hardly begun

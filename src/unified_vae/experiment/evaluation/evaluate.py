@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unified_vae.config.training import Precision
 from unified_vae.core.durable import probe, reason, write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.experiment.environment import environment
@@ -22,7 +23,6 @@ from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Se
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import WORDS, Subject, WeightsName, find
 from unified_vae.metrics.bootstrap import LEVEL
-from unified_vae.training.config import Precision
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import open_runtime
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from unified_vae.config.model import SpatialConfig
 from unified_vae.experiment.subject.subject import Subject
-from unified_vae.models.config import SpatialConfig
 from unified_vae.models.half_precision import HalfAudit
 from unified_vae.models.latent_stats import LatentStats
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from unified_vae.config.model import SpatialConfig
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.tensor_file import write_tensors
@@ -24,7 +25,6 @@ from unified_vae.experiment.export.request import ExportRequest
 from unified_vae.experiment.subject.images import open_images, refuse_other_channels
 from unified_vae.experiment.subject.same_weights import finished_model_or_notice
 from unified_vae.experiment.subject.subject import Subject
-from unified_vae.models.config import SpatialConfig
 from unified_vae.models.half_precision import HalfAudit
 from unified_vae.models.latent_stats import LatentStats, measure
 from unified_vae.models.spatial import foreign_name

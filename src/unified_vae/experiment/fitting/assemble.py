@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unified_vae.config.loss import KLConfig, LossConfig
+from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.core.counter import key
 from unified_vae.core.errors import ConfigError, Diverged
 from unified_vae.core.vae_output import VAEOutput
@@ -17,10 +19,7 @@ from unified_vae.data.batches import train_batches
 from unified_vae.data.open import DataSets, open_data
 from unified_vae.data.order import steps_per_epoch
 from unified_vae.experiment.diagnosis.preflight import Preflight
-from unified_vae.experiment.request import ComposedRun
-from unified_vae.experiment.run_config import RunConfig
 from unified_vae.losses.build import Substitution, build_objective, resolve_terms
-from unified_vae.losses.config import KLConfig, LossConfig
 from unified_vae.losses.convention import equivalent
 from unified_vae.losses.objective import Objective
 from unified_vae.models.build import build_model
@@ -81,9 +80,8 @@ def resolve(
         reasons[f"loss.{entry.replacement}"] = f"in place of {entry.term}"
     if loss.kl.convention != "nats":
         reasons["loss.kl"] = f"{loss.kl.weight:g} in {loss.kl.convention}, converted for these images"
-        loss = loss.model_copy(update={"kl": _in_nats(loss.kl, flight)})
-    model = config.model.model_copy(update={"channels": data.channels})
-    resolved = config.model_copy(update={"loss": loss, "model": model})
+        loss = loss.replace(**{"kl.weight": _in_nats(loss.kl, flight), "kl.convention": "nats"})
+    resolved = config.replace(**{"loss": loss, "model.channels": data.channels})
     asked = config.training.batch_size
     if asked != "auto":
         resolved = shared_batch(resolved, asked, len(data.train), runtime.world_size)
@@ -100,16 +98,16 @@ def shared_batch(config: RunConfig, wanted: int, images: int, world_size: int) -
     """
     batch = _batch_size(wanted, images, world_size)
     accumulate = min(config.training.accumulate, batch // world_size)
-    training = config.training.model_copy(update={"batch_size": batch, "accumulate": accumulate})
-    return config.model_copy(update={"training": training})
+    return config.replace(**{"training.batch_size": batch, "training.accumulate": accumulate})
 
 
-def _in_nats(kl: KLConfig, flight: Preflight) -> KLConfig:
-    """The same rate and distortion, in linear theory, in this project's unit."""
+def _in_nats(kl: KLConfig, flight: Preflight) -> float:
+    """The beta with the same rate and distortion in linear theory."""
     spectrum = flight.spectrum
     rest = flight.rest + float(spectrum[flight.latents :].sum())
-    there = equivalent(kl.convention, kl.weight, spectrum[: flight.latents], rest, flight.dimensions, flight.latents)
-    return kl.model_copy(update={"weight": there.beta, "convention": "nats"})
+    return equivalent(
+        kl.convention, kl.weight, spectrum[: flight.latents], rest, flight.dimensions, flight.latents
+    ).beta
 
 
 def _resolved_terms(

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_vae.config.run import RunConfig
 from unified_vae.data.batches import gather
 from unified_vae.data.open import DataSets
 from unified_vae.experiment.fitting.assemble import Parts, Resolved, build_parts, calibrate, shared_batch
-from unified_vae.experiment.run_config import RunConfig
 from unified_vae.training.memory import attempted
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.step import in_unit_range
@@ -66,7 +66,7 @@ def _found(config: RunConfig, data: DataSets, runtime: Runtime) -> tuple[int, st
 def _tried(config: RunConfig, batch: int, data: DataSets, runtime: Runtime) -> RunConfig:
     """The settings to try sizes with: uncompiled, for each size would be compiled, and torch stops after a few."""
     shared = shared_batch(config, batch, len(data.train), runtime.world_size)
-    return shared.model_copy(update={"training": shared.training.model_copy(update={"compile": False})})
+    return shared.replace(**{"training.compile": False})
 
 
 def _batch(parts: Parts, data: DataSets, count: int) -> tuple[Tensor, Tensor]:

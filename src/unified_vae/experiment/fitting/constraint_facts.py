@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
+from unified_vae.config.loss import Capacity, Geco, KLConfig
 from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.diagnosis.preflight import Preflight, largest_beta_where
-from unified_vae.losses.config import KLConfig
-from unified_vae.losses.constraint import Capacity, Geco
 
 MISSED = 0.5  # dB from the target that GECO is told to have missed
 ROUNDING = 1e-5  # of beta, which is logged as a product of numbers in fp32

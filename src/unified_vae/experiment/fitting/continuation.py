@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unified_vae.config.presets import FLAGS
+from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.core.shell import quoted, uv_run
-from unified_vae.experiment.presets.overrides import FLAGS
-from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunRecord, changed, leaves
 from unified_vae.training.observers import Difference
 from unified_vae.training.state import TrainState

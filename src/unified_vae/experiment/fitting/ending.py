@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from safetensors import SafetensorError
 
 from unified_vae.api.card import FIGURES
+from unified_vae.config.model import DensityConfig
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.shell import uv_run
@@ -16,7 +17,6 @@ from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.fitting.assemble import Parts, Resolved
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.models.density.config import DensityConfig
 from unified_vae.models.density.stored import TENSORS
 from unified_vae.models.pretrained import CONFIG, DENSITY, WEIGHTS, save_pretrained
 from unified_vae.training import checkpoint

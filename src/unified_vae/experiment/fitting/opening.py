@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unified_vae.core import schedule
+from unified_vae.config import schedule
+from unified_vae.config.data import AugmentConfig
+from unified_vae.config.loss import Geco, KLConfig, TermConfig
 from unified_vae.data.augment import describe
-from unified_vae.data.config import AugmentConfig
 from unified_vae.data.open import DataSets
 from unified_vae.experiment.diagnosis import preflight
 from unified_vae.experiment.diagnosis.preflight import Preflight
@@ -15,8 +16,6 @@ from unified_vae.experiment.fitting.assemble import Parts, Resolved
 from unified_vae.experiment.fitting.constraint_facts import constraint_facts
 from unified_vae.experiment.fitting.tuning import NOT_TIMED
 from unified_vae.losses import constraint
-from unified_vae.losses.config import KLConfig, TermConfig
-from unified_vae.losses.constraint import Geco
 from unified_vae.losses.objective import Objective
 from unified_vae.training.observers import Difference, RunStarted, TermRow
 from unified_vae.training.plan import Plan

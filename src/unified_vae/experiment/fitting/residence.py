@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.out_of_memory import is_out_of_memory
-from unified_vae.data.config import DataConfig
 from unified_vae.data.packing.packed import PackedSplit
 from unified_vae.data.resident import fits, load_all
 from unified_vae.training.runtime import Runtime

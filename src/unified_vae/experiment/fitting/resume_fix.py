@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unified_vae.config.run import RunConfig
 from unified_vae.core.counter import key
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.principal_components import PrincipalComponents
@@ -24,7 +25,6 @@ from unified_vae.experiment.diagnosis.cause import Diagnosis
 from unified_vae.experiment.diagnosis.pca_line import PCALine
 from unified_vae.experiment.diagnosis.preflight import Preflight, start_at_pca
 from unified_vae.experiment.fitting.assemble import Parts
-from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
 from unified_vae.training import checkpoint, checkpoint_ring

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from unified_vae.config.run import RunConfig
+from unified_vae.config.training import TrainingConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.batches import gather
 from unified_vae.data.open import DataSets
 from unified_vae.data.order import steps_per_epoch
 from unified_vae.data.packing.cache_dir import cache_root
 from unified_vae.experiment.fitting.assemble import Parts, Resolved, build_parts, calibrate
-from unified_vae.experiment.run_config import RunConfig
 from unified_vae.training.compiler import keep_compiled_in
-from unified_vae.training.config import TrainingConfig
 from unified_vae.training.memory import attempted
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import Runtime
@@ -72,7 +72,7 @@ def tuned(
     """
     keep_compiled_in(cache_root(resolved.config.data.cache_dir) / "compiled")
     kept = _kept(resolved.config.training, recorded)
-    config = resolved.config.model_copy(update={"training": resolved.config.training.model_copy(update=kept)})
+    config = resolved.config.replace(**{f"training.{name}": value for name, value in kept.items()})
     asked = config.training
 
     def measured(memory_format: str, compiled: bool) -> float | None:
@@ -82,12 +82,10 @@ def tuned(
     steps = _steps(config, data)
     found = runtime.from_main(choose(asked, runtime, steps, measured) if runtime.is_main else None)
     assert found is not None
-    training = asked.model_copy(update={"memory_format": found.memory_format, "compile": found.compile})
     reasons = {"training.memory_format": found.format_reason, "training.compile": found.compile_reason}
     reasons |= {f"training.{name}": "auto: as when this run began" for name in kept}
-    return Resolved(
-        config.model_copy(update={"training": training}), resolved.substitutions, {**resolved.reasons, **reasons}
-    )
+    tuned_config = config.replace(**{"training.memory_format": found.memory_format, "training.compile": found.compile})
+    return Resolved(tuned_config, resolved.substitutions, {**resolved.reasons, **reasons})
 
 
 def _kept(asked: TrainingConfig, recorded: TrainingConfig | None) -> dict[str, object]:
@@ -180,8 +178,7 @@ def _seconds(config: RunConfig, data: DataSets, runtime: Runtime, memory_format:
     """Median seconds of a step of this process's share of a batch, on weights of its own."""
     alone = runtime.laid_out(memory_format).alone()
     share = config.training.images_a_step // runtime.world_size
-    training = config.training.model_copy(update={"batch_size": share, "compile": compiled})
-    trial = config.model_copy(update={"training": training})
+    trial = config.replace(**{"training.batch_size": share, "training.compile": compiled})
     found = attempted(lambda: _timed(build_parts(trial, data, alone), data, alone), runtime)
     runtime.free_memory()
     runtime.forget_peak()

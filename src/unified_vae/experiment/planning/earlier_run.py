@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from unified_vae.config.explain import Settings
+from unified_vae.config.presets import read_record
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.paths import is_file, shown, sibling
-from unified_vae.experiment.presets.book_file import read_record
-from unified_vae.experiment.presets.layers import Settings
 
 RECORD = "config.json"
 WEIGHTS = "model.safetensors"  # of an exported model, whose config.json is none of a run

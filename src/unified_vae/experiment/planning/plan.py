@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from unified_vae.config.explain import Settings
+from unified_vae.config.presets import Mode, PresetBook
+from unified_vae.config.run import ComposedRun, RunConfig
+from unified_vae.config.upgrade import upgrade
 from unified_vae.core.errors import ConfigError
 from unified_vae.data.sources.names import check_not_empty, check_source, source_path
 from unified_vae.experiment.planning.earlier_run import beside, read_earlier_run, refuse_model
-from unified_vae.experiment.presets.layers import Settings
-from unified_vae.experiment.presets.preset_book import Mode, PresetBook
-from unified_vae.experiment.request import ComposedRun
-from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder, changed
 
 RUNS = Path("runs")
@@ -107,7 +107,7 @@ def has_its_model(plan: Plan) -> bool:
     folder = RunFolder(plan.run_dir)
     try:
         record = json.loads(folder.config.read_text(encoding="utf-8"))
-        requested = RunConfig.model_validate_json(json.dumps(record["requested"]))
+        requested = RunConfig.model_validate(upgrade(record["requested"]))
         about = json.loads((folder.model / folder.config.name).read_text(encoding="utf-8"))
         newest = max(path.name for path in folder.checkpoints.glob("step-*"))
         over = newest == f"step-{about['run']['trained_steps']:09}"
@@ -120,7 +120,7 @@ def _plan_fix(book: PresetBook, mode: Mode, command_line: Settings, sick: Path) 
     earlier = read_earlier_run(sick)
     handed = {kind: earlier.names[kind] for kind in ("model", "dataset", "augment") if kind in earlier.names}
     run = book.compose(
-        mode.presets, command_line, mode=mode, carried=earlier.handed_on(), names={**handed, **mode.presets}
+        mode.presets, command_line, mode=mode, inherited=earlier.handed_on(), names={**handed, **mode.presets}
     )
     return Plan(run, beside(sick, "-fixed"), fix_from=sick)
 

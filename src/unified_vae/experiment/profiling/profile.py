@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from unified_vae.config.run import ComposedRun
 from unified_vae.core.device import to_device
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError
@@ -32,7 +33,6 @@ from unified_vae.experiment.fitting.residence import place
 from unified_vae.experiment.fitting.tuning import tuned
 from unified_vae.experiment.profiling.peak import peak_flops
 from unified_vae.experiment.profiling.sections import Sections, watch
-from unified_vae.experiment.request import ComposedRun
 from unified_vae.training.ledger import Ledger
 from unified_vae.training.observers import Memory, Observer
 from unified_vae.training.runtime import Runtime, open_runtime

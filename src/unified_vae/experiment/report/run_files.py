@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from unified_vae.config.loss import LIKELIHOOD_METRICS, is_likelihood
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.paths import above
 from unified_vae.core.printable import printable
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.losses.config import LIKELIHOOD_METRICS, is_likelihood
 
 Row = Mapping[str, Any]
 _STEP_FOLDER = re.compile(r"step-\d{9}")

@@ -30,7 +30,7 @@ def open_images(subject: Subject, source: str | None, observer: Observer, *, max
     """
     config = subject.config.data
     if source is not None:
-        config = config.model_copy(update={"source": source, "max_images": max_images, "max_bad_fraction": 1.0})
+        config = config.replace(source=source, max_images=max_images, max_bad_fraction=1.0)
     data = open_data(config, subject.model.image_size, _channels(subject, source), observer.phase)
     if source is not None:
         for line in (*data.notes, *(f"left out: {bad.told()}" for bad in data.quarantined[1:])):  # a note names one

@@ -13,12 +13,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from unified_vae.config.data import DataConfig
+from unified_vae.config.loss import LossConfig
+from unified_vae.config.run import RunConfig
+from unified_vae.config.upgrade import upgrade
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.core.paths import above
-from unified_vae.data.config import DataConfig
-from unified_vae.experiment.run_config import RunConfig
 from unified_vae.experiment.run_folder import RunFolder, RunRecord
-from unified_vae.losses.config import LossConfig
 from unified_vae.models.build import build_model
 from unified_vae.models.pretrained import CONFIG, WEIGHTS, Pretrained, open_pretrained
 from unified_vae.models.vae import VAE
@@ -167,7 +168,7 @@ def _of_model(folder: Path, which: str | None, data: str | None, weights: Weight
     if data is None and looks:
         raise ConfigError(f"{folder} is a model without its run: name the images to look at with --data")
     try:
-        loss = LossConfig.model_validate_json(json.dumps(about["loss"]))
+        loss = LossConfig.model_validate(upgrade({"loss": about["loss"]})["loss"])
     except (KeyError, ValidationError) as problem:
         if not looks:
             return Subject(name, model, _bare(opened, data), folder, step=step, weights=has, folder=folder)
@@ -175,7 +176,7 @@ def _of_model(folder: Path, which: str | None, data: str | None, weights: Weight
             f"the model in {folder} was exported by another version of unified-vae: its {CONFIG} says nothing of the "
             "loss that this one understands. Diagnose it with that version."
         ) from problem
-    config = _bare(opened, data).model_copy(update={"loss": loss})
+    config = _bare(opened, data).replace(loss=loss)
     return Subject(name, model, config, folder, step=step, weights=has, folder=folder)
 
 

@@ -28,6 +28,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
+from unified_vae.config.model import SpatialConfig
+from unified_vae.config.training import Precision
 from unified_vae.core.counter import key, uniforms
 from unified_vae.core.durable import discard, reason, sweep_stages, sync_file, sync_folder, write_text
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
@@ -41,9 +43,7 @@ from unified_vae.experiment.using import latent_files
 from unified_vae.experiment.using.image_set import open_image_set
 from unified_vae.experiment.using.latent_files import ABOUT, INDEX, Latents, batches, open_latents
 from unified_vae.experiment.using.load import load_subject
-from unified_vae.models.config import SpatialConfig
 from unified_vae.models.vae import VAE
-from unified_vae.training.config import Precision
 from unified_vae.training.observers import Observer
 from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.sheets import sheet, write_picture

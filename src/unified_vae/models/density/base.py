@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from unified_vae.config.model import DensityKind
 from unified_vae.core.counter import key, uniforms
-from unified_vae.models.density.config import DensityKind
 
 Rows = npt.NDArray[np.int64]
 """[n], a random number for each draw, from which all randomness of that draw follows."""

@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from unified_vae.config.model import DensityKind
 from unified_vae.models.density.base import Rows, row_numbers
-from unified_vae.models.density.config import DensityKind
 from unified_vae.models.density.gaussian import GaussianDensity
 from unified_vae.models.density.mixture import BENT_BEFORE, MixtureDensity
 

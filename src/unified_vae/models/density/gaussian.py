@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unified_vae.config.model import DensityKind
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.models.density.base import LatentDensity, Rows, row_normals, standard_log_prob
-from unified_vae.models.density.config import DensityKind
 
 SHRINKAGES = (0.0, 0.003, 0.03, 0.1, 0.3, 1.0)
 PARTS = 5  # of the images, each kept out once

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_vae.config.model import DensityKind
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.models.density.base import Rows, row_normals, row_uniforms, standard_log_prob
-from unified_vae.models.density.config import DensityKind
 from unified_vae.models.density.gaussian import GaussianDensity
 
 BENT = 128  # standard coordinates that the components may differ in

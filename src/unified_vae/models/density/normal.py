@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from unified_vae.config.model import DensityKind
 from unified_vae.models.density.base import LatentDensity, Rows, row_normals, standard_log_prob
-from unified_vae.models.density.config import DensityKind
 
 
 class NormalDensity(LatentDensity):

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unified_vae.config.model import DensityKind
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.models.density.base import LatentDensity, Rows, row_normals, standard_log_prob
-from unified_vae.models.density.config import DensityKind
 
 SMALLEST_VARIANCE = 1e-12
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unified_vae.core.config import Config
+from unified_vae.config.base import Config
 
 
 class Constant(Config):

@@ -1,13 +1,12 @@
-"""Settings of the model families."""
+"""Settings of the model families, and of the latent density from which new images are sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from unified_vae.core.config import Config
+from unified_vae.config.base import Config
 
 
 def _no_truth_value(value: object) -> object:
@@ -173,25 +172,21 @@ PAPER_MULTIPLIERS = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4)}
 VectorConfig = ConvConfig | ResidualConfig
 ModelConfig = Annotated[ConvConfig | ResidualConfig | SpatialConfig, Field(discriminator="family")]
 
-PICTURE_SIDE = 64
-"""Pixels a side of the linear path's picture at most; core.principal_components.LARGEST_SIDE, which needs torch."""
-
-LEFT_OUT_BEFORE: dict[str, dict[str, Any]] = {
-    "residual": {"prepare_blocks": 0, "neck_channels": 2**20, "detail_size": "full"}
-}
-"""By family, settings that files of earlier versions lack, as their models had them: all channels, for one."""
+DensityKind = Literal["normal", "units", "gaussian", "mixture", "flow"]
 
 
-def left_out(model: object) -> dict[str, Any]:
-    """What a file of an earlier version does not say of the model whose settings it has; empty for a file of today."""
-    if not isinstance(model, Mapping):
-        return {}
-    known = LEFT_OUT_BEFORE.get(str(model.get("family")), {})
-    if known and (model.get("image_size", 0) in range(1, PICTURE_SIDE + 1) or model.get("pca_start") is False):
-        known = {**known, "detail_size": "picture"}  # the same network, under the name of today
-    return {name: value for name, value in known.items() if name not in model}
+class DensityConfig(Config):
+    """What new pictures are sampled from: a density fitted, after training, to the latents of training images."""
 
-
-def named_today(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a model as a file of today has them: with what an earlier version's leaves out."""
-    return {**left_out(model), **model}
+    fit: Literal["auto", "normal", "units", "gaussian", "mixture", "flow"] = "auto"
+    """`normal` is N(0, I), the prior; `gaussian` has full covariance and takes a second; `mixture` is of Gaussians;
+    `flow` a small normalizing flow; `units` is a Gaussian without correlations; `auto` fits all but
+    `units`, which takes a minute or so on a CPU, and takes the one under which latents of images that it was not
+    fitted to are likeliest. With more than 2,048 latents it chooses between `normal` and `units`."""
+    max_images: int = Field(default=20_000, ge=1)
+    """Training images that it is fitted to, at most; with their mirror images, where the model was trained on these and
+    they are no more together."""
+    max_components: int = Field(default=32, ge=1)
+    """Gaussians of a mixture, at most; how many is decided by images that were kept out."""
+    flow_steps: int = Field(default=1500, ge=1)
+    """Optimizer steps of a flow, at most; it stops when latents that were kept out get no likelier."""

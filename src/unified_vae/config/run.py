@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
 
-from unified_vae.core.config import Config
-from unified_vae.data.config import DataConfig
-from unified_vae.losses.config import LossConfig
-from unified_vae.models.config import ConvConfig, ModelConfig
-from unified_vae.models.density.config import DensityConfig
-from unified_vae.training.config import TrainingConfig
+from unified_vae.config.base import Config
+from unified_vae.config.data import DataConfig
+from unified_vae.config.loss import LossConfig
+from unified_vae.config.model import ConvConfig, DensityConfig, ModelConfig
+from unified_vae.config.training import TrainingConfig
 
 
 class RunConfig(Config):
@@ -30,3 +31,20 @@ class RunConfig(Config):
     model: ModelConfig = ConvConfig()
     data: DataConfig = DataConfig()
     density: DensityConfig = DensityConfig()
+
+
+@dataclass(frozen=True)
+class ComposedRun:
+    """A validated config and where each value came from.
+
+    Attributes:
+        config: the run.
+        origins: dotted path of every leaf -> its origin in words, e.g. `default`,
+            `--beta`, `--set`,
+            `loss preset mse_l1 (config/config_unified.json)`.
+        names: what was composed: mode, loss, training, model, dataset and augment preset, where given.
+    """
+
+    config: RunConfig
+    origins: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from unified_vae.core.config import Config
+from unified_vae.config.base import Config
 
 
 class AffineConfig(Config):

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from unified_vae.core.config import Config
-from unified_vae.optim.config import AdamWConfig, CosineLR, LRScheduleConfig, OptimizerConfig
+from unified_vae.config.base import Config
+from unified_vae.config.optim import AdamWConfig, CosineLR, LRScheduleConfig, OptimizerConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unified_vae.core.config import Config
+from unified_vae.config.base import Config
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

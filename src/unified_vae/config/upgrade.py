@@ -1,0 +1,76 @@
+"""Settings of earlier versions: what renamed ones are called now, and what old records leave out.
+
+Every record of a run, model folder and file of settings is read through this, so that those of before still load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unified_vae.config.base import Keys
+from unified_vae.core.errors import ConfigError
+
+RENAMED: dict[str, str] = {}
+"""Dotted path before -> the last word of today's path."""
+
+RENAMED_VALUES: dict[str, dict[str, str]] = {}
+"""Dotted path of today -> value before -> value of today."""
+
+MISSING: dict[str, dict[str, Any]] = {"residual": {"prepare_blocks": 0, "neck_channels": 2**20, "detail_size": "full"}}
+"""By family, settings that records of earlier versions lack, as their models had them: all channels, for one."""
+
+PICTURE_SIDE = 64
+"""Pixels a side of the linear path's picture at most; core.principal_components.LARGEST_SIDE, which needs torch."""
+
+
+def new_path(path: str) -> str | None:
+    """Return today's path of a renamed setting, or of one below it; None for a path that was not renamed."""
+    parts = path.split(".")
+    words = [RENAMED.get(".".join(parts[: n + 1]), part) for n, part in enumerate(parts)]
+    return None if words == parts else ".".join(words)
+
+
+def rename(values: Mapping[str, Any], old_names: dict[Keys, str] | None = None, at: str = "") -> dict[str, Any]:
+    """Return settings, complete or not, under today's names.
+
+    Args:
+        old_names: takes up the old path of each renamed setting, by its path of today.
+        at: the dotted path of `values` in earlier versions, with a dot at its end.
+
+    Raises:
+        ConfigError: a setting is given under its old and its new name.
+    """
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        before = at + key
+        word = RENAMED.get(before, key)
+        if word != key:
+            if word in values:
+                raise ConfigError(f"{before} is now called {word}, and both are given: remove {key}")
+            if old_names is not None:
+                old_names[tuple((new_path(before) or before).split("."))] = before
+        if isinstance(value, Mapping):
+            value = rename(value, old_names, f"{before}.")
+        elif isinstance(value, str):
+            value = RENAMED_VALUES.get(at + word, {}).get(value, value)
+        result[word] = value
+    return result
+
+
+def missing_fields(model: object) -> dict[str, Any]:
+    """Return what a record of an earlier version leaves out of its model's settings; empty for one of today."""
+    if not isinstance(model, Mapping):
+        return {}
+    known = MISSING.get(str(model.get("family")), {})
+    if known and (model.get("image_size", 0) in range(1, PICTURE_SIDE + 1) or model.get("pca_start") is False):
+        known = {**known, "detail_size": "picture"}  # the same network, under the name of today
+    return {name: value for name, value in known.items() if name not in model}
+
+
+def upgrade(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return complete settings of a run, or its part `model` or `loss` alone, as this version has them."""
+    result = rename(settings)
+    if isinstance(model := result.get("model"), dict):
+        result["model"] = {**missing_fields(model), **model}
+    return result
