@@ -15,7 +15,7 @@ CONFIG = {
     "data": {"source": "photos"},
 }
 MODEL = {"run": {"step": 30, "trained_steps": 40}, "latent_stats": {"shift": 0.25, "scale": 1.5, "images": 160}}
-ORIGINS = {"loss.mse.weight": "loss preset mse_l1 (book.json:7)", "seed": "default", "training.epochs": "--epochs"}
+ORIGINS = {"loss.mse.weight": "loss preset mse_l1 (book.json)", "seed": "default", "training.epochs": "--epochs"}
 
 
 def validation(step: int, psnr: float) -> dict[str, object]:

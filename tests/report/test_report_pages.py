@@ -57,7 +57,7 @@ def test_a_mix_of_losses_has_no_bits_per_dimension(tmp_path):
 def test_settings_images_machine_and_the_way_on_are_on_the_page(tmp_path):
     run = whole_run(tmp_path / "run")
     text = words(page(run))
-    said = ["loss.mse.weight 1 loss preset mse_l1 (book.json:7)", "training.epochs 4 --epochs", "model.family conv"]
+    said = ["loss.mse.weight 1 loss preset mse_l1 (book.json)", "training.epochs 4 --epochs", "model.family conv"]
     said += ["broken.png it ends too early", "7 loss.mse odd.png", "perceptual haarpsi no weights", "gpu a GPU"]
     said += [f"VAE.from_pretrained({(run / 'model').as_posix()!r})", f"uv run unified-vae diagnose {run}"]
     said += ["Latents of 160 training images: (z - 0.25) * 1.5 has unit variance."]

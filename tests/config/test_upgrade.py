@@ -2,8 +2,8 @@
 
 import pytest
 
-from unified_vae.config.model import PICTURE_SIDE, ConvConfig, ResidualConfig
-from unified_vae.config.upgrade import left_out
+from unified_vae.config.model import ConvConfig, ResidualConfig
+from unified_vae.config.upgrade import PICTURE_SIDE, missing_fields
 from unified_vae.core.principal_components import LARGEST_SIDE
 
 
@@ -21,8 +21,13 @@ def test_the_side_of_the_picture_is_the_one_that_components_have():
     ],
 )
 def test_details_of_before_were_made_at_full_size_where_that_is_another_network(settings, size):
-    assert left_out({"family": "residual", **settings})["detail_size"] == size
+    assert missing_fields({"family": "residual", **settings})["detail_size"] == size
 
 
 def test_files_of_today_leave_nothing_out():
-    assert left_out(ResidualConfig().model_dump()) == left_out(ConvConfig().model_dump()) == left_out(None) == {}
+    assert (
+        missing_fields(ResidualConfig().model_dump())
+        == missing_fields(ConvConfig().model_dump())
+        == missing_fields(None)
+        == {}
+    )
