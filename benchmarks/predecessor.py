@@ -76,7 +76,7 @@ def trained(config: RunConfig, data: DataSets, loss_of: Loss) -> VAE:
         loss = loss_of(model(pictures, noise), pictures, step / total)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm or float("inf"))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm or float("inf"))
         for group in optimizer.param_groups:
             group["lr"] = training.optimizer.lr * lr_factor(training.lr_schedule, (step + 1) / total, 0)
         optimizer.step()

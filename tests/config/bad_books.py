@@ -49,7 +49,7 @@ WRONG_VALUES = [
     ("training_presets/t/optimizer/lr", 0, ["training.optimizer.lr: must be > 0", "got 0"]),
     ("training_presets/t/optimizer/momentum", 0.9, ["another kind than 'adamw'"]),
     ("training_presets/t/optimizer/beta_1", 0.9, ["'training.optimizer.beta1'"]),
-    ("training_presets/t/accumulate", 99, ["larger than training.batch_size"]),
+    ("training_presets/t/gradient_accumulation_steps", 99, ["larger than training.batch_size"]),
     ("model_presets/s/latents", 0, ["model.latents: must be >= 1, got 0"]),
     ("model_presets/s/latent", 8, ["'model.latents'"]),
     ("model_presets/s/channels", 2, ["'auto', 1 or 3, got 2"]),

@@ -153,7 +153,7 @@ def test_the_fixing_loss_is_sharper_than_the_one_it_extends() -> None:
 
 def test_the_fixing_training_leaves_what_fits_in_memory_to_the_run() -> None:
     values = BOOK.preset("training", "resume_fix").settings.values["training"]
-    assert not {"batch_size", "accumulate", "precision"} & set(values)
+    assert not {"batch_size", "gradient_accumulation_steps", "precision"} & set(values)
 
 
 def _other(value: object, path: str) -> object:
@@ -170,7 +170,7 @@ def _other(value: object, path: str) -> object:
         "loss.lpips.net": "alex",
         "loss.perceptual.layers": ["relu1_2"],
         "training.early_stopping.patience": None,
-        "training.clip_norm": None,
+        "training.max_grad_norm": None,
         "training.optimizer.kind": "sgd",
         "training.lr_schedule.kind": "constant",
         "loss.kl.schedule.kind": "cosine",

@@ -62,10 +62,15 @@ def test_a_member_and_its_fields_are_described(member: type[Config]) -> None:
 
 def test_replace_validates_and_leaves_the_original() -> None:
     config = RunConfig()
-    changed = config.replace(**{"training.batch_size": 32, "training.accumulate": 4, "seed": 3})
-    assert (changed.training.batch_size, changed.training.accumulate, changed.seed) == (32, 4, 3)
+    changed = config.replace(**{"training.batch_size": 32, "training.gradient_accumulation_steps": 4, "seed": 3})
+    assert (changed.training.batch_size, changed.training.gradient_accumulation_steps, changed.seed) == (32, 4, 3)
     assert config == RunConfig()
-    for wrong in ({"training.epochs": 0}, {"training.epoch": 3}, {"training.accumulate": 99}, {"loss.mse.weight": 0.0}):
+    for wrong in (
+        {"training.epochs": 0},
+        {"training.epoch": 3},
+        {"training.gradient_accumulation_steps": 99},
+        {"loss.mse.weight": 0.0},
+    ):
         with pytest.raises(ConfigError):
             config.replace(**wrong)
 

@@ -13,7 +13,7 @@ from unified_vae.training.checkpoint_ring import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 PIECES = 4
-SETTINGS = {"training": {"epochs": 2, "accumulate": PIECES, "checkpoint": {"every_minutes": 9.0}}}
+SETTINGS = {"training": {"epochs": 2, "gradient_accumulation_steps": PIECES, "checkpoint": {"every_minutes": 9.0}}}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,10 @@ def test_the_number_of_pieces_may_change_on_resume(source, whole, tmp_path):
     fit(some, [Recorder()])
     watcher = Recorder()
     assert (
-        fit(request(tmp_path / "run", source, merged(SETTINGS, {"training": {"accumulate": 2}})), [watcher]).exit_code
+        fit(
+            request(tmp_path / "run", source, merged(SETTINGS, {"training": {"gradient_accumulation_steps": 2}})),
+            [watcher],
+        ).exit_code
         == 0
     )
-    assert "training.accumulate" in [difference.path for difference in watcher.started[0].differences]
+    assert "training.gradient_accumulation_steps" in [difference.path for difference in watcher.started[0].differences]

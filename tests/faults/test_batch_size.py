@@ -113,7 +113,7 @@ def test_a_run_with_a_number_may_be_continued_with_auto(source, tmp_path):
 
 def test_micro_batches_count_into_the_batch(source, tmp_path):
     watcher = Recorder()
-    change = merged(AUTO, {"training": {"accumulate": 4, "max_steps": 1}})
+    change = merged(AUTO, {"training": {"gradient_accumulation_steps": 4, "max_steps": 1}})
     assert fit(request(tmp_path / "run", source, change), [watcher]).exit_code == 0
     assert watcher.started[0].batch_size == 32, "8 images in each of 4 micro-batches"
 

@@ -143,12 +143,16 @@ def kept(rows, every, **rule):
 def test_what_is_counted_does_not_depend_on_when_it_is_read():
     rng = random.Random(0)
     some = [(rng.choice([1.0, 2.0, NAN]), rng.choice([1.0, 1.5, 50.0, INF])) for _ in range(200)]
-    assert kept(some, 1, skips=99) == kept(some, 7, skips=99) == kept(some, 1000, skips=99)
+    assert (
+        kept(some, 1, max_consecutive_skips=99)
+        == kept(some, 7, max_consecutive_skips=99)
+        == kept(some, 1000, max_consecutive_skips=99)
+    )
 
 
 def test_reading_ends_where_the_run_is_lost():
     some = [(1.0, 1.0), (NAN, 1.0), (1.0, INF), (NAN, NAN), (1.0, 1.0)]
-    state, events = kept(some, 5, skips=3)
+    state, events = kept(some, 5, max_consecutive_skips=3)
     assert [event.in_a_row for event in events] == [1, 2, 3]
     assert [event.terms for event in events] == [("loss.total",), ("gradient.norm",), ("loss.total", "gradient.norm")]
     assert (state.skipped, state.skipped_in_a_row, state.log_count) == (3, 3, 1)
@@ -165,10 +169,10 @@ def test_an_overflow_of_scaled_gradients_is_no_news():
 
 def test_a_gradient_far_above_the_running_median_is_a_leap():
     some = [(1.0, 1.0 + 0.01 * number) for number in range(FEWEST)] + [(1.0, 9.0), (1.0, 11.0), (1.0, 1.0)]
-    state, events = kept(some, 1, spike=10.0)
+    state, events = kept(some, 1, grad_spike_ratio=10.0)
     assert events == [Leap(FEWEST + 2, 11.0, pytest.approx(1.08, abs=0.01))]
     assert state.spikes == 1
-    assert kept(some, 1, spike=12.0)[1] == []
+    assert kept(some, 1, grad_spike_ratio=12.0)[1] == []
 
 
 # --- whole runs --------------------------------------------------------------------------------------
@@ -331,7 +335,8 @@ def test_a_run_that_cannot_be_brought_back_gives_up_with_a_diagnosis(source, tmp
 
 
 @pytest.mark.parametrize(
-    ("rule", "step", "times"), [({"rollbacks": 0}, 18, 0), ({"skips": 2, "rollbacks": 1, "lr_factor": 0.1}, 15, 1)]
+    ("rule", "step", "times"),
+    [({"max_rollbacks": 0}, 18, 0), ({"max_consecutive_skips": 2, "max_rollbacks": 1, "lr_factor": 0.1}, 15, 1)],
 )
 def test_how_long_to_try_is_a_setting(source, tmp_path, rule, step, times):
     watcher = Recorder()
@@ -346,7 +351,7 @@ def test_how_long_to_try_is_a_setting(source, tmp_path, rule, step, times):
 def test_a_run_lost_before_its_first_validation_goes_back_to_its_start(source, tmp_path):
     watcher = Recorder()
     with injected(Poison((2, 3, 4), above=2.9e-3)):
-        change = {"training": {"recovery": {"skips": 3}}}
+        change = {"training": {"recovery": {"max_consecutive_skips": 3}}}
         assert fit(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
     assert any("back to step 0" in notice for notice in watcher.notices)
     assert rows(tmp_path / "run")[0]["lr"] == pytest.approx(1.5e-3)
@@ -369,7 +374,7 @@ def test_where_the_last_good_checkpoint_is_lost_the_next_best_has_to_do(source, 
     monkeypatch.setattr(Saver, "go_back", robbed)
     watcher, change = Recorder(), {"training": {"checkpoint": {"every_minutes": 1e-6, "keep_last": 9}}}
     with injected(Poison((14, 15), above=2e-3)):
-        change["training"]["recovery"] = {"skips": 2}
+        change["training"]["recovery"] = {"max_consecutive_skips": 2}
         assert fit(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
     back = next(notice for notice in watcher.notices if "went back" in notice)
     assert f"back to step {11 if lost == 'damaged' else 14}" in back

@@ -79,7 +79,7 @@ def test_biases_and_gains_are_not_decayed():
 
 
 def test_cosine_rises_then_falls_to_its_final_part():
-    schedule = CosineLR(warmup=0.1, final=0.2)
+    schedule = CosineLR(warmup=0.1, min_lr_ratio=0.2)
     assert lr_factor(schedule, 0.05) == pytest.approx(0.5)
     assert lr_factor(schedule, 0.1) == pytest.approx(1.0)
     assert lr_factor(schedule, 0.55) == pytest.approx(0.6)
@@ -92,7 +92,7 @@ def test_constant_stays():
 
 
 def test_plateau_reduces_after_patience_without_gain_and_not_below_its_floor():
-    schedule = PlateauLR(factor=0.5, patience=2, final=0.2)
+    schedule = PlateauLR(factor=0.5, patience=2, min_lr_ratio=0.2)
     state = PlateauState()
     seen = []
     for psnr in (20.0, 21.0, 21.0, 20.5, 20.5, 20.5, 22.0, 21.0, 21.0):

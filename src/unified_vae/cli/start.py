@@ -58,7 +58,7 @@ def _only_show(plan: Plan, lines: Sequence[str]) -> int:
     config = plan.run.config
     batch_size = config.training.batch_size
     known = None if batch_size == "auto" else batch_size
-    figures = model_lines(model_figures(config.model), known, config.training.accumulate)
+    figures = model_lines(model_figures(config.model), known, config.training.gradient_accumulation_steps)
     return show([*figures, "", "--dry-run: nothing was started"])
 
 

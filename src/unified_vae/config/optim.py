@@ -67,12 +67,12 @@ class ConstantLR(Config):
 
 
 class CosineLR(Config):
-    """A linear warm-up, then half a cosine down to `final` times the peak."""
+    """A linear warm-up, then half a cosine down to `min_lr_ratio` times the peak."""
 
     kind: Literal["cosine"] = "cosine"
     warmup: float = Field(default=0.02, ge=0, lt=1)
     """Part of the run that the warm-up takes."""
-    final: float = Field(default=0.05, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.05, ge=0, le=1)
     """Rate at the end, as a part of the peak."""
 
 
@@ -86,7 +86,7 @@ class PlateauLR(Config):
     """Multiplies the rate at each reduction."""
     patience: int = Field(default=5, ge=1)
     """Validations without gain before a reduction."""
-    final: float = Field(default=0.01, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.01, ge=0, le=1)
     """Lowest rate, as a part of the peak."""
 
 

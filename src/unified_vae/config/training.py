@@ -49,13 +49,13 @@ class CheckpointConfig(Config):
 class RecoveryConfig(Config):
     """A step whose loss or gradient is not finite is skipped; where that does not end, the run goes back."""
 
-    skips: int = Field(default=5, ge=1)
+    max_consecutive_skips: int = Field(default=5, ge=1)
     """Skipped steps in a row after which the run goes back to its last good checkpoint."""
     lr_factor: float = Field(default=0.5, gt=0, lt=1)
     """The learning rate is multiplied by this each time."""
-    rollbacks: int = Field(default=3, ge=0)
+    max_rollbacks: int = Field(default=3, ge=0)
     """Times that a run goes back before it gives up with a diagnosis (exit code 4)."""
-    spike: float = Field(default=10.0, gt=1)
+    grad_spike_ratio: float = Field(default=10.0, gt=1)
     """A gradient's norm of this many times its running median is counted, and told of."""
 
 
@@ -76,7 +76,7 @@ class TrainingConfig(Config):
     batch_size: BatchSize = 64
     """Images per optimizer step, over all devices and micro-batches; `auto` finds the largest that fits on a GPU and
     takes at most 64 on a CPU."""
-    accumulate: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Micro-batches that each device's share of a batch is split into: less memory, same result."""
     max_steps: int | None = Field(default=None, ge=1)
     """End after this many optimizer steps, whatever the epochs say; null for no such bound."""
@@ -95,7 +95,7 @@ class TrainingConfig(Config):
     kernels by their timing."""
     optimizer: OptimizerConfig = AdamWConfig()
     lr_schedule: LRScheduleConfig = CosineLR()
-    clip_norm: float | None = Field(default=1.0, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Bound on the gradient's norm; null for none."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the averaged weights, which are the ones evaluated and exported; 0 switches averaging off."""
@@ -125,9 +125,9 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _micro_batches_hold_images(self) -> TrainingConfig:
-        if self.batch_size != "auto" and self.accumulate > self.batch_size:
+        if self.batch_size != "auto" and self.gradient_accumulation_steps > self.batch_size:
             raise ValueError(
-                f"training.accumulate ({self.accumulate}) is larger than training.batch_size ({self.batch_size}): "
-                "a micro-batch would hold no image"
+                f"training.gradient_accumulation_steps ({self.gradient_accumulation_steps}) is larger than "
+                f"training.batch_size ({self.batch_size}): a micro-batch would hold no image"
             )
         return self

@@ -11,7 +11,14 @@ from typing import Any
 from unified_vae.config.base import Keys
 from unified_vae.core.errors import ConfigError
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "training.accumulate": "gradient_accumulation_steps",
+    "training.clip_norm": "max_grad_norm",
+    "training.lr_schedule.final": "min_lr_ratio",
+    "training.recovery.skips": "max_consecutive_skips",
+    "training.recovery.rollbacks": "max_rollbacks",
+    "training.recovery.spike": "grad_spike_ratio",
+}
 """Dotted path before -> the last word of today's path."""
 
 RENAMED_VALUES: dict[str, dict[str, str]] = {}

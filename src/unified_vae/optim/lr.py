@@ -50,8 +50,8 @@ def lr_factor(schedule: LRScheduleConfig, progress: float, reductions: int = 0) 
     match schedule:
         case ConstantLR():
             return 1.0
-        case CosineLR(warmup=warmup, final=final):
+        case CosineLR(warmup=warmup, min_lr_ratio=least):
             done = min((progress - warmup) / (1.0 - warmup), 1.0)
-            return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * done))
-        case PlateauLR(factor=factor, final=final):
-            return max(factor**reductions, final)
+            return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * done))
+        case PlateauLR(factor=factor, min_lr_ratio=least):
+            return max(factor**reductions, least)

@@ -81,7 +81,7 @@ class Ledger:
     def settle(self) -> list[Skipped | Leap]:
         """Read and count the steps that wait; returns those worth a word.
 
-        It ends at the step with which `rule.skips` were skipped in a row: what came after that is to be undone.
+        It ends at the step with which `rule.max_consecutive_skips` were skipped in a row: what came after is to be undone.
         """
         if not self._waiting:
             return []
@@ -92,7 +92,7 @@ class Ledger:
         for step, row in enumerate(rows, start=first):
             if event := self._count(step, row):
                 found.append(event)
-            if self.state.skipped_in_a_row >= self.rule.skips:
+            if self.state.skipped_in_a_row >= self.rule.max_consecutive_skips:
                 break
         return found
 
@@ -116,7 +116,7 @@ class Ledger:
         median = sorted(norms)[len(norms) // 2] if len(norms) >= FEWEST else math.inf
         norms.append(norm)
         del norms[:-WINDOW]
-        if norm <= self.rule.spike * median:
+        if norm <= self.rule.grad_spike_ratio * median:
             return None
         self.state.spikes += 1
         return Leap(step, norm, median)

@@ -171,7 +171,7 @@ class Loop:
     def _say_smaller_pieces(self) -> None:
         """Once, after memory did not suffice; and remember it."""
         pieces, state, plan = self.stepper.micro_batches.pieces, self.state, self.plan
-        if pieces == (state.pieces or plan.training.accumulate):
+        if pieces == (state.pieces or plan.training.gradient_accumulation_steps):
             return
         state.pieces = pieces
         self.observer.notice(

@@ -81,7 +81,7 @@ class Recovery:
                 self._tell_leap(event)
             else:
                 self._tell_skipped(event)
-                if event.in_a_row >= self.rule.skips:
+                if event.in_a_row >= self.rule.max_consecutive_skips:
                     where = f"in {event.in_a_row} steps in a row, up to step {event.step:,}"
                     raise Lost(event.step, event.terms, where)
 
@@ -102,8 +102,8 @@ class Recovery:
         if self._epoch(leap.step) == self._leaps_told_in:
             return
         self._leaps_told_in = self._epoch(leap.step)
-        clip = self.plan.training.clip_norm
-        done = f"clipped to {clip:g}" if clip is not None else "not clipped, as training.clip_norm is null"
+        clip = self.plan.training.max_grad_norm
+        done = f"clipped to {clip:g}" if clip is not None else "not clipped, as training.max_grad_norm is null"
         self.observer.notice(
             f"step {leap.step:,}: gradient of norm {leap.norm:.3g}, {leap.norm / leap.median:.0f} times the running "
             f"median {leap.median:.3g}; {done} ({self.state.spikes:,} so far)"
@@ -164,7 +164,7 @@ class Recovery:
             Diverged: that was done as often as it may be, or there is no checkpoint.
         """
         state = self.state
-        if state.rollbacks >= self.rule.rollbacks:
+        if state.rollbacks >= self.rule.max_rollbacks:
             self._give_up(lost, "")
         earlier = self.saver.go_back(state.good_step)
         if earlier is None:
@@ -177,7 +177,7 @@ class Recovery:
         what = f"no finite {listed(origins(lost.terms), 9)} {lost.where}"
         self.observer.notice(
             f"{what}: the run went back to step {state.step:,} and goes on with {state.lr_scale:g} times the "
-            f"learning rate (time {state.rollbacks} of {self.rule.rollbacks})"
+            f"learning rate (time {state.rollbacks} of {self.rule.max_rollbacks})"
         )
 
     def _give_up(self, lost: Lost, why: str) -> None:
@@ -206,6 +206,6 @@ class Recovery:
             return f"{whose} Of the loss terms only {listed(blamed)} fails: give it weight 0, or {lower}."
         if self.stepper.runtime.dtype != torch.float32:
             return f"{whose} Train with --precision fp32, or {lower}."
-        if training.clip_norm is None:
-            return f"{whose} Bound the gradients with --set training.clip_norm=1, or {lower}."
+        if training.max_grad_norm is None:
+            return f"{whose} Bound the gradients with --set training.max_grad_norm=1, or {lower}."
         return f"{whose} {lower[0].upper()}{lower[1:]}."

@@ -97,8 +97,8 @@ def shared_batch(config: RunConfig, wanted: int, images: int, world_size: int) -
         ConfigError: it cannot be shared out.
     """
     batch = _batch_size(wanted, images, world_size)
-    accumulate = min(config.training.accumulate, batch // world_size)
-    return config.replace(**{"training.batch_size": batch, "training.accumulate": accumulate})
+    accumulate = min(config.training.gradient_accumulation_steps, batch // world_size)
+    return config.replace(**{"training.batch_size": batch, "training.gradient_accumulation_steps": accumulate})
 
 
 def _in_nats(kl: KLConfig, flight: Preflight) -> float:
@@ -174,8 +174,8 @@ def build_parts(config: RunConfig, data: DataSets, runtime: Runtime, pca_psnr: f
         objective,
         optimizer,
         seed=config.seed,
-        accumulate=training.accumulate,
-        clip_norm=training.clip_norm,
+        accumulate=training.gradient_accumulation_steps,
+        clip_norm=training.max_grad_norm,
         compiled=training.compile is True,
     )
     return Parts(plan, model, ema, objective, stepper)

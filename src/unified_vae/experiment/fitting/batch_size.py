@@ -49,7 +49,9 @@ def with_batch_size(resolved: Resolved, data: DataSets, runtime: Runtime, record
 
 def _found(config: RunConfig, data: DataSets, runtime: Runtime) -> tuple[int, str]:
     """A number and its reason; the same on every process."""
-    at_once = config.training.accumulate * runtime.world_size  # images of a batch for each one in a micro-batch
+    at_once = (
+        config.training.gradient_accumulation_steps * runtime.world_size
+    )  # images of a batch for each one in a micro-batch
     most = max(len(data.train) // STEPS_AN_EPOCH, min(len(data.train), at_once)) // at_once
     parts = build_parts(_tried(config, at_once, data, runtime), data, runtime)
     calibrate(parts, *_batch(parts, data, 1), runtime)

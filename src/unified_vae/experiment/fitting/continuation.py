@@ -138,7 +138,7 @@ def adopt_changes(state: TrainState, paths: Sequence[str]) -> None:
         state.rollbacks = state.skipped_in_a_row = 0
     if "training.optimizer.lr" in paths:
         state.lr_scale = 1.0
-    if "training.accumulate" in paths:
+    if "training.gradient_accumulation_steps" in paths:
         state.pieces, state.validation_pieces = 0, 1
 
 

@@ -142,7 +142,7 @@ class _Fit:
         saver = self._saver(parts, new_record)
         state = saver.restore(saved) if saved else TrainState()
         adopt_changes(state, [difference.path for difference in found])
-        parts.stepper.micro_batches.pieces = state.pieces or resolved.config.training.accumulate
+        parts.stepper.micro_batches.pieces = state.pieces or resolved.config.training.gradient_accumulation_steps
         if state.step < parts.plan.settled == parts.plan.total_steps:
             state.forget_best()  # nothing is settled before the end, and the end has moved
         if self._is_over(state, parts):

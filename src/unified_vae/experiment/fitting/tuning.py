@@ -195,7 +195,9 @@ def _timed(parts: Parts, data: DataSets, runtime: Runtime) -> float:
     for step in range(TIMED_STEPS):
         parts.stepper.take(images, step, 0.5, 0.0)
         clock.append(_now(runtime))
-    if parts.stepper.micro_batches.pieces != parts.plan.training.accumulate:  # it would be timed in other pieces
+    if (
+        parts.stepper.micro_batches.pieces != parts.plan.training.gradient_accumulation_steps
+    ):  # it would be timed in other pieces
         return math.inf
     return statistics.median(after - before for before, after in itertools.pairwise(clock))
 

@@ -22,7 +22,7 @@ HANDED_ON = (
     "model",
     "density",
     "training.batch_size",
-    "training.accumulate",
+    "training.gradient_accumulation_steps",
     "training.precision",
     "loss.perceptual.weights_path",
     "loss.lpips.weights_path",
