@@ -32,8 +32,8 @@ class Recipe:
     weight_decay: float
     translate: float  # part of the side by which images are shifted at random
     base_channels: int
-    prepare_blocks: int
-    detail_blocks: int
+    pre_encoder_blocks: int
+    refine_blocks: int
 
 
 RECIPES = {
@@ -63,8 +63,8 @@ def job(options: argparse.Namespace, name: str, latents: int, seed: int) -> Job:
         "model.image_size": recipe.size,
         "model.latents": latents,
         "model.base_channels": recipe.base_channels,
-        "model.prepare_blocks": recipe.prepare_blocks,
-        "model.detail_blocks": recipe.detail_blocks,
+        "model.pre_encoder_blocks": recipe.pre_encoder_blocks,
+        "model.refine_blocks": recipe.refine_blocks,
         "training.max_steps": options.steps or recipe.steps,
         "training.epochs": 10_000,
         "training.validate_every_epochs": 4,

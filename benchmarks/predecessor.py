@@ -109,7 +109,7 @@ def config_of(options: argparse.Namespace, name: str, seed: int) -> RunConfig:
         f"model.image_size={SETS[name]}",
         f"model.latents={options.latents}",
         f"model.base_channels={options.base_channels}",
-        "model.pca_start=false",  # it starts from the objective's own optimum
+        "model.pca_init=false",  # it starts from the objective's own optimum
         *options.set,
     ]
     presets = {"loss": "mse_only", "training": "standard_training", "model": "conv_64", "dataset": "full"}

@@ -33,8 +33,8 @@ NAME = "quality_per_cost"
 BASELINE = "conv"
 ENTRANTS: dict[str, dict[str, object]] = {
     "conv": {"model.family": "conv", "model.base_channels": 64},
-    "residual": _residual(32, prepare_blocks=2, detail_blocks=4),
-    "residual, 64 channels": _residual(64, prepare_blocks=1, detail_blocks=2),
+    "residual": _residual(32, pre_encoder_blocks=2, refine_blocks=4),
+    "residual, 64 channels": _residual(64, pre_encoder_blocks=1, refine_blocks=2),
 }
 SIZES = {"faces128": 64, "cifar10": 32}
 TARGET = 0.7
@@ -62,7 +62,7 @@ def settings_of(options: argparse.Namespace, about: dict[str, Any]) -> dict[str,
         "seed": about["seed"],
         "model.image_size": options.image_size or SIZES[about["set"]],
         "model.latents": options.latents,
-        "model.pca_start": about["start"] == "pca",
+        "model.pca_init": about["start"] == "pca",
         **ENTRANTS[about["entrant"]],
         "training.batch_size": options.batch_size,
         "training.epochs": 10_000,

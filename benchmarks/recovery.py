@@ -41,7 +41,7 @@ PATIENTS = (
     Patient(
         "fashion_mnist",
         "beta 500, network without PCA start",
-        {"model.image_size": 32, "model.latents": 32, "loss.kl.weight": 500.0, "model.pca_start": False},
+        {"model.image_size": 32, "model.latents": 32, "loss.kl.weight": 500.0, "model.pca_init": False},
     ),
     Patient(
         "faces128",

@@ -66,7 +66,7 @@ NAME = "speed"
 NETWORKS = {
     "issue": (ConvConfig(image_size=64, latents=512, base_channels=128, channels=3), 64),
     "middle": (ConvConfig(image_size=64, latents=128, base_channels=32, channels=3), 16),
-    "small": (ResidualConfig(latents=256, max_multiplier=2, prepare_blocks=1, detail_blocks=2, channels=3), 32),
+    "small": (ResidualConfig(latents=256, max_multiplier=2, pre_encoder_blocks=1, refine_blocks=2, channels=3), 32),
     "narrow_64": (ResidualConfig(latents=256, base_channels=32, max_multiplier=2, channels=3), 32),
     "narrow_128": (ResidualConfig(image_size=128, latents=512, base_channels=32, max_multiplier=2, channels=3), 16),
     "spatial": (SpatialConfig(image_size=64, base_channels=32, latent_channels=4, channels=3), 8),

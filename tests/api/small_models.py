@@ -19,7 +19,7 @@ RUN = {
 
 
 def config(channels: int) -> ConvConfig:
-    return ConvConfig(image_size=SIZE, latents=LATENTS, base_channels=4, channels=channels, pca_start=False)
+    return ConvConfig(image_size=SIZE, latents=LATENTS, base_channels=4, channels=channels, pca_init=False)
 
 
 def posteriors() -> DiagonalGaussian:

@@ -14,20 +14,16 @@ def test_the_side_of_the_picture_is_the_one_that_components_have():
 @pytest.mark.parametrize(
     ("settings", "size"),
     [
-        ({"image_size": 64}, "picture"),
+        ({"image_size": 64}, "pca"),
         ({"image_size": 65}, "full"),
-        ({"image_size": 128, "pca_start": False}, "picture"),
-        ({"image_size": 128, "pca_start": True}, "full"),
+        ({"image_size": 128, "pca_init": False}, "pca"),
+        ({"image_size": 128, "pca_init": True}, "full"),
     ],
 )
 def test_details_of_before_were_made_at_full_size_where_that_is_another_network(settings, size):
-    assert missing_fields({"family": "residual", **settings})["detail_size"] == size
+    assert missing_fields({"family": "residual", **settings})["refine_resolution"] == size
 
 
 def test_files_of_today_leave_nothing_out():
-    assert (
-        missing_fields(ResidualConfig().model_dump())
-        == missing_fields(ConvConfig().model_dump())
-        == missing_fields(None)
-        == {}
-    )
+    for model in (ResidualConfig().model_dump(), ConvConfig().model_dump(), None):
+        assert missing_fields(model) == {}

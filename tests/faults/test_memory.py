@@ -27,7 +27,7 @@ from unified_vae.training.runtime import Runtime
 from unified_vae.training.step import Stepper
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
-MODEL = ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_start=False)
+MODEL = ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_init=False)
 IMAGES = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 CONSTRAINTS = {
     "none": Unconstrained(),
@@ -145,7 +145,7 @@ def address_space(line):
 def one_step(told, count, room):
     """In a process of its own: a step, where the system refuses more than `room` bytes beyond what is in use."""
     torch.set_num_threads(1)
-    model = ConvConfig(image_size=64, latents=8, base_channels=16, channels=3, pca_start=False)
+    model = ConvConfig(image_size=64, latents=8, base_channels=16, channels=3, pca_init=False)
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     some = stepper(model=model, images=images[:4])
     some.take(images[:4], 0, 0.1, 0.0)  # libraries load what they load with their first use

@@ -46,7 +46,7 @@ OTHERS = [
     {"model": {"image_size": 32}},
     {"model": {"image_size": 8, "latents": 2, "base_channels": 8, "max_multiplier": 2}},
     {"model": {"max_multiplier": 1}},
-    {"model": {"pca_start": False}},
+    {"model": {"pca_init": False}},
     {"model": {"channels": 1}},
     {"seed": 5},
     {"training": {"batch_size": 4}},

@@ -26,7 +26,7 @@ def test_any_size_goes_in_and_comes_out(size, channels):
     "change",
     [
         {"image_size": 32},
-        {"pca_start": False},
+        {"pca_init": False},
         {"latents": 6},
         {"base_channels": 16},
         {"max_multiplier": 1},

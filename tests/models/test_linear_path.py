@@ -80,7 +80,7 @@ def test_the_network_learns_from_the_start():
 
 @pytest.mark.parametrize(
     ("family", "jumps"),
-    [(ConvConfig, {}), (ResidualConfig, {"neck_channels": 256, "prepare_blocks": 0}), (ResidualConfig, None)],
+    [(ConvConfig, {}), (ResidualConfig, {"bottleneck_channels": 256, "pre_encoder_blocks": 0}), (ResidualConfig, None)],
 )
 def test_the_first_step_of_adam_leaves_the_start_softly(family, jumps):
     """Latents move by little of their spread (1), pixels by about one of 255 levels; at full gain both jump."""

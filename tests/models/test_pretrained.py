@@ -46,7 +46,7 @@ def test_damage_is_named(folder, name, damage):
 
 
 def test_a_file_of_before_a_setting_was_there_loads_as_the_model_that_it_was(tmp_path):
-    before = {"prepare_blocks": 0, "neck_channels": 8, "detail_size": "full"}
+    before = {"pre_encoder_blocks": 0, "bottleneck_channels": 8, "refine_resolution": "full"}
     config = ResidualConfig(image_size=128, latents=4, base_channels=4, max_multiplier=2, channels=1, **before)
     save_pretrained(tmp_path, config, build_model(config, seed=3).state_dict(), {})
     description = json.loads((tmp_path / "config.json").read_text())

@@ -49,33 +49,39 @@ def test_images_are_prepared_at_the_size_of_the_linear_path_s_picture(size, side
     images = torch.rand(2, 3, size, size)
     model = build_model(SMALL.model_copy(update={"image_size": size}), seed=0)
     assert torch.equal(model.encoder.prepared(images), shrink(images, side))
-    whole = build_model(SMALL.model_copy(update={"image_size": size, "detail_size": "full"}), seed=0)
+    whole = build_model(SMALL.model_copy(update={"image_size": size, "refine_resolution": "full"}), seed=0)
     assert torch.equal(whole.encoder.prepared(images), images)
 
 
 @pytest.mark.parametrize(
-    ("size", "detail_size", "pca_start", "blocks_at"),
+    ("size", "refine_resolution", "pca_init", "blocks_at"),
     [
-        (64, "picture", True, 32),
+        (64, "pca", True, 32),
         (64, "full", True, 32),
-        (128, "picture", True, 32),
+        (128, "pca", True, 32),
         (128, "full", True, 64),
-        (128, "picture", False, 64),
-        (256, "picture", True, 32),
-        (96, "picture", True, 24),
-        (100, "picture", True, 28),
-        (192, "picture", True, 96),  # 48 or 24 would not see all of the picture's 64
-        (320, "picture", True, 80),
+        (128, "pca", False, 64),
+        (256, "pca", True, 32),
+        (96, "pca", True, 24),
+        (100, "pca", True, 28),
+        (192, "pca", True, 96),  # 48 or 24 would not see all of the picture's 64
+        (320, "pca", True, 80),
     ],
 )
-def test_details_are_made_where_they_are_asked_for(size, detail_size, pca_start, blocks_at):
-    change = {"image_size": size, "detail_size": detail_size, "pca_start": pca_start, "blocks": 0, "detail_blocks": 1}
+def test_details_are_made_where_they_are_asked_for(size, refine_resolution, pca_init, blocks_at):
+    change = {
+        "image_size": size,
+        "refine_resolution": refine_resolution,
+        "pca_init": pca_init,
+        "blocks": 0,
+        "refine_blocks": 1,
+    }
     model = build_model(SMALL.model_copy(update=change), seed=0)
     decoder, seen = model.decoder, []
     for module in decoder.modules():
         if isinstance(module, Block):
             module.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[-1]))
-    decoder(torch.zeros(1, 5), torch.zeros(1, 3, model.linear.side, model.linear.side) if pca_start else None)
+    decoder(torch.zeros(1, 5), torch.zeros(1, 3, model.linear.side, model.linear.side) if pca_init else None)
     assert seen == [blocks_at]
 
 
@@ -103,7 +109,7 @@ def test_the_linear_path_encodes_what_was_prepared():
 
 
 def test_the_dense_layers_meet_as_many_channels_as_asked():
-    model = build_model(SMALL.model_copy(update={"neck_channels": 3}), seed=0)
+    model = build_model(SMALL.model_copy(update={"bottleneck_channels": 3}), seed=0)
     assert model.encoder.head.in_features == model.decoder.head.out_features == 3 * 4 * 4
 
 
@@ -121,12 +127,12 @@ def test_every_size_comes_back(size, channels):
         {"latents": 6},
         {"base_channels": 16},
         {"blocks": 2},
-        {"detail_blocks": 1},
-        {"prepare_blocks": 1},
-        {"prepare_blocks": 0},
-        {"neck_channels": 2},
+        {"refine_blocks": 1},
+        {"pre_encoder_blocks": 1},
+        {"pre_encoder_blocks": 0},
+        {"bottleneck_channels": 2},
         {"attention": True},
-        {"pca_start": False},
+        {"pca_init": False},
         {"channels": 1},
         {"image_size": 32, "max_multiplier": 1},
     ],

@@ -10,7 +10,7 @@ from unified_vae.models.build import build_model
 from unified_vae.models.spatial import foreign_name
 from unified_vae.models.spatial_blocks import Upsampler
 
-SMALL = SpatialConfig(image_size=16, downsampling=4, latent_channels=2, base_channels=8, channels=3)
+SMALL = SpatialConfig(image_size=16, downsample_factor=4, latent_channels=2, base_channels=8, channels=3)
 
 
 def changed(**changes):
@@ -40,7 +40,7 @@ def foreign(config):
     [
         {},
         {"attention": False, "quant_convs": False, "channels": 1, "layers_per_block": 1},
-        {"downsampling": 8, "multipliers": [1, 3, 1, 2]},
+        {"downsample_factor": 8, "channel_mult": [1, 3, 1, 2]},
     ],
 )
 @torch.no_grad()
@@ -72,25 +72,26 @@ def test_a_doubling_in_one_is_repeated_pixels_and_a_convolution(shape):
 
 
 @pytest.mark.parametrize(
-    ("downsampling", "latent_channels", "parameters"), [(4, 3, 55_312_063), (8, 4, 83_653_863), (16, 16, 64_352_723)]
+    ("downsample_factor", "latent_channels", "parameters"),
+    [(4, 3, 55_312_063), (8, 4, 83_653_863), (16, 16, 64_352_723)],
 )
-def test_the_usual_widths_are_those_of_the_published_autoencoders(downsampling, latent_channels, parameters):
+def test_the_usual_widths_are_those_of_the_published_autoencoders(downsample_factor, latent_channels, parameters):
     """83,653,863 is Stable Diffusion's autoencoder."""
-    config = SpatialConfig(downsampling=downsampling, latent_channels=latent_channels, channels=3)
+    config = SpatialConfig(downsample_factor=downsample_factor, latent_channels=latent_channels, channels=3)
     with torch.device("meta"):
         model = build_model(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert config.latents == latent_channels * (256 // downsampling) ** 2
+    assert config.latents == latent_channels * (256 // downsample_factor) ** 2
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"image_size": 32},
-        {"downsampling": 8},
+        {"downsample_factor": 8},
         {"latent_channels": 3},
         {"base_channels": 16},
-        {"multipliers": [1, 1, 1]},
+        {"channel_mult": [1, 1, 1]},
         {"layers_per_block": 1},
         {"attention": False},
         {"quant_convs": False},
@@ -108,8 +109,8 @@ def test_every_setting_changes_the_model(change):
     ("change", "words"),
     [
         ({"image_size": 30}, "give 28 or 32"),
-        ({"multipliers": [1, 2]}, "give 3 numbers"),
-        ({"downsampling": 5}, "4, 8 or 16"),
+        ({"channel_mult": [1, 2]}, "give 3 numbers"),
+        ({"downsample_factor": 5}, "4, 8 or 16"),
     ],
 )
 def test_what_makes_no_map_is_refused(change, words):

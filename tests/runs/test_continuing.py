@@ -221,7 +221,7 @@ def test_a_run_that_does_not_name_where_its_details_are_made_goes_on_by_the_same
     go(tmp_path / "run", source, {**SHORT, "model": model})
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     for part in ("config", "requested"):
-        del record[part]["model"]["detail_size"]
+        del record[part]["model"]["refine_resolution"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(record))
     again = go(tmp_path / "run", source, {"training": {"epochs": 3}, "model": model})
     assert again.finished.outcome == "finished" and again.started[0].resumed
@@ -230,7 +230,7 @@ def test_a_run_that_does_not_name_where_its_details_are_made_goes_on_by_the_same
 def test_a_residual_run_of_an_earlier_version_is_read_as_it_was(source, tmp_path):
     """Its record and its model lack the settings that came later; what is written of them anew does not."""
     model = {"family": "residual", "image_size": 8, "latents": 4, "base_channels": 8}
-    before = {**model, "prepare_blocks": 0, "neck_channels": 2**20, "detail_size": "full"}
+    before = {**model, "pre_encoder_blocks": 0, "bottleneck_channels": 2**20, "refine_resolution": "full"}
     go(tmp_path / "run", source, {**SHORT, "model": before})
     for path, parts in (("config.json", ("config", "requested")), ("model/config.json", ("model",))):
         content = json.loads((tmp_path / "run" / path).read_text())
@@ -243,4 +243,4 @@ def test_a_residual_run_of_an_earlier_version_is_read_as_it_was(source, tmp_path
     assert again.finished.outcome == "finished" and again.started[0].resumed
     shutil.copytree(tmp_path / "run" / "model", tmp_path / "alone")
     subject = find(tmp_path / "alone", None, None, print, looks=False)
-    assert subject.config.model.prepare_blocks == 0 and subject.config.model.neck_channels == 2**20
+    assert subject.config.model.pre_encoder_blocks == 0 and subject.config.model.bottleneck_channels == 2**20

@@ -86,7 +86,7 @@ CHANGES = {
     "model.latents": (5, {}),
     "model.base_channels": (8, {}),
     "model.max_multiplier": (1, {}),
-    "model.pca_start": (False, {}),
+    "model.pca_init": (False, {}),
     "model.family": ("residual", {}),
     "model.channels": (1, {}),
     "data.source": ("other.npy", {}),

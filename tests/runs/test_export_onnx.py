@@ -28,7 +28,7 @@ assert "torch" not in sys.modules
 print(encoder.get_modelmeta().custom_metadata_map)
 """
 SPATIAL = SpatialConfig(
-    image_size=16, downsampling=4, base_channels=4, multipliers=[1, 1, 1], layers_per_block=1, channels=3
+    image_size=16, downsample_factor=4, base_channels=4, channel_mult=[1, 1, 1], layers_per_block=1, channels=3
 )
 FAMILIES = {  # the half that has something of its own
     "conv whose linear path averages": ("encoder", ConvConfig(image_size=65, latents=3, base_channels=4, channels=1)),
@@ -52,7 +52,7 @@ def test_a_process_with_onnxruntime_alone_gets_the_models_numbers(run, tmp_path)
 
 
 def test_fp16_has_fp16_weights_and_is_close(tmp_path):
-    run = trained(tmp_path, {"model": {"pca_start": False}})  # its 58 dB on these images show all rounding
+    run = trained(tmp_path, {"model": {"pca_init": False}})  # its 58 dB on these images show all rounding
     half, _ = exported(run, "onnx", output=tmp_path / "half", half=Half.FP16)
     stored = onnx.load(tmp_path / "half" / "decoder.onnx").graph.initializer
     weights = [tensor.data_type for tensor in stored if len(tensor.dims) > 1]

@@ -72,7 +72,7 @@ def test_the_smallest_difference_is_refused_and_nothing_is_left(run, tmp_path, m
 def test_the_fresh_process_reads_the_files_themselves(tmp_path):
     """A file that is none is a sentence, with what the library said of it."""
     (tmp_path / "out").mkdir()
-    model = build_model(SpatialConfig(image_size=16, downsampling=4, base_channels=4, channels=1), seed=0).eval()
+    model = build_model(SpatialConfig(image_size=16, downsample_factor=4, base_channels=4, channels=1), seed=0).eval()
     for part in parts(model):
         (tmp_path / "out" / f"{part.name}.onnx").write_bytes(b"no model")
     with pytest.raises(EnvironmentProblem, match="could not use them"):
@@ -81,7 +81,7 @@ def test_the_fresh_process_reads_the_files_themselves(tmp_path):
 
 
 def test_spatial_latents_are_traced_for_any_batch():
-    config = SpatialConfig(image_size=16, downsampling=4, base_channels=4, multipliers=[1, 1, 1], channels=3)
+    config = SpatialConfig(image_size=16, downsample_factor=4, base_channels=4, channel_mult=[1, 1, 1], channels=3)
     for part in parts(build_model(config, seed=0).eval()):
         traced = part.traced()
         assert not any(("decoder" if part.name == "encoder" else "encoder") in name for name in traced.state_dict)

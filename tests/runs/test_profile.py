@@ -100,8 +100,8 @@ def test_figures_are_those_of_the_real_model(family):
 
 def test_operations_of_a_convolution_are_two_for_each_weight_and_place():
     """conv: 3 -> 8 at 8 px, 8 -> 16 at 4 px, ...: counted by hand for the first two layers of a net of two."""
-    one = model_figures(ConvConfig(image_size=16, latents=4, base_channels=8, channels=3, pca_start=False))
-    two = model_figures(ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_start=False))
+    one = model_figures(ConvConfig(image_size=16, latents=4, base_channels=8, channels=3, pca_init=False))
+    two = model_figures(ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_init=False))
     widths, side = 64, 1
     more = 2 * (2 * widths * side**2) + 2 * widths * side**2  # two rows of the encoder's head, one of the decoder's
     assert two.forward_flops - one.forward_flops in (more, 4 * more, 16 * more)

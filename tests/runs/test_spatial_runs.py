@@ -14,7 +14,7 @@ from unified_vae.experiment.fitting.resume_fix import revive
 from unified_vae.models.build import build_model
 from unified_vae.models.pretrained import load_pretrained
 
-SHAPE = {"downsampling": 4, "latent_channels": 2, "base_channels": 8, "layers_per_block": 1}
+SHAPE = {"downsample_factor": 4, "latent_channels": 2, "base_channels": 8, "layers_per_block": 1}
 SETTINGS = {
     "loss": {"l1": {"weight": 0.0}, "kl": {"weight": 2.0}},
     "training": {"epochs": 8, "batch_size": 16, "optimizer": {"kind": "adamw", "lr": 3e-3}},

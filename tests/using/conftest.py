@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spatial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "spatial"
     config = SpatialConfig(
-        image_size=SIZE, downsampling=4, latent_channels=3, base_channels=4, layers_per_block=1, channels=3
+        image_size=SIZE, downsample_factor=4, latent_channels=3, base_channels=4, layers_per_block=1, channels=3
     )
     save_pretrained(folder, config, build_model(config, seed=0).state_dict(), {"loss": {}})
     return folder

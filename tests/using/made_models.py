@@ -19,7 +19,7 @@ COUNT = 23
 
 def write_model(folder: Path, seed: int = 3, latents: int = LATENTS) -> Path:
     """A model of random weights, with statistics of made-up latents."""
-    config = ConvConfig(image_size=SIZE, latents=latents, base_channels=4, channels=3, pca_start=False)
+    config = ConvConfig(image_size=SIZE, latents=latents, base_channels=4, channels=3, pca_init=False)
     save_pretrained(folder, config, build_model(config, seed=seed).state_dict(), {"loss": {}})
     mean = 2 + 3 * torch.randn(40, latents, generator=torch.Generator().manual_seed(1))
     save_stats(folder, measure(DiagonalGaussian(mean, torch.full((40, latents), -1.0))))

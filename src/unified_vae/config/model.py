@@ -37,7 +37,7 @@ class _VectorConfig(Config):
     """Channels of the first stage; they double at each halving, up to `max_multiplier` times this."""
     max_multiplier: int = Field(default=8, ge=1)
     """Bound on the doubling of channels."""
-    pca_start: bool = True
+    pca_init: bool = True
     """Begin at the optimal linear VAE of the images (a PCA), with a linear path beside the network; false: the
     network alone, from random weights."""
     channels: Channels = "auto"
@@ -62,7 +62,7 @@ class ConvConfig(_VectorConfig):
     """A plain convolutional VAE with a latent vector: stride-2 convolutions down, transposed ones up."""
 
     family: Literal["conv"] = "conv"
-    """Which architecture: `conv`, the plain one of the trade; `residual`, residual blocks without transposed
+    """Which architecture: `conv`, the standard one; `residual`, residual blocks without transposed
     convolutions; `spatial`, a map of latents, as latent diffusion takes them."""
 
 
@@ -70,7 +70,7 @@ class ResidualConfig(_VectorConfig):
     """A residual VAE with a latent vector: pixels move into channels and back, with shortcuts without weights."""
 
     family: Literal["residual"] = "residual"
-    """Which architecture: `conv`, the plain one of the trade; `residual`, residual blocks without transposed
+    """Which architecture: `conv`, the standard one; `residual`, residual blocks without transposed
     convolutions; `spatial`, a map of latents, as latent diffusion takes them."""
     base_channels: int = Field(default=64, ge=4, multiple_of=4)
     """Channels of the first stage, a multiple of 4; they double at each halving, up to `max_multiplier` times this."""
@@ -78,16 +78,16 @@ class ResidualConfig(_VectorConfig):
     """Bound on the doubling of channels, a power of two."""
     blocks: int = Field(default=0, ge=0)
     """Residual blocks at each size, in the encoder and in the decoder, but for the map where details are made."""
-    detail_blocks: int = Field(default=4, ge=0)
-    """Residual blocks at the decoder's map where details are made (`detail_size`)."""
-    prepare_blocks: int = Field(default=2, ge=0)
+    refine_blocks: int = Field(default=4, ge=0)
+    """Residual blocks at the decoder's map where details are made (`refine_resolution`)."""
+    pre_encoder_blocks: int = Field(default=2, ge=0)
     """Residual blocks of the network that changes images before the linear path encodes them; 0: it takes them as they
     are, as without a start at PCA."""
-    detail_size: Literal["picture", "full"] = "picture"
-    """`picture`: images are prepared, and details made, at the resolution of the linear path's picture, at most 64 px,
+    refine_resolution: Literal["pca", "full"] = "pca"
+    """`pca`: images are prepared, and details made, at the resolution of the linear path's picture, at most 64 px,
     which is much cheaper for larger images; `full`: at the images' own. No difference up to 64 px, nor without a
     start at PCA. The blocks work on maps of about half of that size."""
-    neck_channels: int | None = Field(default=None, ge=1)
+    bottleneck_channels: int | None = Field(default=None, ge=1)
     """Channels of the smallest map where the dense layers meet it, behind a 1x1 convolution, if that is fewer than it
     has; null: 16 beside a linear path, which has a dense layer of its own, all without one."""
     attention: bool = False
@@ -98,17 +98,17 @@ class SpatialConfig(Config):
     """The KL autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752): its latents are a map."""
 
     family: Literal["spatial"] = "spatial"
-    """Which architecture: `conv`, the plain one of the trade; `residual`, residual blocks without transposed
+    """Which architecture: `conv`, the standard one; `residual`, residual blocks without transposed
     convolutions; `spatial`, a map of latents, as latent diffusion takes them."""
     image_size: int = Field(default=256, ge=8, le=1024)
-    """Height and width of the images, in pixels, a multiple of `downsampling`."""
-    downsampling: Literal[4, 8, 16] = 8
+    """Height and width of the images, in pixels, a multiple of `downsample_factor`."""
+    downsample_factor: Literal[4, 8, 16] = 8
     """Pixels along a side that one position of the latent map stands for: f of f4, f8, f16."""
     latent_channels: int = Field(default=4, ge=1, le=1024)
     """Latents at each position of the map."""
     base_channels: int = Field(default=128, ge=4)
     """Channels of the first stage."""
-    multipliers: list[Annotated[int, Field(ge=1, le=64)]] | None = Field(default=None, min_length=1)
+    channel_mult: list[Annotated[int, Field(ge=1, le=64)]] | None = Field(default=None, min_length=1)
     """Channels of each stage, in multiples of `base_channels`, from full size to the latents' size; null takes those of
     the paper: 1, 2, 4 for f4; 1, 2, 4, 4 for f8; 1, 1, 2, 2, 4 for f16."""
     layers_per_block: int = Field(default=2, ge=1, le=16)
@@ -122,17 +122,16 @@ class SpatialConfig(Config):
 
     @model_validator(mode="after")
     def _whole_map(self) -> SpatialConfig:
-        size, factor = self.image_size, self.downsampling
+        size, factor = self.image_size, self.downsample_factor
         if size % factor:
             below = max(size // factor, 1) * factor
             raise ValueError(
-                f"image_size {size} is no multiple of downsampling {factor}, so the latents would be no whole map: "
-                f"give {below} or {below + factor}"
+                f"image_size {size} is not a multiple of downsample_factor {factor}: give {below} or {below + factor}"
             )
         stages = factor.bit_length()
-        if self.multipliers is not None and len(self.multipliers) != stages:
+        if self.channel_mult is not None and len(self.channel_mult) != stages:
             raise ValueError(
-                f"multipliers names {len(self.multipliers)} stages, and downsampling {factor} has {stages}: "
+                f"channel_mult names {len(self.channel_mult)} stages, and downsample_factor {factor} has {stages}: "
                 f"give {stages} numbers, or null"
             )
         return self
@@ -140,7 +139,7 @@ class SpatialConfig(Config):
     @property
     def side(self) -> int:
         """Height and width of the latent map."""
-        return self.image_size // self.downsampling
+        return self.image_size // self.downsample_factor
 
     @property
     def positions(self) -> int:
@@ -155,7 +154,8 @@ class SpatialConfig(Config):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each stage, from full size to the latents' size."""
-        return tuple(self.base_channels * times for times in self.multipliers or PAPER_MULTIPLIERS[self.downsampling])
+        factors = self.channel_mult or PAPER_CHANNEL_MULT[self.downsample_factor]
+        return tuple(self.base_channels * factor for factor in factors)
 
     def widest(self) -> int:
         """A size that some weight of the network has at least, so that a file can be told from another model's."""
@@ -167,7 +167,7 @@ class SpatialConfig(Config):
         return "model.latent_channels"
 
 
-PAPER_MULTIPLIERS = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4)}
+PAPER_CHANNEL_MULT = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4)}
 
 VectorConfig = ConvConfig | ResidualConfig
 ModelConfig = Annotated[ConvConfig | ResidualConfig | SpatialConfig, Field(discriminator="family")]

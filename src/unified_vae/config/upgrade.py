@@ -12,6 +12,13 @@ from unified_vae.config.base import Keys
 from unified_vae.core.errors import ConfigError
 
 RENAMED: dict[str, str] = {
+    "model.downsampling": "downsample_factor",
+    "model.multipliers": "channel_mult",
+    "model.pca_start": "pca_init",
+    "model.prepare_blocks": "pre_encoder_blocks",
+    "model.detail_blocks": "refine_blocks",
+    "model.detail_size": "refine_resolution",
+    "model.neck_channels": "bottleneck_channels",
     "training.accumulate": "gradient_accumulation_steps",
     "training.clip_norm": "max_grad_norm",
     "training.lr_schedule.final": "min_lr_ratio",
@@ -21,10 +28,12 @@ RENAMED: dict[str, str] = {
 }
 """Dotted path before -> the last word of today's path."""
 
-RENAMED_VALUES: dict[str, dict[str, str]] = {}
+RENAMED_VALUES: dict[str, dict[str, str]] = {"model.refine_resolution": {"picture": "pca"}}
 """Dotted path of today -> value before -> value of today."""
 
-MISSING: dict[str, dict[str, Any]] = {"residual": {"prepare_blocks": 0, "neck_channels": 2**20, "detail_size": "full"}}
+MISSING: dict[str, dict[str, Any]] = {
+    "residual": {"pre_encoder_blocks": 0, "bottleneck_channels": 2**20, "refine_resolution": "full"},
+}
 """By family, settings that records of earlier versions lack, as their models had them: all channels, for one."""
 
 PICTURE_SIDE = 64
@@ -70,8 +79,8 @@ def missing_fields(model: object) -> dict[str, Any]:
     if not isinstance(model, Mapping):
         return {}
     known = MISSING.get(str(model.get("family")), {})
-    if known and (model.get("image_size", 0) in range(1, PICTURE_SIDE + 1) or model.get("pca_start") is False):
-        known = {**known, "detail_size": "picture"}  # the same network, under the name of today
+    if known and (model.get("image_size", 0) in range(1, PICTURE_SIDE + 1) or model.get("pca_init") is False):
+        known = {**known, "refine_resolution": "pca"}  # the same network, under the name of today
     return {name: value for name, value in known.items() if name not in model}
 
 

@@ -34,7 +34,7 @@ def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
 def _build(config: ModelConfig, channels: int) -> VAE:
     encoder, decoder = _parts(config, channels)
     linear = None
-    if isinstance(config, VectorConfig) and config.pca_start:
+    if isinstance(config, VectorConfig) and config.pca_init:
         linear = LinearPath(config.latents, channels, config.image_size)
     return VAE(encoder, decoder, config.latents, channels, config.image_size, linear)
 

@@ -88,7 +88,7 @@ class ConvDecoder(Decoder):
         self.norm = norm(self.width)
         self.frame = self.side * 2 ** len(widths)
         self.stages = nn.ModuleList(
-            Stage(before, after, self._look(channels, number, after) if config.pca_start else None)
+            Stage(before, after, self._look(channels, number, after) if config.pca_init else None)
             for number, (before, after) in enumerate(pairwise(widths), start=1)
         )
         self.last = upsampling(widths[-1], channels, bias=True)

@@ -60,10 +60,10 @@ class ResidualAttention(Attention):
             nn.init.zeros_(parameter)
 
 
-def neck_channels(config: ResidualConfig, width: int) -> int:
+def bottleneck_channels(config: ResidualConfig, width: int) -> int:
     """Of the smallest map, of `width` channels, where the dense layers meet it."""
-    usual = USUAL_NECK if config.pca_start else width
-    return min(config.neck_channels or usual, width)
+    usual = USUAL_NECK if config.pca_init else width
+    return min(config.bottleneck_channels or usual, width)
 
 
 def blocks(channels: int, count: int) -> nn.Sequential:
@@ -148,16 +148,16 @@ class ResidualEncoder(Encoder):
         for before, after in pairwise(widths):
             layers += [Down(before, after), blocks(after, config.blocks)]
         layers += _attention(widths[-1], config)
-        width = neck_channels(config, widths[-1])
+        width = bottleneck_channels(config, widths[-1])
         if width != widths[-1]:
             layers.append(nn.Conv2d(widths[-1], width, 1))
         self.stages = nn.Sequential(*layers, norm(width), nn.SiLU())
         self.multiple = 2 ** len(widths)
         side = math.ceil(config.image_size / self.multiple)
         self.head = GentleLinear(width * side * side, 2 * config.latents)
-        wanted = config.pca_start and config.prepare_blocks > 0
-        seen = config.image_size if config.detail_size == "full" else working_side(config.image_size)
-        self.prepare = Prepare(channels, widths[0], config.prepare_blocks, seen) if wanted else None
+        wanted = config.pca_init and config.pre_encoder_blocks > 0
+        seen = config.image_size if config.refine_resolution == "full" else working_side(config.image_size)
+        self.prepare = Prepare(channels, widths[0], config.pre_encoder_blocks, seen) if wanted else None
 
     def prepared(self, images: Tensor) -> Tensor:
         """See `Encoder.prepared`."""
@@ -194,17 +194,17 @@ class ResidualDecoder(Decoder):
         super().__init__()
         widths = stage_channels(config)[::-1]
         self.size = config.image_size
-        self.width = neck_channels(config, widths[0])
+        self.width = bottleneck_channels(config, widths[0])
         self.side = math.ceil(config.image_size / 2 ** len(widths))
         self.frame = self.side * 2 ** len(widths)
         self.head = nn.Linear(config.latents, self.width * self.side * self.side)
         self.neck = nn.Identity() if self.width == widths[0] else nn.Conv2d(self.width, widths[0], 1)
         counts = [config.blocks] * len(widths)
         self.detailed = self._map_of_details(config, channels, len(widths))
-        counts[self.detailed] = config.detail_blocks
+        counts[self.detailed] = config.refine_blocks
         self.refine = nn.Sequential(*_attention(widths[0], config), *blocks(widths[0], counts[0]))
         self.stages = nn.ModuleList(
-            Stage(before, after, counts[number], self._look(channels, number, after) if config.pca_start else None)
+            Stage(before, after, counts[number], self._look(channels, number, after) if config.pca_init else None)
             for number, (before, after) in enumerate(pairwise(widths), start=1)
         )
         self.norm = norm(widths[-1])
@@ -240,7 +240,7 @@ class ResidualDecoder(Decoder):
     def _map_of_details(self, config: ResidualConfig, channels: int, maps: int) -> int:
         """Its number, from the smallest one: the finest, or about half of the picture, if that sees all of it."""
         finest = maps - 1
-        if config.detail_size == "full" or not config.pca_start:
+        if config.refine_resolution == "full" or not config.pca_init:
             return finest
         halvings = round(math.log2(self.size / working_side(self.size)))
         numbers = range(max(finest - halvings, 0), finest)

@@ -81,7 +81,7 @@ class Ledger:
     def settle(self) -> list[Skipped | Leap]:
         """Read and count the steps that wait; returns those worth a word.
 
-        It ends at the step with which `rule.max_consecutive_skips` were skipped in a row: what came after is to be undone.
+        It ends at the step with which `rule.max_consecutive_skips` were skipped in a row: what came after is undone.
         """
         if not self._waiting:
             return []

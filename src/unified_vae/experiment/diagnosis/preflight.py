@@ -185,7 +185,7 @@ def _components(config: RunConfig, data: DataSets, device: torch.device) -> tupl
     """The side of what is looked at, the whole image or a position's patch of it, and the components."""
     model, augmentation = config.model, config.data.augment
     if isinstance(model, SpatialConfig):
-        side, count = model.downsampling, max(2 * model.latent_channels, LEAST_FOR_ADVICE)
+        side, count = model.downsample_factor, max(2 * model.latent_channels, LEAST_FOR_ADVICE)
         return side, patch_components(data.train, side, count, augmentation, config.seed, device)
     count = max(model.latents, min(max(2 * model.latents, LEAST_FOR_ADVICE), MOST_FOR_ADVICE))
     return model.image_size, principal_components(data.train, count, augmentation, config.seed, device, model.latents)

@@ -57,7 +57,7 @@ class Situation:
             return uv_run("train_unified.py", "--config", (self.run_dir / "config.json").as_posix(), *words)
         model = self.config.model
         usual = type(model)().model_dump()
-        always = ("family", "image_size", "latents", "latent_channels", "downsampling", "base_channels")
+        always = ("family", "image_size", "latents", "latent_channels", "downsample_factor", "base_channels")
         changed = [name for name, value in model.model_dump().items() if name in always or value != usual[name]]
         shape = [f"model.{name}={json.dumps(getattr(model, name))}".replace('"', "") for name in changed]
         shape = [text for text in shape if not any(text.split("=")[0] in word for word in words)]
@@ -129,8 +129,8 @@ def _train(found: Diagnosis, place: Situation) -> Remedy:
     if found.history is not None and found.gain is None:
         return _longer(place, MUCH_LONGER, "it has hardly begun: train longer")
     model = place.config.model
-    if not getattr(model, "pca_start", True):
-        return Remedy("start it at the PCA it lies below", place.again("--set", "model.pca_start=true"))
+    if not getattr(model, "pca_init", True):
+        return Remedy("start it at the PCA it lies below", place.again("--set", "model.pca_init=true"))
     width = 2 * model.base_channels
     return Remedy("at rest below a linear map: a wider network", place.again("--set", f"model.base_channels={width}"))
 

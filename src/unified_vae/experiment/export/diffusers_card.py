@@ -25,7 +25,7 @@ def card(subject: Subject, config: SpatialConfig, stats: LatentStats, audit: Hal
     """The text."""
     parts = [
         f"---\nlicense: {subject.config.license}\nlibrary_name: diffusers\ntags:\n- autoencoder-kl\n- unified-vae\n---",
-        f"# AutoencoderKL f{config.downsampling}, {config.latent_channels} channels",
+        f"# AutoencoderKL f{config.downsample_factor}, {config.latent_channels} channels",
         _what(config),
         "## Load",
         _LOAD.format(channels=config.channels, size=config.image_size),
@@ -44,7 +44,7 @@ def _what(config: SpatialConfig) -> str:
     return (
         f"A KL autoencoder of images of {size} x {size} pixels, trained with unified-vae. Its latents are {side} x "
         f"{side} positions with {config.latent_channels} channels. Images of other sizes are taken too, in multiples "
-        f"of {config.downsampling} pixels."
+        f"of {config.downsample_factor} pixels."
     )
 
 
