@@ -46,7 +46,7 @@ PATIENTS = (
     Patient(
         "faces128",
         "the predecessor's mean squared error + sum of KL",
-        {"model.image_size": 64, "model.latents": 128, "loss.kl.weight": 1.0, "loss.kl.convention": "mean_sum"},
+        {"model.image_size": 64, "model.latents": 128, "loss.kl.weight": 1.0, "loss.kl.reduction": "mean_sum"},
     ),
     Patient(
         "builtin",

@@ -54,7 +54,7 @@ WRONG_VALUES = [
     ("model_presets/s/latent", 8, ["'model.latents'"]),
     ("model_presets/s/channels", 2, ["'auto', 1 or 3, got 2"]),
     ("dataset_presets/d/max_images", "all", ["a whole number, got the text \"all\""]),
-    ("dataset_presets/d/background", "pink", ["white, black, grey or #rrggbb"]),
+    ("dataset_presets/d/background", "pink", ["white, black, gray or #rrggbb"]),
     ("dataset_presets/d/validation_fraction", 1, ["must be < 1"]),
     ("modes/m/los", "l", ["mode m (", "unknown key 'los'", "'loss'"]),
     ("modes/m/loss", "mse", ["no loss preset 'mse'"]),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unified_vae.config.data import AffineConfig, AugmentConfig, ColourConfig, CropConfig
+from unified_vae.config.data import AffineConfig, AugmentConfig, ColorJitterConfig, CropConfig
 from unified_vae.data.augment import augment, describe
 
 FLIP = AugmentConfig(horizontal_flip=True)
@@ -17,15 +17,15 @@ CHANGES = {
     "scale": AugmentConfig(affine=AffineConfig(scale=0.2)),
     "translation": AugmentConfig(affine=AffineConfig(translate=0.25)),
     "crop": AugmentConfig(crop=CropConfig(min_scale=0.6)),
-    "brightness": AugmentConfig(colour=ColourConfig(brightness=0.2)),
-    "contrast": AugmentConfig(colour=ColourConfig(contrast=0.4)),
-    "saturation": AugmentConfig(colour=ColourConfig(saturation=0.6)),
+    "brightness": AugmentConfig(color_jitter=ColorJitterConfig(brightness=0.2)),
+    "contrast": AugmentConfig(color_jitter=ColorJitterConfig(contrast=0.4)),
+    "saturation": AugmentConfig(color_jitter=ColorJitterConfig(saturation=0.6)),
 }
 ALL = AugmentConfig(
     horizontal_flip=True,
     affine=AffineConfig(rotate_degrees=10, scale=0.1, translate=0.1),
     crop=CropConfig(min_scale=0.8),
-    colour=ColourConfig(brightness=0.1, contrast=0.2, saturation=0.2),
+    color_jitter=ColorJitterConfig(brightness=0.1, contrast=0.2, saturation=0.2),
 )
 MOVES = ["horizontal flip", "rotation", "scale", "translation", "crop"]
 COLOURS = ["brightness", "contrast", "saturation"]
@@ -127,7 +127,7 @@ def test_mirroring_twice_is_the_identity() -> None:
 def test_no_foreign_colour_enters(config: AugmentConfig) -> None:
     """A plain image stays plain, to its corners; one of two colours keeps to them, but for the overshoot of a sinc."""
     plain = noise(height=1, width=1).expand(-1, -1, 24, 24)
-    moved = config.model_copy(update={"colour": ColourConfig()})
+    moved = config.model_copy(update={"color_jitter": ColorJitterConfig()})
     assert torch.equal(changed(plain, moved), plain)
     halves = torch.tensor([100, 140], dtype=torch.uint8).repeat_interleave(12).expand(64, 3, 24, 24)
     result = changed(halves, moved)
@@ -229,7 +229,7 @@ def test_brightness_and_contrast_act_on_all_pixels_alike() -> None:
 
 def test_values_are_clipped_and_never_wrap_round() -> None:
     black_and_white = torch.tensor([0.0, 255.0]).repeat(8).expand(3, 16, 16)
-    bright = AugmentConfig(colour=ColourConfig(brightness=1.0, contrast=1.0))
+    bright = AugmentConfig(color_jitter=ColorJitterConfig(brightness=1.0, contrast=1.0))
     result = changed(one_image(black_and_white), bright).float()
     assert (result[..., 1::2] >= result[..., ::2]).all()
     sharp = changed(one_image(black_and_white), CHANGES["rotation"])

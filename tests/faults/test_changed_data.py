@@ -125,12 +125,12 @@ def test_other_images_are_refused_with_the_counts_or_accepted(change: str, folde
     assert fit(request(tmp_path / "run", folder, _short(1)), [Recorder()]).exit_code == 0
     make(folder)
     before = outcome(tmp_path / "run")
-    with pytest.raises(DataError, match="accept_change") as caught:
+    with pytest.raises(DataError, match="allow_changed_data") as caught:
         fit(request(tmp_path / "run", folder, _short(2)), [Recorder()])
     assert f"the images changed since the checkpoint: {words}" in str(caught.value)
     assert outcome(tmp_path / "run") == before
     seen = Recorder()
-    assert fit(request(tmp_path / "run", folder, _short(2, accept_change=True)), [seen]).exit_code == 0
+    assert fit(request(tmp_path / "run", folder, _short(2, allow_changed_data=True)), [seen]).exit_code == 0
     told = [entry for entry in seen.started[0].differences if "data" in entry.path]
     assert any(words.rstrip(".") in str(entry.now) for entry in told)
     assert fit(request(tmp_path / "run", folder, _short(3)), [Recorder()]).exit_code == 0  # accepted once and for all
@@ -166,7 +166,7 @@ def test_other_names_that_choose_other_images_are_refused(folder: Path, tmp_path
     before = outcome(tmp_path / "run")
     _shuffle(folder)
     with pytest.raises(
-        DataError, match=r"the images changed since the checkpoint: \d+ added, \d+ removed.*accept_change"
+        DataError, match=r"the images changed since the checkpoint: \d+ added, \d+ removed.*allow_changed_data"
     ):
         fit(request(tmp_path / "run", folder, merged(part, {"training": {"epochs": 2}})), [Recorder()])
     assert outcome(tmp_path / "run") == before

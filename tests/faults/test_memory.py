@@ -32,7 +32,7 @@ IMAGES = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 CONSTRAINTS = {
     "none": Unconstrained(),
     "free bits": FreeBits(nats_per_unit=0.05),
-    "capacity": Capacity(nats=0.3, start_nats=0.3),
+    "capacity": Capacity(capacity=0.3, initial_capacity=0.3),
     "geco": Geco(psnr=12.0),
 }
 
@@ -80,7 +80,7 @@ def test_a_constraint_bends_at_the_mean_of_the_whole_batch():
         posteriors = [some.model.encode(piece) for piece in (IMAGES, IMAGES[:6], IMAGES[6:])]
     whole, first, second = (rate(posterior).mean().item() for posterior in posteriors)
     assert min(first, second) < whole < max(first, second)
-    between = Capacity(nats=(whole + max(first, second)) / 2, start_nats=(whole + max(first, second)) / 2)
+    between = Capacity(capacity=(whole + max(first, second)) / 2, initial_capacity=(whole + max(first, second)) / 2)
     gradients = []
     for pieces in (1, 2):
         one = stepper(between)
@@ -260,7 +260,10 @@ def test_validation_in_smaller_pieces(source, tmp_path, undisturbed):
 
 @pytest.mark.parametrize("kind", ["free_bits", "capacity"])
 def test_the_loss_of_validation_does_not_depend_on_the_pieces(source, tmp_path, kind):
-    constraint = {"kind": kind, **({"nats": 12.0, "start_nats": 12.0} if kind == "capacity" else {"nats_per_unit": 3})}
+    constraint = {
+        "kind": kind,
+        **({"capacity": 12.0, "initial_capacity": 12.0} if kind == "capacity" else {"nats_per_unit": 3}),
+    }
     change = merged(SHORT, {"training": {"epochs": 1}, "loss": {"kl": {"weight": 1.0, "constraint": constraint}}})
     losses = []
     for evaluation in (None, 1):

@@ -42,18 +42,18 @@ def test_free_bits_leave_units_below_the_bound_alone_and_the_others_as_they_were
 @pytest.mark.parametrize(("nats", "direction"), [(0.0, 1.0), (1000.0, -1.0)])
 def test_capacity_pulls_the_rate_to_its_target_from_both_sides(nats: float, direction: float) -> None:
     mean, logvar = posterior()
-    target = Capacity(nats=nats, start_nats=0.0, warmup=1.0)
+    target = Capacity(capacity=nats, initial_capacity=0.0, warmup=1.0)
     (pulled,) = torch.autograd.grad(priced_rate(DiagonalGaussian(mean, logvar).kl_per_unit(), target, 1.0), mean)
     (plain,) = torch.autograd.grad(rate(DiagonalGaussian(mean, logvar)).mean(), mean)
     torch.testing.assert_close(pulled, direction * plain)
 
 
 def test_the_capacity_grows_in_a_line_and_stays() -> None:
-    target = Capacity(nats=200.0, start_nats=20.0, warmup=0.5)
+    target = Capacity(capacity=200.0, initial_capacity=20.0, warmup=0.5)
     assert [capacity_at(target, t) for t in (0.0, 0.25, 0.5, 1.0)] == [20.0, 110.0, 200.0, 200.0]
 
 
-@pytest.mark.parametrize("constraint", [FreeBits(nats_per_unit=0.1), Capacity(nats=1.0, warmup=0.1)])
+@pytest.mark.parametrize("constraint", [FreeBits(nats_per_unit=0.1), Capacity(capacity=1.0, warmup=0.1)])
 def test_pieces_of_a_batch_add_up_where_they_lie_on_the_same_side_and_cost_no_less_elsewhere(
     constraint: RateConstraint,
 ) -> None:
@@ -67,7 +67,7 @@ def test_pieces_of_a_batch_add_up_where_they_lie_on_the_same_side_and_cost_no_le
     torch.testing.assert_close(halves, whole)
     gradients = [torch.autograd.grad(value, mean, retain_graph=True)[0] for value in (halves, whole)]
     torch.testing.assert_close(*gradients)
-    between = Capacity(nats=rate(DiagonalGaussian(mean, logvar)).mean().item(), warmup=0.1)
+    between = Capacity(capacity=rate(DiagonalGaussian(mean, logvar)).mean().item(), warmup=0.1)
     assert (price(slice(0, 8), between) + price(slice(8, 16), between)) / 2 > price(slice(0, 16), between)
 
 
@@ -120,7 +120,7 @@ def trained(kl: KLConfig, steps: int = 1200) -> tuple[float, float, Objective]:
 @pytest.mark.parametrize("nats", [4.0, 14.0])
 def test_training_ends_at_the_capacity(nats: float, start: float) -> None:
     """The plain ELBO ends between the two."""
-    held = KLConfig(weight=10.0, constraint=Capacity(nats=nats, start_nats=start, warmup=0.3))
+    held = KLConfig(weight=10.0, constraint=Capacity(capacity=nats, initial_capacity=start, warmup=0.3))
     assert trained(held, 600)[1] == pytest.approx(nats, rel=0.05)
     assert 4.5 < trained(KLConfig(weight=1.0), 600)[1] < 13.0
 
@@ -201,8 +201,8 @@ def test_without_geco_the_multiplier_stays_one() -> None:
     [
         ({"mse": {"weight": 0.0}, "l1": {"weight": 1.0}, "kl": {"constraint": {"kind": "geco"}}}, "holds a PSNR"),
         ({"kl": {"weight": 1e9, "constraint": {"kind": "geco"}}}, "max_beta"),
-        ({"kl": {"convention": "mean_sum", "constraint": {"kind": "geco"}}}, "convention nats"),
-        ({"kl": {"constraint": {"kind": "capacity", "nats": 1.0, "start_nats": 2.0}}}, "swap"),
+        ({"kl": {"reduction": "mean_sum", "constraint": {"kind": "geco"}}}, "kl.reduction=nats"),
+        ({"kl": {"constraint": {"kind": "capacity", "capacity": 1.0, "initial_capacity": 2.0}}}, "swap"),
         ({"kl": {"constraint": {"kind": "geco", "min_beta": 2.0, "max_beta": 1.0}}}, "has to be below"),
     ],
 )

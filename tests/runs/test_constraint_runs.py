@@ -154,7 +154,7 @@ def test_a_mix_of_losses_tells_no_likelihood(source, tmp_path):
 
 def test_a_capacity_starts_where_it_will_be_held_and_says_when_beta_is_too_low(source, tmp_path):
     def start(beta, name):
-        held = {"kind": "capacity", "nats": 5.0, "start_nats": 5.0}
+        held = {"kind": "capacity", "capacity": 5.0, "initial_capacity": 5.0}
         change = {"loss": {"kl": {"weight": beta, "constraint": held}}, "training": {"epochs": 1}}
         fit(request(tmp_path / name, source, change), [recorder := Recorder()])
         return recorder

@@ -106,9 +106,9 @@ def test_other_images_are_refused_unless_accepted(run_dir, source, tmp_path):
     images[0] = 255 - images[0]
     np.save(other, images)
     longer = {"training": {"epochs": 3}}
-    with pytest.raises(DataError, match=r"data\.accept_change=true"):
+    with pytest.raises(DataError, match=r"data\.allow_changed_data=true"):
         go(run_dir, other, longer)
-    recorder = go(run_dir, other, {**longer, "data": {"accept_change": True}})
+    recorder = go(run_dir, other, {**longer, "data": {"allow_changed_data": True}})
     assert any(difference.path == "data (accepted)" for difference in recorder.started[0].differences)
 
 

@@ -271,8 +271,12 @@ def test_beta_is_raised_up_to_ten_and_then_there_are_fewer_latents(beta, words, 
 @pytest.mark.parametrize(
     ("constraint", "fault", "words"),
     [
-        ({"kind": "capacity", "nats": 40.0}, causes.PARTIAL, ["loss.kl.constraint.nats=80"]),
-        ({"kind": "capacity", "nats": 40.0, "start_nats": 30.0}, causes.MISMATCH, ["nats=20", "start_nats=20"]),
+        ({"kind": "capacity", "capacity": 40.0}, causes.PARTIAL, ["loss.kl.constraint.capacity=80"]),
+        (
+            {"kind": "capacity", "capacity": 40.0, "initial_capacity": 30.0},
+            causes.MISMATCH,
+            ["constraint.capacity=20", "initial_capacity=20"],
+        ),
         ({"kind": "geco", "psnr": 25.0}, causes.PARTIAL, ["loss.kl.constraint.psnr=27"]),
         ({"kind": "geco", "psnr": 25.0}, causes.MISMATCH, ["loss.kl.constraint.psnr=23"]),
     ],

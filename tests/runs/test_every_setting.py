@@ -23,7 +23,7 @@ def constrained(**settings):
     return {"loss": {"kl": {"constraint": settings}}}
 
 
-CAPACITY = constrained(kind="capacity", nats=40.0)
+CAPACITY = constrained(kind="capacity", capacity=40.0)
 SHARP, VAGUE = constrained(kind="geco", psnr=45.0), constrained(kind="geco", psnr=5.0)
 
 # dotted path -> the value it is changed to, and what else has to be so for it to matter
@@ -50,12 +50,12 @@ CHANGES = {
     "loss.ms_ssim.weight": (0.1, {}),
     "loss.ms_ssim.schedule": (RAMP, {"loss": {"ms_ssim": {"weight": 0.1}}}),
     "loss.kl.weight": (0.5, {}),
-    "loss.kl.convention": ("mean_sum", {}),
+    "loss.kl.reduction": ("mean_sum", {}),
     "loss.kl.schedule": ({"kind": "cyclical", "cycles": 2, "ramp": 0.7}, {}),
     "loss.kl.constraint": ({"kind": "geco"}, {}),
     "loss.kl.constraint.nats_per_unit": (3.0, constrained(kind="free_bits")),
-    "loss.kl.constraint.nats": (3.0, CAPACITY),
-    "loss.kl.constraint.start_nats": (20.0, CAPACITY),
+    "loss.kl.constraint.capacity": (3.0, CAPACITY),
+    "loss.kl.constraint.initial_capacity": (20.0, CAPACITY),
     "loss.kl.constraint.warmup": (1.0, CAPACITY),
     "loss.kl.constraint.psnr": (20.0, SHARP),
     "loss.kl.constraint.speed": (0.1, SHARP),
@@ -97,9 +97,9 @@ CHANGES = {
     "data.augment.affine.scale": (0.2, {}),
     "data.augment.affine.translate": (0.2, {}),
     "data.augment.crop.min_scale": (0.7, {}),
-    "data.augment.colour.brightness": (0.2, {}),
-    "data.augment.colour.contrast": (0.2, {}),
-    "data.augment.colour.saturation": (0.3, {}),
+    "data.augment.color_jitter.brightness": (0.2, {}),
+    "data.augment.color_jitter.contrast": (0.2, {}),
+    "data.augment.color_jitter.saturation": (0.3, {}),
 }
 ELSEWHERE = {
     "density.fit": "tests/runs/test_sampling.py",
@@ -125,9 +125,9 @@ ELSEWHERE = {
     "data.background": "tests/data/test_decode.py",
     "data.max_bad_fraction": "tests/data/test_sources.py",
     "data.cache_dir": "tests/data/test_cache.py",
-    "data.accept_change": "tests/runs/test_continuing.py",
+    "data.allow_changed_data": "tests/runs/test_continuing.py",
     "data.workers": "changes nothing by design: tests/runs/test_exact_resume.py",
-    "data.resident": "changes nothing by design: tests/data/test_batches.py",
+    "data.cache_on_device": "changes nothing by design: tests/data/test_batches.py",
 }
 
 

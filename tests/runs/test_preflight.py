@@ -143,5 +143,5 @@ def test_the_price_of_a_nat_is_the_last_one_of_geco_and_the_planned_one_of_a_cap
     geco = KLConfig(weight=2.0, constraint=Geco(psnr=20.0))
     assert (flight.effective_beta(geco, 14.0), flight.effective_beta(geco, None)) == (14.0, 2.0)
     assert flight.effective_beta(KLConfig(weight=3.0), 14.0) == 3.0
-    firm = KLConfig(weight=100.0, constraint=Capacity(nats=flight.linear(5.0).rate))
+    firm = KLConfig(weight=100.0, constraint=Capacity(capacity=flight.linear(5.0).rate))
     assert flight.effective_beta(firm, 100.0) == pytest.approx(5.0, rel=1e-3)

@@ -28,7 +28,10 @@ def test_a_run_with_its_images_in_memory_ends_in_the_same_bits_and_says_where_th
     ends, words = [], []
     for held in ("auto", True):
         run = tmp_path / str(held)
-        fit(request(run, source, {"training": {"epochs": 2}, "data": {"resident": held}}), [recorder := Recorder()])
+        fit(
+            request(run, source, {"training": {"epochs": 2}, "data": {"cache_on_device": held}}),
+            [recorder := Recorder()],
+        )
         ends.append(outcome(run))
         words.append(dict(recorder.started[0].facts)["images"])
         shares = [row["data_share"] for row in map(json.loads, (run / "timing.jsonl").open()) if "data_share" in row]
@@ -47,7 +50,7 @@ def test_images_take_their_place_before_the_batch_is_measured(source, tmp_path, 
     for module in (fitting, profile):
         for name in ("place", "with_batch_size"):
             noted(module, name)
-    some = request(tmp_path / "run", source, {"training": {"max_steps": 1}, "data": {"resident": True}})
+    some = request(tmp_path / "run", source, {"training": {"max_steps": 1}, "data": {"cache_on_device": True}})
     fit(some, [Recorder()])
     monkeypatch.setattr(profile, "MOST_STEPS", 1)
     monkeypatch.setattr(profile, "peak_flops", lambda _: 1.0)
@@ -70,4 +73,4 @@ def test_only_a_lack_of_memory_is_one(monkeypatch):
     failing(torch.OutOfMemoryError("CUDA out of memory"))
     assert residence.place(SPLIT, DataConfig(source="unused"), GPU)[0] is None
     with pytest.raises(EnvironmentProblem, match="has no room"):
-        residence.place(SPLIT, DataConfig(source="unused", resident=True), GPU)
+        residence.place(SPLIT, DataConfig(source="unused", cache_on_device=True), GPU)

@@ -74,7 +74,12 @@ def test_it_is_not_the_mode_that_made_the_run(collapsed):
 def test_a_constraint_of_the_sick_run_is_not_taken_over(collapsed, tmp_path):
     record = json.loads((collapsed / "config.json").read_text())
     for part in ("config", "requested"):
-        record[part]["loss"]["kl"]["constraint"] = {"kind": "capacity", "nats": 1.0, "start_nats": 0.0, "warmup": 0.5}
+        record[part]["loss"]["kl"]["constraint"] = {
+            "kind": "capacity",
+            "capacity": 1.0,
+            "initial_capacity": 0.0,
+            "warmup": 0.5,
+        }
     (tmp_path / "config.json").write_text(json.dumps(record))
     book = PresetBook.load(shipped=SHIPPED)
     for words, kind in (([], "none"), (["loss.kl.constraint.kind=free_bits"], "free_bits")):

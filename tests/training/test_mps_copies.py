@@ -9,14 +9,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unified_vae
-from unified_vae.config.data import AffineConfig, AugmentConfig, ColourConfig
+from unified_vae.config.data import AffineConfig, AugmentConfig, ColorJitterConfig
 from unified_vae.core.device import to_device
 from unified_vae.data import resident
 from unified_vae.data.augment import augment
 from unified_vae.training.host_copy import HostCopy
 
 STRONG = AugmentConfig(
-    horizontal_flip=True, affine=AffineConfig(rotate_degrees=5), colour=ColourConfig(brightness=0.1, saturation=0.1)
+    horizontal_flip=True,
+    affine=AffineConfig(rotate_degrees=5),
+    color_jitter=ColorJitterConfig(brightness=0.1, saturation=0.1),
 )
 
 

@@ -27,15 +27,15 @@ class CropConfig(Config):
     """Side of the smallest part, as a part of the picture's side; 1 is off. What is enlarged is softer."""
 
 
-class ColourConfig(Config):
-    """Random changes of colour. Grey images take brightness and contrast alone."""
+class ColorJitterConfig(Config):
+    """Random changes of color. Gray images take brightness and contrast alone."""
 
     brightness: float = Field(default=0.0, ge=0, le=1)
     """Lighten or darken by up to this part of the pixel range."""
     contrast: float = Field(default=0.0, ge=0, le=1)
-    """Multiply the distance from mid grey by 1 plus or minus up to this."""
+    """Multiply the distance from mid gray by 1 plus or minus up to this."""
     saturation: float = Field(default=0.0, ge=0, le=1)
-    """Multiply the distance from the pixel's own grey by 1 plus or minus up to this."""
+    """Multiply the distance from the pixel's own gray by 1 plus or minus up to this."""
 
 
 class AugmentConfig(Config):
@@ -45,7 +45,7 @@ class AugmentConfig(Config):
     """Mirror half of the images. Leave off for text, digits and anything with a handed side."""
     affine: AffineConfig = AffineConfig()
     crop: CropConfig = CropConfig()
-    colour: ColourConfig = ColourConfig()
+    color_jitter: ColorJitterConfig = ColorJitterConfig()
 
 
 class DataConfig(Config):
@@ -57,17 +57,17 @@ class DataConfig(Config):
     """Use at most this many training images (the same ones each time); null uses all."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Part kept for validation where the source has no train/ and val/ folders of its own."""
-    background: str = Field(default="white", pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$")
-    """Colour behind transparent pixels: white, black, grey or #rrggbb."""
+    background: str = Field(default="white", pattern=r"^(white|black|gray|#[0-9a-fA-F]{6})$")
+    """Color behind transparent pixels: white, black, gray or #rrggbb."""
     max_bad_fraction: float = Field(default=0.1, ge=0, le=1)
     """Stop when more than this part of the files cannot be used."""
     cache_dir: str | None = None
     """Where decoded images are kept; null takes $UNIFIED_VAE_CACHE or the user's cache folder."""
-    accept_change: bool = False
+    allow_changed_data: bool = False
     """Continue a run although its images changed since the checkpoint."""
     workers: int = Field(default=0, ge=0, le=256)
     """Loader processes. 0 is fastest for the packed cache on most machines."""
-    resident: Literal["auto"] | bool = "auto"
+    cache_on_device: Literal["auto"] | bool = "auto"
     """Keep all training images in the GPU's memory; `auto` does where they take at most a quarter of what is free.
     Batches are the same bits."""
     augment: AugmentConfig = AugmentConfig()

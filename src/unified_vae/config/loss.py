@@ -11,7 +11,7 @@ from unified_vae.config.base import Config
 from unified_vae.config.schedule import Constant, WeightSchedule, factor
 
 MissingWeights = Literal["replace", "strict"]
-KLConvention = Literal["nats", "sum_sum", "half_sum_sum", "mean_sum", "mean_mean", "l1_sum"]
+KLReduction = Literal["nats", "sum_sum", "half_sum_sum", "mean_sum", "mean_mean", "l1_sum"]
 LIKELIHOODS: tuple[set[str], ...] = ({"mse"}, {"l1"})
 """Distortion terms that alone are a negative log likelihood: of a Gaussian, of a Laplace density. No mix is one."""
 LIKELIHOOD_METRICS = ("loss.nll", "bits_per_dim", "distortion.bits_per_dim")
@@ -119,18 +119,19 @@ class Capacity(Config):
     """
 
     kind: Literal["capacity"] = "capacity"
-    nats: float = Field(default=200.0, ge=0)
+    capacity: float = Field(default=200.0, ge=0)
     """C at the end of its growth, in nats an image."""
-    start_nats: float = Field(default=0.0, ge=0)
+    initial_capacity: float = Field(default=0.0, ge=0)
     """C at the first step, in nats an image."""
     warmup: float = Field(default=0.5, gt=0, le=1)
     """Part of the run over which C grows (0.5 is the first half)."""
 
     @model_validator(mode="after")
     def _grows(self) -> Capacity:
-        if self.start_nats > self.nats:
+        if self.initial_capacity > self.capacity:
             raise ValueError(
-                f"the capacity grows, and start_nats {self.start_nats:g} is above nats {self.nats:g}: swap them"
+                f"the capacity grows, and initial_capacity {self.initial_capacity:g} is above capacity "
+                f"{self.capacity:g}: swap them"
             )
         return self
 
@@ -168,7 +169,7 @@ class KLConfig(Config):
 
     weight: float = Field(default=1.0, ge=0)
     """Beta. 1 is the ELBO; above 1 the latents are closer to N(0, I) and samples better."""
-    convention: KLConvention = "nats"
+    reduction: KLReduction = "nats"
     """What `weight` is written in: `nats` is this project's beta; a weight of another trainer (`sum_sum`,
     `half_sum_sum`, `mean_sum`, `mean_mean`, `l1_sum`) is converted to the beta that does the same on these images."""
     schedule: WeightSchedule = Constant()
@@ -179,8 +180,8 @@ class KLConfig(Config):
     @model_validator(mode="after")
     def _starts_within_the_bounds(self) -> KLConfig:
         geco = self.constraint
-        if isinstance(geco, Geco) and self.convention != "nats":
-            raise ValueError("geco moves beta itself: give its start, kl.weight, in the convention nats")
+        if isinstance(geco, Geco) and self.reduction != "nats":
+            raise ValueError("geco moves beta itself: give its start, kl.weight, with kl.reduction=nats")
         if isinstance(geco, Geco) and not geco.min_beta <= self.weight <= geco.max_beta:
             raise ValueError(
                 f"weight {self.weight:g} is where geco starts, so it has to lie between constraint.min_beta "

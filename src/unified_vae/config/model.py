@@ -41,7 +41,7 @@ class _VectorConfig(Config):
     """Begin at the optimal linear VAE of the images (a PCA), with a linear path beside the network; false: the
     network alone, from random weights."""
     channels: Channels = "auto"
-    """Image channels: 1 (grey), 3 (RGB), or `auto` to follow the data."""
+    """Image channels: 1 (gray), 3 (RGB), or `auto` to follow the data."""
 
     @property
     def positions(self) -> int:
@@ -118,7 +118,7 @@ class SpatialConfig(Config):
     quant_convs: bool = True
     """Convolutions of 1x1 beside the latents, as the published f4, f8 and f16 have; Flux and SD3 have none."""
     channels: Channels = "auto"
-    """Image channels: 1 (grey), 3 (RGB), or `auto` to follow the data."""
+    """Image channels: 1 (gray), 3 (RGB), or `auto` to follow the data."""
 
     @model_validator(mode="after")
     def _whole_map(self) -> SpatialConfig:

@@ -25,7 +25,7 @@ class RunConfig(Config):
     preflight: Literal["warn", "strict"] = "warn"
     """Where linear theory predicts posterior collapse before the first step: `warn`, or be `strict` and stop."""
     license: str = Field(default="unknown", pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")
-    """Licence of the model, for its card: an identifier of the Hugging Face Hub, such as cc-by-4.0 or apache-2.0."""
+    """License of the model, for its card: an identifier of the Hugging Face Hub, such as cc-by-4.0 or apache-2.0."""
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     model: ModelConfig = ConvConfig()

@@ -12,6 +12,12 @@ from unified_vae.config.base import Keys
 from unified_vae.core.errors import ConfigError
 
 RENAMED: dict[str, str] = {
+    "data.accept_change": "allow_changed_data",
+    "data.augment.colour": "color_jitter",
+    "data.resident": "cache_on_device",
+    "loss.kl.constraint.nats": "capacity",
+    "loss.kl.constraint.start_nats": "initial_capacity",
+    "loss.kl.convention": "reduction",
     "model.downsampling": "downsample_factor",
     "model.multipliers": "channel_mult",
     "model.pca_start": "pca_init",
@@ -28,7 +34,10 @@ RENAMED: dict[str, str] = {
 }
 """Dotted path before -> the last word of today's path."""
 
-RENAMED_VALUES: dict[str, dict[str, str]] = {"model.refine_resolution": {"picture": "pca"}}
+RENAMED_VALUES: dict[str, dict[str, str]] = {
+    "data.background": {"grey": "gray"},
+    "model.refine_resolution": {"picture": "pca"},
+}
 """Dotted path of today -> value before -> value of today."""
 
 MISSING: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unified_vae.config.data import AffineConfig, AugmentConfig, ColourConfig, CropConfig
+from unified_vae.config.data import AffineConfig, AugmentConfig, ColorJitterConfig, CropConfig
 from unified_vae.core.counter import key, uniforms
 from unified_vae.core.device import to_device
 from unified_vae.data.resample import resample
@@ -44,20 +44,20 @@ def augment(images: Tensor, indices: npt.ArrayLike, *, config: AugmentConfig, se
     if config.horizontal_flip:
         images = _flipped(images, draw)
     moves = config.affine != AffineConfig() or config.crop != CropConfig()
-    colours = config.colour != ColourConfig()
+    colours = config.color_jitter != ColorJitterConfig()
     if not (moves or colours):
         return images
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
     if moves:
         pixels = resample(pixels, _maps(config, draw, *images.shape[2:]))
     if colours:
-        pixels = _recoloured(pixels, config.colour, draw)
+        pixels = _recoloured(pixels, config.color_jitter, draw)
     return _as_8_bits(pixels, images)
 
 
 def describe(config: AugmentConfig) -> str:
     """What is switched on, in words."""
-    affine, colour = config.affine, config.colour
+    affine, colour = config.affine, config.color_jitter
     parts = [
         (config.horizontal_flip, "half of the images mirrored"),
         (affine.rotate_degrees, f"turned by up to {affine.rotate_degrees:g} degrees"),
@@ -96,7 +96,7 @@ def _maps(config: AugmentConfig, draw: Draw, height: int, width: int) -> Floats:
     return np.moveaxis(np.array(rows), -1, 0)
 
 
-def _recoloured(pixels: Tensor, config: ColourConfig, draw: Draw) -> Tensor:
+def _recoloured(pixels: Tensor, config: ColorJitterConfig, draw: Draw) -> Tensor:
     """Saturation about each pixel's grey, then contrast about mid grey, then brightness; none of them biased."""
 
     def on_device(values: Floats) -> Tensor:

@@ -11,7 +11,7 @@ from unified_vae.config.loss import Capacity, FreeBits, Geco, RateConstraint
 def capacity_at(capacity: Capacity, progress: float) -> float:
     """C in nats an image at `progress`, the part of the run that is done."""
     part = min(max(progress, 0.0) / capacity.warmup, 1.0)
-    return capacity.start_nats + (capacity.nats - capacity.start_nats) * part
+    return capacity.initial_capacity + (capacity.capacity - capacity.initial_capacity) * part
 
 
 def settled_at(constraint: RateConstraint) -> float:
@@ -33,7 +33,7 @@ def describe(constraint: RateConstraint, progress: float) -> str:
     match constraint:
         case FreeBits(nats_per_unit=nats):
             return f"free bits: no unit is pushed below {nats:g} nats"
-        case Capacity(nats=nats, start_nats=start, warmup=warmup):
+        case Capacity(capacity=nats, initial_capacity=start, warmup=warmup):
             now = capacity_at(constraint, progress)
             return (
                 f"capacity: KL held at {start:g} nats, growing to {nats:g} over the first {warmup:.0%} of the run, "

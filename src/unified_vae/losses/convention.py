@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from unified_vae.config.loss import KLConvention
+from unified_vae.config.loss import KLReduction
 from unified_vae.core.linear_gaussian import LinearVAE, Spectrum, at_level
 
 ABSOLUTE_PER_SIGMA = math.sqrt(2 / math.pi)  # mean absolute error of a normal error of standard deviation 1
@@ -29,7 +29,7 @@ ROUNDS = 200
 
 
 def equivalent(
-    convention: KLConvention, weight: float, eigenvalues: Spectrum, rest: float, dimensions: int, latents: int
+    convention: KLReduction, weight: float, eigenvalues: Spectrum, rest: float, dimensions: int, latents: int
 ) -> LinearVAE:
     """The linear VAE that a weight in another convention leads to; its `beta` is the calibrated one.
 

@@ -41,7 +41,8 @@ _UPRIGHT = {
 }
 """What undoes each value of the EXIF tag Orientation."""
 
-_NAMED_COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+_NAMED_COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
+_NAMED_COLOURS["grey"] = _NAMED_COLOURS["gray"]  # as model folders of earlier versions spell it
 _EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PHOTOMETRIC = 0x0112, 258, 262
 
 

@@ -104,7 +104,7 @@ class Preflight:
         that leads to this rate by itself."""
         if not isinstance(kl.constraint, Capacity):
             return kl.weight
-        nats = kl.constraint.nats
+        nats = kl.constraint.capacity
         return min(kl.weight, largest_beta_where(lambda beta: self.linear(beta).rate >= nats))
 
     def effective_beta(self, kl: KLConfig, last: float | None) -> float:

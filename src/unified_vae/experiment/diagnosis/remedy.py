@@ -184,8 +184,8 @@ def _sharpen(found: Diagnosis, place: Situation) -> Remedy:
 def _loosened(constraint: RateConstraint) -> list[str]:
     """Words that let the rate be higher where a constraint decides on it and not beta; empty where beta does."""
     match constraint:
-        case Capacity(nats=nats):
-            return ["--set", f"loss.kl.constraint.nats={2 * nats:g}"]
+        case Capacity(capacity=nats):
+            return ["--set", f"loss.kl.constraint.capacity={2 * nats:g}"]
         case Geco(psnr=psnr):
             return ["--set", f"loss.kl.constraint.psnr={min(psnr + STEP_DB, HIGHEST_DB):g}"]
         case _:
@@ -195,10 +195,11 @@ def _loosened(constraint: RateConstraint) -> list[str]:
 def _tightened(constraint: RateConstraint) -> list[str]:
     """The opposite of `_loosened`."""
     match constraint:
-        case Capacity(nats=nats):
-            start = min(constraint.start_nats, nats / 2)
-            words = ["--set", f"loss.kl.constraint.nats={nats / 2:g}"]
-            return [*words, "--set", f"loss.kl.constraint.start_nats={start:g}"] if constraint.start_nats else words
+        case Capacity(capacity=nats):
+            start = min(constraint.initial_capacity, nats / 2)
+            words = ["--set", f"loss.kl.constraint.capacity={nats / 2:g}"]
+            lower = ["--set", f"loss.kl.constraint.initial_capacity={start:g}"] if constraint.initial_capacity else []
+            return [*words, *lower]
         case Geco(psnr=psnr):
             return ["--set", f"loss.kl.constraint.psnr={max(psnr - STEP_DB, 1.0):g}"]
         case _:

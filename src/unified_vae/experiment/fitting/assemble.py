@@ -78,9 +78,9 @@ def resolve(
     for entry in substitutions:
         reasons[f"loss.{entry.term}"] = f"replaced by {entry.replacement}"
         reasons[f"loss.{entry.replacement}"] = f"in place of {entry.term}"
-    if loss.kl.convention != "nats":
-        reasons["loss.kl"] = f"{loss.kl.weight:g} in {loss.kl.convention}, converted for these images"
-        loss = loss.replace(**{"kl.weight": _in_nats(loss.kl, flight), "kl.convention": "nats"})
+    if loss.kl.reduction != "nats":
+        reasons["loss.kl"] = f"{loss.kl.weight:g} in {loss.kl.reduction}, converted for these images"
+        loss = loss.replace(**{"kl.weight": _in_nats(loss.kl, flight), "kl.reduction": "nats"})
     resolved = config.replace(**{"loss": loss, "model.channels": data.channels})
     asked = config.training.batch_size
     if asked != "auto":
@@ -105,9 +105,7 @@ def _in_nats(kl: KLConfig, flight: Preflight) -> float:
     """The beta with the same rate and distortion in linear theory."""
     spectrum = flight.spectrum
     rest = flight.rest + float(spectrum[flight.latents :].sum())
-    return equivalent(
-        kl.convention, kl.weight, spectrum[: flight.latents], rest, flight.dimensions, flight.latents
-    ).beta
+    return equivalent(kl.reduction, kl.weight, spectrum[: flight.latents], rest, flight.dimensions, flight.latents).beta
 
 
 def _resolved_terms(

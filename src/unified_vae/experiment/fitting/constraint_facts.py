@@ -15,7 +15,7 @@ ROUNDING = 1e-5  # of beta, which is logged as a product of numbers in fp32
 def constraint_facts(flight: Preflight, kl: KLConfig) -> list[tuple[str, str]]:
     """What linear theory says about a constraint on the rate; empty where there is nothing to say."""
     match kl.constraint:
-        case Capacity(nats=nats) if flight.planned_beta(kl) == kl.weight:
+        case Capacity(capacity=nats) if flight.planned_beta(kl) == kl.weight:
             there = flight.linear(kl.weight).rate
             words = f"beta {kl.weight:g} is too low to hold the KL at {nats:g} nats: linear theory expects {there:.0f}"
             return [("capacity", f"{words}. Give a higher --beta, ten times as much say")]

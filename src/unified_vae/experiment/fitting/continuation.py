@@ -159,7 +159,7 @@ def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool, 
         raise DataError(
             f"the images changed since the checkpoint{told}. It was trained on {before['description']}; now there is "
             f"{now['description']}. Give a --run-dir of its own to another set, restore the images, go on with "
-            "--set data.accept_change=true, or start afresh with --no-resume."
+            "--set data.allow_changed_data=true, or start afresh with --no-resume."
         )
     return Difference("data (accepted)", before["description"], f"{now['description']}{told}")
 
@@ -170,7 +170,7 @@ def refuse_other_counts(record: RunRecord, now: RunConfig, steps_per_epoch: int,
     With other images that were accepted, an epoch may have another number of steps: it is the steps that count.
     """
     before, after = record.resolved.training.batch_size, now.training.batch_size
-    other_epochs = record.steps_per_epoch != steps_per_epoch and not now.data.accept_change
+    other_epochs = record.steps_per_epoch != steps_per_epoch and not now.data.allow_changed_data
     if before != after or other_epochs:
         raise ConfigError(
             f"the run in {run_dir} took {record.steps_per_epoch} steps of {before} images an epoch, and would now take "

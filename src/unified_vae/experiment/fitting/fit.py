@@ -149,8 +149,8 @@ class _Fit:
             return self._say(ending.already_finished(self.request, state, parts.plan.training.epochs))
         self._say_what_was_found(data, resolved, record)
         beta = flight.planned_beta(resolved.config.loss.kl)
-        strict, asked = resolved.config.preflight == "strict", self.request.run.config.loss.kl.convention
-        in_nats = "" if asked == "nats" else " with --set loss.kl.convention=nats"
+        strict, asked = resolved.config.preflight == "strict", self.request.run.config.loss.kl.reduction
+        in_nats = "" if asked == "nats" else " with --set loss.kl.reduction=nats"
         if warning := preflight.refuse_or_warn(flight, beta, strict, in_nats):
             self.observer.notice(warning)
         images, noise = first_batch(parts, data, self.runtime)
@@ -215,7 +215,7 @@ class _Fit:
 
     def _other_data(self, record: RunRecord, data: DataSets, about_data: dict[str, str]) -> Difference | None:
         changes = data.inventory.changes_since(self.folder.root, record.data["fingerprint"])
-        return refuse_other_data(record, about_data, self.request.run.config.data.accept_change, changes)
+        return refuse_other_data(record, about_data, self.request.run.config.data.allow_changed_data, changes)
 
     def _preflight(self, data: DataSets, record: RunRecord | None) -> tuple[Preflight, PrincipalComponents | None]:
         """The spectrum of the images: looked at before the first step, and remembered after that.
@@ -274,10 +274,10 @@ class _Fit:
                 f"To make this an error: --set loss.{entry.term}.missing=strict"
             )
         asked = self.request.run.config.loss.kl
-        if asked.convention != "nats":
+        if asked.reduction != "nats":
             beta = resolved.config.loss.kl.weight
             self.observer.notice(
-                f"kl.weight {asked.weight:g} in the convention {asked.convention} is beta {beta:.4g} for these images"
+                f"kl.weight {asked.weight:g} with reduction {asked.reduction} is beta {beta:.4g} for these images"
             )
         if data.quarantined and self.runtime.is_main:
             lines = "".join(entry.told("\t") + "\n" for entry in data.quarantined)

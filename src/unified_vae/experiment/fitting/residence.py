@@ -22,8 +22,8 @@ def place(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tuple[Ten
         EnvironmentProblem: they were to be resident, and the device has no room.
     """
     size = int(np.prod(split.shape)) / GIB
-    asked = config.resident is True
-    if asked or (config.resident == "auto" and runtime.device.type == "cuda" and _room(split, runtime)):
+    asked = config.cache_on_device is True
+    if asked or (config.cache_on_device == "auto" and runtime.device.type == "cuda" and _room(split, runtime)):
         try:
             return load_all(split, runtime.device), f"all {size:.2g} GiB in the memory of {runtime.device}"
         except (RuntimeError, MemoryError) as problem:
@@ -32,7 +32,7 @@ def place(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tuple[Ten
             if asked:
                 raise EnvironmentProblem(
                     f"the training images take {size:.2g} GiB, and {runtime.device} has no room for them: "
-                    "leave data.resident out."
+                    "leave data.cache_on_device out."
                 ) from problem
         runtime.free_memory()  # outside of the clause above, where the traceback still holds them
     free = runtime.available_memory() / GIB

@@ -190,7 +190,7 @@ def _bare(opened: Pretrained, data: str | None) -> RunConfig:
     named: dict[str, Any] = {} if data is None else {"source": data}
     if "background" in opened.description:
         named["background"] = str(opened.description["background"])
-    return RunConfig(model=opened.config, data=DataConfig(**named))
+    return RunConfig(model=opened.config, data=DataConfig(**upgrade({"data": named})["data"]))
 
 
 def _record_beside(folder: Path) -> RunRecord | None:
