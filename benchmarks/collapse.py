@@ -19,7 +19,7 @@ from runs import NOT_ASKED, Job, images, train_all
 from script import earlier, overrides, parser, result_name, save, settle, source, start, table
 from unified_vae.config.model import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig
 from unified_vae.config.presets import PresetBook
-from unified_vae.config.upgrade import upgrade
+from unified_vae.config.upgrade import upgrade_part
 
 NAME = "collapse"
 CONTROL, CONTROL_BETA = "control", 1e6
@@ -101,7 +101,7 @@ def merged(options: argparse.Namespace, settings: dict[str, Any], rows: list[dic
     of_today = [
         row
         for row in before.get("runs", [])
-        if upgrade({"model": row.get("network") or {}})["model"] == network(row["model"])
+        if upgrade_part("model", row.get("network") or {}) == network(row["model"])
     ]
     known = {_key(row): row for row in of_today}
     return list((known | {_key(row): row for row in rows}).values())

@@ -68,6 +68,7 @@ def test_replace_validates_and_leaves_the_original() -> None:
     for wrong in (
         {"training.epochs": 0},
         {"training.epoch": 3},
+        {"trainig.epochs": 3},
         {"training.gradient_accumulation_steps": 99},
         {"loss.mse.weight": 0.0},
     ):

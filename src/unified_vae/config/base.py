@@ -42,7 +42,7 @@ class Config(BaseModel):
             *owners, last = path.split(".")
             here = values
             for owner in owners:
-                here = here[owner]
+                here = here.setdefault(owner, {})
             here[last] = value
         try:
             return self.model_validate(values)

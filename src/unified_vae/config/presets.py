@@ -354,10 +354,9 @@ def _read_record(path: Path, top: Mapping[str, Any], part: str) -> BookFile:
     name, settings = shown(path), Settings()
     config = _object(top.get(part), part, name)
     names = _object(top.get("names", {}), "names", name)
-    model = rename({"model": config.get("model")})["model"]
-    if missing := missing_fields(model):
-        settings.put({"model": missing}, f"run {name}, as it was before there was a choice")
     _put_file(settings, config, f"run {name}")
+    if missing := missing_fields(settings.values.get("model")):
+        settings.put({"model": missing}, f"run {name}, as it was before there was a choice")
     return BookFile(path, name, {}, settings, {key: str(value) for key, value in names.items()})
 
 

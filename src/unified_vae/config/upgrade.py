@@ -93,9 +93,18 @@ def missing_fields(model: object) -> dict[str, Any]:
     return {name: value for name, value in known.items() if name not in model}
 
 
+def upgrade_part(part: str, value: Any) -> Any:
+    """Return one part of complete settings, such as `model` or `loss`, as this version has it."""
+    value = rename({part: value})[part]
+    return {**missing_fields(value), **value} if part == "model" and isinstance(value, dict) else value
+
+
 def upgrade(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return complete settings of a run, or its part `model` or `loss` alone, as this version has them."""
-    result = rename(settings)
-    if isinstance(model := result.get("model"), dict):
-        result["model"] = {**missing_fields(model), **model}
-    return result
+    """Return the complete settings of a run as this version has them.
+
+    Raises:
+        ValueError: they are no settings of a run.
+    """
+    if not isinstance(settings, Mapping) or "model" not in settings:
+        raise ValueError("the settings of a run should be an object with a model")
+    return {part: upgrade_part(part, value) for part, value in settings.items()}

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from unified_vae.config.model import ModelConfig
-from unified_vae.config.upgrade import upgrade
+from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.tensor_file import TENSOR_FILE_ERRORS, parse_tensors, write_tensors
@@ -107,7 +107,7 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
         if description["format"] > FORMAT:
             raise CheckpointError(f"the model in {folder} was written by a newer version of unified-vae: update it.")
         settings = description["model"]
-        config = TypeAdapter(ModelConfig).validate_python(upgrade({"model": settings})["model"])
+        config = TypeAdapter(ModelConfig).validate_python(upgrade_part("model", settings))
         weights = parse_tensors((folder / WEIGHTS).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise CheckpointError(

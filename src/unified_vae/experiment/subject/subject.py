@@ -16,7 +16,7 @@ from torch import Tensor
 from unified_vae.config.data import DataConfig
 from unified_vae.config.loss import LossConfig
 from unified_vae.config.run import RunConfig
-from unified_vae.config.upgrade import upgrade
+from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.core.paths import above
 from unified_vae.experiment.run_folder import RunFolder, RunRecord
@@ -168,7 +168,7 @@ def _of_model(folder: Path, which: str | None, data: str | None, weights: Weight
     if data is None and looks:
         raise ConfigError(f"{folder} is a model without its run: name the images to look at with --data")
     try:
-        loss = LossConfig.model_validate(upgrade({"loss": about["loss"]})["loss"])
+        loss = LossConfig.model_validate(upgrade_part("loss", about["loss"]))
     except (KeyError, ValidationError) as problem:
         if not looks:
             return Subject(name, model, _bare(opened, data), folder, step=step, weights=has, folder=folder)
@@ -190,7 +190,7 @@ def _bare(opened: Pretrained, data: str | None) -> RunConfig:
     named: dict[str, Any] = {} if data is None else {"source": data}
     if "background" in opened.description:
         named["background"] = str(opened.description["background"])
-    return RunConfig(model=opened.config, data=DataConfig(**upgrade({"data": named})["data"]))
+    return RunConfig(model=opened.config, data=DataConfig(**upgrade_part("data", named)))
 
 
 def _record_beside(folder: Path) -> RunRecord | None:
