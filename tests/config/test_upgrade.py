@@ -17,7 +17,7 @@ from unified_vae.core.principal_components import LARGEST_SIDE
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config" / "config_unified.json"
-OLD_RUN = ROOT / "tests/faults/fixtures/run-0.1.0-format-1/checkpoints/step-000000004/state.json"
+OLD_RUN = ROOT / "tests/golden/fixtures/0.1.0-first-format/run/checkpoints/step-000000004/state.json"
 
 
 def load_with(tmp_path: Path, content: object) -> PresetBook:
