@@ -231,7 +231,6 @@ def test_without_a_mode_the_table_is_shown(door) -> None:
         (["--mode", "quick_test", "--set", "loss.kl={\"weight\": "], "--set loss.kl:1:11: expecting value"),
         (["--mode", "quick_test", "--set", "loss.mse.weight=0", "--set", "loss.l1.weight=0"], "above 0"),
         (["--mode", "quick_test", "--set", "training.gradient_accumulation_steps=99"], "larger than training.batch"),
-        (["--mode", "quick_test", "--set", "training.accumulate=2"], "training.gradient_accumulation_steps=VALUE"),
         (["--mode", "quick_test", "--config", "none.json"], "none.json is not there"),
         (["--mode", "resume_fix"], "no run to fix in runs/fast_high_quality"),
         (["--mode", "quick_test", "--loss-preset", "sharp"], "--loss-preset is an option of train_unified.py"),
