@@ -59,7 +59,7 @@ FAULTS = {  # cause -> images, what the run is told
     ),
     causes.OVERFITTED: (
         lambda path: rich(path, 1.0, 24),
-        {"training": training(60), "loss": loss(1.0), "model": {"latents": 32, "base_channels": 8}},
+        {"training": training(60, 1e-2), "loss": loss(1.0), "model": {"latents": 32, "base_channels": 16}},
     ),
     causes.LOSS_BLUR: (
         lambda path: structured(path, 0.06, 400),
