@@ -1,8 +1,9 @@
-"""The verb `report`: a run on one page, or several compared on one."""
+"""The verb `report`: one page of a run, or one that compares several."""
 
 from __future__ import annotations
 
 import functools
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -20,13 +21,14 @@ Output = Annotated[
 
 
 def report(runs: Runs, output: Output = None) -> Job:
-    """Write a run's figures, curves, pictures and settings as one HTML page; several runs: one that compares them."""
+    """Write a run's metrics, curves, images and settings as one HTML page; several runs: one that compares them."""
     return functools.partial(_report, runs, output)
 
 
 def _report(runs: list[Path], output: Path | None, command: str) -> int:
-    from unified_vae.experiment.report.write import ReportRequest, report
+    from unified_vae.report.page import write_report
 
-    written = report(ReportRequest(runs, output))
-    size = f"{written.size / 1e6:.1f} MB, in {written.seconds:.1f} s"
-    return show(wrapped(f"the page: {written.path.as_posix()} ({size})", "  "))
+    start = time.monotonic()
+    page = write_report(runs, output)
+    size = f"{page.stat().st_size / 1e6:.1f} MB, in {time.monotonic() - start:.1f} s"
+    return show(wrapped(f"the page: {page.as_posix()} ({size})", "  "))

@@ -6,7 +6,7 @@ It takes no lock and writes only its own two files, so it may look at a run that
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from unified_vae.experiment.diagnosis import preflight
 from unified_vae.experiment.diagnosis.cause import Diagnosis, Row
 from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.diagnosis.pca_line import PCALine
-from unified_vae.experiment.diagnosis.picture import Strip, Views, paint
 from unified_vae.experiment.diagnosis.remedy import Remedy, Situation, remedy
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.images import open_images, refuse_other_channels
 from unified_vae.experiment.subject.subject import Subject, find
+from unified_vae.metrics.sharpness import DETAIL, RadialSpectrum
 from unified_vae.models.vae import VAE
 from unified_vae.training.observers import Observer
 from unified_vae.training.random import fixed_noise
@@ -61,6 +61,21 @@ class DiagnoseRequest:
 
 
 @dataclass(frozen=True)
+class Views:
+    """What the picture shows beside the diagnosis.
+
+    Attributes:
+        kl_per_unit: nats, descending.
+        spectrum: power by frequency.
+        strips: title -> images in a row, uint8 [height, width, 3] each.
+    """
+
+    kl_per_unit: Sequence[float]
+    spectrum: RadialSpectrum
+    strips: Mapping[str, Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Report:
     """What was found, and where it is kept."""
 
@@ -79,6 +94,8 @@ def diagnose(request: DiagnoseRequest, observer: Observer) -> Report:
     Raises:
         UserError: there is no such run, no checkpoint, or the images are gone.
     """
+    from unified_vae.report.plots import draw_diagnosis
+
     subject = find(request.target, request.checkpoint, request.data, observer.notice)
     folder = RunFolder(_writable(request.output or subject.home))
     training = subject.config.training
@@ -92,9 +109,11 @@ def diagnose(request: DiagnoseRequest, observer: Observer) -> Report:
         found = _found(subject, data, seen, learned, _line(subject, data, request.data, runtime))
         views = _views(subject, model, data.validation, seen, found, runtime)
     cure = remedy(found, _situation(subject, request.data, data))
-    write_text(folder.diagnosis, json.dumps(_content(subject, found, cure, views), indent=2) + "\n")
-    paint(folder.diagnosis_picture, subject.name, found, views)
+    content = _content(subject, found, cure, views)
+    write_text(folder.diagnosis, json.dumps(content, indent=2) + "\n")
     rows, figures = found.evidence(), _figures(found, seen)
+    summary = next((row.figures for row in rows if row.cause == found.cause), found.figures())
+    draw_diagnosis(folder.diagnosis_picture, content, summary, DETAIL, views.strips)
     return Report(subject.name, found, cure, figures, rows, folder.diagnosis, folder.diagnosis_picture)
 
 
@@ -211,18 +230,18 @@ def _views(subject: Subject, model: VAE, split: PackedSplit, seen: Look, found: 
     return Views(
         kl_per_unit=sorted(seen.measured.latents.kl_per_unit().tolist(), reverse=True),
         spectrum=seen.measured.spectrum.radial(),
-        strips=[
-            _strip("median images: original, reconstruction", model, split, order[middle : middle + SHOWN], runtime),
-            _strip("worst images: original, reconstruction", model, split, order[::-1][:SHOWN], runtime),
-            Strip("drawn from N(0, I)", list(to_pixels(model.decode(noise)))),
-        ],
+        strips={
+            "median images: original, reconstruction": _pairs(model, split, order[middle : middle + SHOWN], runtime),
+            "worst images: original, reconstruction": _pairs(model, split, order[::-1][:SHOWN], runtime),
+            "drawn from N(0, I)": list(to_pixels(model.decode(noise))),
+        },
     )
 
 
-def _strip(title: str, model: VAE, split: PackedSplit, numbers: np.ndarray, runtime: Runtime) -> Strip:
+def _pairs(model: VAE, split: PackedSplit, numbers: np.ndarray, runtime: Runtime) -> list[np.ndarray]:
     output, images = next(iter(reconstructions(model, [gather(split, numbers)], runtime)))
     pairs = torch.stack([images, output.reconstruction], dim=1).flatten(0, 1)
-    return Strip(title, list(to_pixels(pairs)))
+    return list(to_pixels(pairs))
 
 
 def _figures(found: Diagnosis, seen: Look) -> list[tuple[str, str]]:

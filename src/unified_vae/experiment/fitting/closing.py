@@ -1,9 +1,15 @@
-"""The diagnosis at the end of every run, in two lines: the cause, and the command that shows its evidence."""
+"""The diagnosis at the end of every run: two lines with its cause and the command for its evidence, and the report."""
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
 import numpy as np
 
+from unified_vae.core.durable import reason, write_text
 from unified_vae.core.shell import uv_run
 from unified_vae.data.batches import gather
 from unified_vae.data.open import DataSets
@@ -12,6 +18,7 @@ from unified_vae.experiment.diagnosis.cause import HEALTHY, Diagnosis
 from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.diagnosis.pca_line import PCALine
 from unified_vae.experiment.diagnosis.preflight import Preflight
+from unified_vae.experiment.diagnosis.remedy import Situation, remedy
 from unified_vae.experiment.fitting.assemble import Parts
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import PIXEL_TERMS
@@ -55,6 +62,29 @@ def lines(found: Diagnosis | None, folder: RunFolder) -> list[str]:
     reason = found.figures() if row is None else row.figures
     more = "more" if found.cause == HEALTHY else "evidence and what to do"
     return [f"diagnosis: {found.cause} ({reason})", f"{more}: {uv_run('diagnose.py', folder.root.as_posix())}"]
+
+
+def write_page(
+    folder: RunFolder, diagnosis: Diagnosis | None, situation: Situation, step: int, notice: Callable[[str], None]
+) -> list[str]:
+    """Keep the diagnosis and write the report of a run that is over; returns the line that names it.
+
+    Whatever goes wrong is only a notice: the run and its model are whole.
+    """
+    from unified_vae.report.page import write_report
+
+    start = time.monotonic()
+    try:
+        if diagnosis is not None:
+            cure = remedy(diagnosis, situation)
+            evidence = [asdict(row) for row in diagnosis.evidence()]
+            kept = {"step": step, "cause": diagnosis.cause, "advice": cure.advice, "command": cure.command}
+            write_text(folder.closing, json.dumps({**kept, "evidence": evidence}, indent=2) + "\n")
+        page = write_report([folder.root])
+    except Exception as problem:
+        notice(f"{folder.report} could not be written ({reason(problem).rstrip('.')})")
+        return []
+    return [f"the run on one page: {page.as_posix()} (written in {time.monotonic() - start:.1f} s)"]
 
 
 def _on_training_images(parts: Parts, data: DataSets, runtime: Runtime) -> float:

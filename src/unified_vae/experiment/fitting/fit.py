@@ -48,7 +48,6 @@ from unified_vae.experiment.fitting.opening import opening
 from unified_vae.experiment.fitting.residence import place
 from unified_vae.experiment.fitting.sampling import add_density
 from unified_vae.experiment.fitting.tuning import tuned
-from unified_vae.experiment.report import write as report
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, leaves, resolved_origins
 from unified_vae.losses.build import Substitution
@@ -354,7 +353,7 @@ class _Fit:
         findings += missed(resolved.config.loss.kl, History.read(self.folder.metrics))
         if self.runtime.is_main:
             place = Situation(resolved.config, self.folder.root, self.request.run.names, len(data.train))
-            findings += report.at_the_end(self.folder, found, place, state.step, self.observer.notice)
+            findings += closing.write_page(self.folder, found, place, state.step, self.observer.notice)
         return self._say(ending.finished(self.request, state, self._seconds(), findings, saver.problem))
 
     def _seconds(self) -> float:

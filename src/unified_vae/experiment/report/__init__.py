@@ -1,1 +1,0 @@
-"""A finished run as one page to read: figures, curves, pictures, diagnosis, settings."""
