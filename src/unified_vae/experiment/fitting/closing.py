@@ -22,7 +22,7 @@ from unified_vae.experiment.diagnosis.remedy import Situation, remedy
 from unified_vae.experiment.fitting.assemble import Parts
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import PIXEL_TERMS
-from unified_vae.metrics.reconstruction import ReconstructionSums
+from unified_vae.metrics.images import ReconstructionSums
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.validation import reconstructions
 
