@@ -27,7 +27,7 @@ from PIL import Image
 from runs import images
 from script import parser, save, settle, source, start, table
 from unified_vae.data.batches import train_batches
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.dataset import PackedSplit
 
 NAME = "data_path"
 TARGET_SPEED, TARGET_RATIO = 20_000, 50

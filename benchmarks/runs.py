@@ -23,7 +23,8 @@ import torch
 
 from unified_vae.config.data import DataConfig
 from unified_vae.config.presets import PresetBook, from_command_line
-from unified_vae.data.open import DataSets, open_data
+from unified_vae.data.dataset import DataSets
+from unified_vae.data.prepare import open_data
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.planning.plan import Plan, plan_mode, plan_presets
 from unified_vae.experiment.request import RunRequest

@@ -26,7 +26,7 @@ from unified_vae.config.loss import LossConfig, TermConfig
 from unified_vae.config.model import ConvConfig
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.data.cartoon.faces import draw_faces
-from unified_vae.data.packing.decode import PixelFormat, decode
+from unified_vae.data.decode import PixelFormat, decode
 from unified_vae.data.sources.find import find_source
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.term import DistortionTerm

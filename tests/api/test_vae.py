@@ -14,7 +14,7 @@ from small_models import LATENTS, SIZE, posteriors
 
 from unified_vae import VAE
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, UserError
-from unified_vae.data.packing.decode import PixelFormat, decode
+from unified_vae.data.decode import PixelFormat, decode
 from unified_vae.models.pretrained import load_pretrained
 
 

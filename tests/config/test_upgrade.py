@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from unified_vae.cli.display import config_lines
 from unified_vae.config.base import field_paths
 from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.run import RunConfig
-from unified_vae.config.upgrade import PICTURE_SIDE, RENAMED, RENAMED_VALUES, missing_fields, new_path, upgrade
+from unified_vae.config.upgrade import (
+    PICTURE_SIDE,
+    RENAMED,
+    RENAMED_VALUES,
+    missing_fields,
+    new_path,
+    upgrade,
+    upgrade_part,
+)
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.principal_components import LARGEST_SIDE
 
@@ -63,6 +72,27 @@ def test_a_file_of_before_loads_and_tells_the_old_names(tmp_path: Path) -> None:
     assert run.origins["training.gradient_accumulation_steps"].endswith("mine.json, as training.accumulate")
     assert run.origins["training.max_grad_norm"].endswith(", as training.clip_norm")
     assert run.origins["data.background"].endswith("mine.json")
+
+
+def test_settings_that_are_gone_are_ignored_with_a_note(tmp_path: Path) -> None:
+    mine = {
+        "data": {"workers": 4, "max_images": 7},
+        "dataset_presets": {"d": {"workers": 0, "max_images": 9}, "e": {"_extends": "d", "workers": 2}},
+        "modes": {
+            "mine": {"loss": "mse_l1", "training": "quick_test", "model": "small", "dataset": "e"}
+            | {"set": {"data.workers": 3}}
+        },
+    }
+    book = load_with(tmp_path, mine)
+    run = book.compose(book.mode("mine").presets, from_command_line({}, []), mode=book.mode("mine"))
+    assert run.config.data.max_images == 7 and "data.workers" not in run.origins
+    assert len(run.notes) == 3 and all("data.workers is ignored: loader processes are gone" in n for n in run.notes)
+    assert "note: dataset preset e" in "\n".join(config_lines(run))
+    assert book.compose({"dataset": "d"}, from_command_line({}, [])).notes == run.notes[2:]
+    assert load_with(tmp_path, {"data": {"workers": 0}}).compose({}, from_command_line({}, [])).notes == []
+    assert "workers" not in upgrade_part("data", {"workers": 4, "max_images": 7})
+    with pytest.raises(ConfigError, match=r"--set data.workers=4: loader processes are gone, since .* leave"):
+        from_command_line({}, ["data.workers=4"])
 
 
 def test_an_old_name_beside_the_new_one_is_refused(tmp_path: Path) -> None:

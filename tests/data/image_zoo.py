@@ -27,18 +27,18 @@ def pattern(seed: int, channels: int = 3) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, channels), dtype=np.uint8)
 
 
-RGB, GREY = pattern(1), pattern(2, 1)[..., 0]
+RGB, GRAY = pattern(1), pattern(2, 1)[..., 0]
 ALPHA = pattern(3, 1)[..., 0]
 
 
-def repeated(grey: Pixels) -> Pixels:
-    return np.repeat(grey[..., None], 3, axis=2)
+def repeated(gray: Pixels) -> Pixels:
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
-def over_background(colour: Pixels, alpha: Pixels) -> Pixels:
+def over_background(color: Pixels, alpha: Pixels) -> Pixels:
     """The compositing equation, rounded."""
     weight = alpha[..., None] / 255.0
-    return np.rint(colour * weight + np.array(BACKGROUND) * (1 - weight)).astype(np.uint8)
+    return np.rint(color * weight + np.array(BACKGROUND) * (1 - weight)).astype(np.uint8)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -62,16 +62,16 @@ class Good:
 
 
 def _lossless() -> dict[str, Good]:
-    rgb, grey = Image.fromarray(RGB), Image.fromarray(GREY)
+    rgb, gray = Image.fromarray(RGB), Image.fromarray(GRAY)
     kinds = {"png": "PNG", "bmp": "BMP", "tif": "TIFF", "ppm": "PPM"}
     zoo = {f"rgb.{extension}": Good(encoded(rgb, kind), RGB) for extension, kind in kinds.items()}
     zoo["rgb.webp"] = Good(encoded(rgb, "WEBP", lossless=True), RGB)
     zoo["rgb.jp2"] = Good(encoded(rgb, "JPEG2000"), RGB)
     zoo["lzw.tiff"] = Good(encoded(rgb, "TIFF", compression="tiff_lzw"), RGB)
-    zoo["interlaced.gif"] = Good(encoded(grey, "GIF", interlace=1), repeated(GREY))
-    zoo["grey.png"] = Good(encoded(grey, "PNG"), repeated(GREY))
-    zoo["grey.pgm"] = Good(encoded(grey, "PPM"), repeated(GREY))
-    bits = np.where(GREY > 127, 255, 0).astype(np.uint8)
+    zoo["interlaced.gif"] = Good(encoded(gray, "GIF", interlace=1), repeated(GRAY))
+    zoo["gray.png"] = Good(encoded(gray, "PNG"), repeated(GRAY))
+    zoo["gray.pgm"] = Good(encoded(gray, "PPM"), repeated(GRAY))
+    bits = np.where(GRAY > 127, 255, 0).astype(np.uint8)
     zoo["one_bit.png"] = Good(encoded(Image.fromarray(bits).convert("1"), "PNG"), repeated(bits))
     zoo["one_bit_fax.tif"] = Good(
         encoded(Image.fromarray(bits).convert("1"), "TIFF", compression="group4"), repeated(bits)
@@ -83,31 +83,31 @@ def _lossless() -> dict[str, Good]:
 def _transparent() -> dict[str, Good]:
     rgba = Image.fromarray(np.dstack([RGB, ALPHA]))
     hidden = Image.fromarray(np.dstack([RGB, np.zeros_like(ALPHA)]))
-    palette = Image.fromarray(GREY % 8).convert("P")
-    colours = pattern(5)[0, :8]
-    palette.putpalette(colours.tobytes())
-    shown = colours[GREY % 8]
-    clear_first = np.where(GREY % 8 == 0, 0, 255).astype(np.uint8)
+    palette = Image.fromarray(GRAY % 8).convert("P")
+    colors = pattern(5)[0, :8]
+    palette.putpalette(colors.tobytes())
+    shown = colors[GRAY % 8]
+    clear_first = np.where(GRAY % 8 == 0, 0, 255).astype(np.uint8)
     levels = np.arange(0, 256, 32, dtype=np.uint8)
-    key_colour = RGB.copy()
-    key_colour[::2] = (1, 2, 3)
-    keyed = np.where((key_colour == (1, 2, 3)).all(-1), 0, 255).astype(np.uint8)
-    la = Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(ALPHA)))
+    key_color = RGB.copy()
+    key_color[::2] = (1, 2, 3)
+    keyed = np.where((key_color == (1, 2, 3)).all(-1), 0, 255).astype(np.uint8)
+    la = Image.merge("LA", (Image.fromarray(GRAY), Image.fromarray(ALPHA)))
     return {
         "rgba.png": Good(encoded(rgba, "PNG"), over_background(RGB, ALPHA)),
         "rgba.tif": Good(encoded(rgba, "TIFF"), over_background(RGB, ALPHA)),
-        "rgba_hidden_colour.png": Good(encoded(hidden, "PNG"), over_background(RGB, np.zeros_like(ALPHA))),
-        "la.png": Good(encoded(la, "PNG"), over_background(repeated(GREY), ALPHA)),
+        "rgba_hidden_color.png": Good(encoded(hidden, "PNG"), over_background(RGB, np.zeros_like(ALPHA))),
+        "la.png": Good(encoded(la, "PNG"), over_background(repeated(GRAY), ALPHA)),
         "palette.png": Good(encoded(palette, "PNG"), shown),
         "palette.gif": Good(encoded(palette, "GIF"), shown),
         "palette_one_clear.png": Good(encoded(palette, "PNG", transparency=0), over_background(shown, clear_first)),
         "palette_one_clear.gif": Good(encoded(palette, "GIF", transparency=0), over_background(shown, clear_first)),
         "palette_alpha.png": Good(
-            encoded(palette, "PNG", transparency=levels.tobytes()), over_background(shown, levels[GREY % 8])
+            encoded(palette, "PNG", transparency=levels.tobytes()), over_background(shown, levels[GRAY % 8])
         ),
-        "rgb_key_colour.png": Good(
-            encoded(Image.fromarray(key_colour), "PNG", transparency=(1, 2, 3)),
-            over_background(key_colour, keyed),
+        "rgb_key_color.png": Good(
+            encoded(Image.fromarray(key_color), "PNG", transparency=(1, 2, 3)),
+            over_background(key_color, keyed),
         ),
     }
 
@@ -166,10 +166,10 @@ def _photographs() -> dict[str, Good]:
 
 def _animated() -> dict[str, Good]:
     first, second = Image.fromarray(RGB), Image.fromarray(255 - RGB)
-    grey_frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+    gray_frames = [Image.fromarray(GRAY), Image.fromarray(255 - GRAY)]
     more = {"save_all": True, "duration": 50}
     return {
-        "animated.gif": Good(encoded(grey_frames[0], "GIF", append_images=grey_frames[1:], **more), repeated(GREY)),
+        "animated.gif": Good(encoded(gray_frames[0], "GIF", append_images=gray_frames[1:], **more), repeated(GRAY)),
         "animated.webp": Good(encoded(first, "WEBP", lossless=True, append_images=[second], **more), RGB),
         "animated.png": Good(encoded(first, "PNG", append_images=[second], **more), RGB),
     }

@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from unified_vae.config.data import DataConfig
-from unified_vae.data.open import DataSets, open_data
+from unified_vae.data.dataset import DataSets
+from unified_vae.data.prepare import open_data
 
 
-def png(seed: int, size: int = 8, grey: bool = False) -> bytes:
+def png(seed: int, size: int = 8, gray: bool = False) -> bytes:
     """A PNG of random pixels."""
-    shape = (size, size) if grey else (size, size, 3)
+    shape = (size, size) if gray else (size, size, 3)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")

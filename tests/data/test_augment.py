@@ -28,7 +28,7 @@ ALL = AugmentConfig(
     color_jitter=ColorJitterConfig(brightness=0.1, contrast=0.2, saturation=0.2),
 )
 MOVES = ["horizontal flip", "rotation", "scale", "translation", "crop"]
-COLOURS = ["brightness", "contrast", "saturation"]
+COLORS = ["brightness", "contrast", "saturation"]
 
 
 def noise(n: int = 64, channels: int = 3, height: int = 6, width: int = 5) -> Tensor:
@@ -103,7 +103,7 @@ def test_type_shape_and_layout_are_kept(config: AugmentConfig) -> None:
 def test_large_batches_are_done_in_pieces_alike(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(height=16, width=16)
     whole = changed(images, ALL)
-    monkeypatch.setattr("unified_vae.data.resample.AT_ONCE", pixels)
+    monkeypatch.setattr("unified_vae.data.augment.MAX_CHUNK_VALUES", pixels)
     assert torch.equal(changed(images, ALL), whole)
 
 
@@ -124,8 +124,8 @@ def test_mirroring_twice_is_the_identity() -> None:
 
 
 @each_change
-def test_no_foreign_colour_enters(config: AugmentConfig) -> None:
-    """A plain image stays plain, to its corners; one of two colours keeps to them, but for the overshoot of a sinc."""
+def test_no_foreign_color_enters(config: AugmentConfig) -> None:
+    """A plain image stays plain, to its corners; one of two colors keeps to them, but for the overshoot of a sinc."""
     plain = noise(height=1, width=1).expand(-1, -1, 24, 24)
     moved = config.model_copy(update={"color_jitter": ColorJitterConfig()})
     assert torch.equal(changed(plain, moved), plain)
@@ -198,24 +198,24 @@ def test_moves_have_no_preferred_direction(name: str, shape: tuple[int, int]) ->
         assert result[..., rows, columns].mean() == pytest.approx(128, abs=5)
 
 
-# --- colour ----------------------------------------------------------------------------------------------
+# --- color ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COLOURS)
-def test_colours_are_unbiased_and_vary(name: str) -> None:
+@pytest.mark.parametrize("name", COLORS)
+def test_colors_are_unbiased_and_vary(name: str) -> None:
     images = one_image()
     result = changed(images, CHANGES[name]).float()
     assert (result.mean(0) - images[0].float()).abs().max() < 6
     assert result.flatten(1).std(0).max() > 5
 
 
-@pytest.mark.parametrize("name", COLOURS)
-def test_grey_stays_grey(name: str) -> None:
-    grey = noise(channels=1).expand(-1, 3, -1, -1)
-    result = changed(grey, CHANGES[name])
+@pytest.mark.parametrize("name", COLORS)
+def test_gray_stays_gray(name: str) -> None:
+    gray = noise(channels=1).expand(-1, 3, -1, -1)
+    result = changed(gray, CHANGES[name])
     assert (result == result[:, :1]).all()
-    single = changed(grey[:, :1], CHANGES[name])
-    assert torch.equal(single, grey[:, :1] if name == "saturation" else result[:, :1])
+    single = changed(gray[:, :1], CHANGES[name])
+    assert torch.equal(single, gray[:, :1] if name == "saturation" else result[:, :1])
 
 
 def test_brightness_and_contrast_act_on_all_pixels_alike() -> None:

@@ -1,4 +1,4 @@
-"""The order of images: a pure function of (seed, step), whatever the workers, the ranks or the restarts."""
+"""The order of images: a pure function of (seed, step), whatever the ranks or the restarts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unified_vae.data import resident
-from unified_vae.data.batches import READ_AHEAD, TrainBatch, read_ahead, train_batches, validation_batches
-from unified_vae.data.order import batch_indices, share, steps_per_epoch
-from unified_vae.data.packing.packed import Labels, PackedSplit
+from unified_vae.data import batches as data_batches
+from unified_vae.data.batches import (
+    READ_AHEAD,
+    TrainBatch,
+    batch_indices,
+    cache_on_device,
+    fits_on_device,
+    rank_slice,
+    read_ahead,
+    steps_per_epoch,
+    train_batches,
+    validation_batches,
+)
+from unified_vae.data.dataset import PackedSplit
 
 COUNT = 11
 
@@ -26,8 +36,7 @@ def split(tmp_path: Path) -> PackedSplit:
     pixels[..., 1] += 100  # so that channels cannot be mistaken
     path = tmp_path / "train.u8"
     pixels.tofile(path)
-    labels = Labels({"class": np.arange(COUNT)}, {"class": [str(n) for n in range(COUNT)]})
-    return PackedSplit(path, pixels.shape, [str(n) for n in range(COUNT)], labels)
+    return PackedSplit(path, pixels.shape, [str(n) for n in range(COUNT)])
 
 
 def stream(split: PackedSplit, start: int, end: int, **settings: object) -> list[TrainBatch]:
@@ -68,17 +77,10 @@ def test_a_stream_may_be_taken_up_at_any_step(split: PackedSplit) -> None:
             assert torch.equal(batch.images, expected.images) and batch.epoch == expected.epoch
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(split: PackedSplit, workers: int) -> None:
-    for batch, expected in zip(stream(split, 2, 9, workers=workers), stream(split, 2, 9), strict=True):
-        np.testing.assert_array_equal(batch.indices, expected.indices)
-        assert torch.equal(batch.images, expected.images) and batch.epoch == expected.epoch
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_the_ranks_shares_make_up_the_global_batch(split: PackedSplit, world_size: int) -> None:
-    shares = [stream(split, 0, 6, rank=rank, world_size=world_size) for rank in range(world_size)]
-    for parts, expected in zip(zip(*shares, strict=True), stream(split, 0, 6), strict=True):
+def test_the_slices_of_the_ranks_make_up_the_global_batch(split: PackedSplit, world_size: int) -> None:
+    slices = [stream(split, 0, 6, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for parts, expected in zip(zip(*slices, strict=True), stream(split, 0, 6), strict=True):
         np.testing.assert_array_equal(np.concatenate([part.indices for part in parts]), expected.indices)
         assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
 
@@ -95,35 +97,35 @@ def test_validation_sees_every_image_once(split: PackedSplit, world_size: int, b
 
 
 @given(st.integers(0, 100), st.integers(1, 9))
-def test_shares_are_contiguous_and_even(count: int, world_size: int) -> None:
-    parts = [range(count)[share(count, rank, world_size)] for rank in range(world_size)]
+def test_slices_are_contiguous_and_even(count: int, world_size: int) -> None:
+    parts = [range(count)[rank_slice(count, rank, world_size)] for rank in range(world_size)]
     assert [number for part in parts for number in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.parametrize("chunk", [1, 2**20])
-def test_images_held_on_the_device_give_the_same_batches(
+def test_images_cached_on_the_device_give_the_same_batches(
     split: PackedSplit, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resident, "CHUNK_BYTES", chunk)
-    held = resident.load_all(split, torch.device("cpu"))
+    monkeypatch.setattr(data_batches, "COPY_BYTES", chunk)
+    cached = cache_on_device(split, torch.device("cpu"))
     for world_size, rank in ((1, 0), (2, 1)):
         usual = stream(split, 2, 9, world_size=world_size, rank=rank)
-        there = stream(split, 2, 9, world_size=world_size, rank=rank, resident=held)
-        for one, other in zip(usual, there, strict=True):
-            assert torch.equal(one.images, other.images) and one.epoch == other.epoch
-            assert np.array_equal(one.indices, other.indices)
-            assert other.images.stride() == one.images.stride()
+        there = stream(split, 2, 9, world_size=world_size, rank=rank, cached_images=cached)
+        for a, b in zip(usual, there, strict=True):
+            assert torch.equal(a.images, b.images) and a.epoch == b.epoch
+            assert np.array_equal(a.indices, b.indices)
+            assert b.images.stride() == a.images.stride()
 
 
-def test_images_are_held_where_they_take_a_quarter_of_the_free_memory(split: PackedSplit) -> None:
+def test_images_are_cached_where_a_quarter_of_memory_holds_them(split: PackedSplit) -> None:
     size = COUNT * 4 * 4 * 3
-    assert resident.fits(split, 4 * size)
-    assert not resident.fits(split, 4 * size - 1)
-    assert not resident.fits(split, 0)
+    assert fits_on_device(split, 4 * size)
+    assert not fits_on_device(split, 4 * size - 1)
+    assert not fits_on_device(split, 0)
 
 
-def test_reading_ahead_changes_nothing_and_stays_two_batches_ahead() -> None:
+def test_reading_ahead_is_by_two_batches_and_changes_nothing() -> None:
     begun: list[int] = []
     news = threading.Semaphore(0)
 
@@ -150,7 +152,7 @@ def test_pinned_batches_are_the_others(split: PackedSplit, monkeypatch: pytest.M
     assert len(pinned) == 7
 
 
-def test_what_fails_ahead_fails_in_its_turn_and_a_closed_stream_reads_no_more() -> None:
+def test_errors_come_in_turn_and_a_closed_stream_stops_reading() -> None:
     begun: list[int] = []
 
     def read(step: int) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -22,9 +21,11 @@ from made_images import opened, png, silent, write_files
 
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.data.open import open_data
-from unified_vae.data.packing import cache_dir, decode, pack, prepare
-from unified_vae.data.packing.packed import SIDES, DamagedPack, check_images, read_pack
+from unified_vae.data import cache as pack_cache
+from unified_vae.data import decode, prepare
+from unified_vae.data.dataset import DamagedPack, check_images, read_pack
+from unified_vae.data.prepare import open_data
+from unified_vae.data.sources.base import SPLITS
 
 FILES = {f"{kind}/{number}.png": png(10 * index + number) for index, kind in enumerate("abc") for number in range(10)}
 
@@ -48,7 +49,7 @@ def same(first: Any, second: Any) -> bool:
 
 def test_a_warm_cache_decodes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cold = opened(folder, tmp_path / "cache")
-    monkeypatch.setattr(prepare, "survey", None)  # calling it would now raise
+    monkeypatch.setattr(prepare, "scan", None)  # calling it would now raise
     warm = opened(folder, tmp_path / "cache")
     assert same(cold, warm)
     assert (cold.description, cold.notes, cold.channels) == (warm.description, warm.notes, warm.channels)
@@ -80,15 +81,10 @@ def test_the_fingerprint_follows_the_content(folder: Path, tmp_path: Path) -> No
     assert opened(folder, tmp_path / "cache", 4).fingerprint != opened(folder, tmp_path / "cache", 8).fingerprint
 
 
-def test_a_split_pickles_as_its_path_and_is_read_only(folder: Path, tmp_path: Path) -> None:
+def test_the_images_of_a_split_are_read_only(folder: Path, tmp_path: Path) -> None:
     split = opened(folder, tmp_path / "cache").train
-    data = pickle.dumps(split)
-    assert len(data) < split.images.nbytes
-    copy = pickle.loads(data)
-    np.testing.assert_array_equal(copy.images, split.images)
-    assert list(copy.names) == list(split.names) and copy.label_names == split.label_names
     with pytest.raises(ValueError, match="read-only"):
-        copy.images[0] = 0
+        split.images[0] = 0
 
 
 def test_bad_images_leave_no_gaps(folder: Path, tmp_path: Path) -> None:
@@ -115,7 +111,7 @@ def _cut(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["train.u8", "validation.u8", "manifest.json", "manifest.sha256"])
 @pytest.mark.parametrize("damage", [_flip, _cut, Path.unlink, lambda path: path.write_bytes(b"")])
-def test_damage_is_seen_told_and_mended(name: str, damage: Any, folder: Path, tmp_path: Path) -> None:
+def test_damage_is_noted_and_the_pack_is_made_again(name: str, damage: Any, folder: Path, tmp_path: Path) -> None:
     before = opened(folder, tmp_path / "cache")
     expected = np.array(before.train.images)
     (target,) = packs(tmp_path / "cache")
@@ -134,16 +130,16 @@ def test_every_flipped_bit_is_found_by_the_full_check(folder: Path, tmp_path: Pa
     (target,) = packs(tmp_path / "cache")
     whole = read_pack(target)
     assert whole is not None
-    for side in SIDES:
-        check_images(whole, side)
-        path = target / f"{side}.u8"
+    for split in SPLITS:
+        check_images(whole, split)
+        path = target / f"{split}.u8"
         original = path.read_bytes()
         for place in range(7, len(original), len(original) // 9):
             changed = bytearray(original)
             changed[place] ^= 16
             path.write_bytes(changed)
             with pytest.raises(DamagedPack, match="was changed"):
-                check_images(whole, side)
+                check_images(whole, split)
         path.write_bytes(original)
 
 
@@ -160,7 +156,7 @@ def test_an_interrupt_leaves_nothing_behind(folder: Path, tmp_path: Path) -> Non
 BUILD = """
     import sys, time
     from unified_vae.config.data import DataConfig
-    from unified_vae.data.open import open_data
+    from unified_vae.data.prepare import open_data
     def progress(text, done, total):
         if "{slow}" and text == "packing images":
             print("packing", flush=True)
@@ -207,33 +203,31 @@ def test_the_second_of_two_builders_keeps_the_first_ones_pack(
     first = opened(folder, tmp_path / "cache")
     (target,) = packs(tmp_path / "cache")
     inode = (target / "train.u8").stat().st_ino
-    monkeypatch.setattr("unified_vae.data.open.read_pack", lambda folder: None)  # as if it were not there yet
+    monkeypatch.setattr("unified_vae.data.prepare.read_pack", lambda folder: None)  # as if it were not there yet
     assert same(first, opened(folder, tmp_path / "cache"))
     assert (target / "train.u8").stat().st_ino == inode and packs(tmp_path / "cache") == [target]
 
 
 def test_stages_of_living_processes_and_of_other_machines_stay(tmp_path: Path) -> None:
-    mine = cache_dir.new_stage(tmp_path)
+    local = pack_cache._new_stage(tmp_path)
     foreign = tmp_path / ".stage-otherhost-1-abc"
     old = tmp_path / ".stage-otherhost-2-abc"
     for stage in (foreign, old):
         stage.mkdir()
     os.utime(old, (time.time() - 10**6,) * 2)
-    cache_dir.sweep(tmp_path)
-    assert packs(tmp_path) == sorted([mine, foreign])
+    pack_cache.sweep(tmp_path)
+    assert packs(tmp_path) == sorted([local, foreign])
 
 
-def test_a_container_of_the_same_name_numbers_its_processes_for_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_process_ids_of_another_container_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[1]"))
-    theirs = cache_dir.new_stage(tmp_path)
+    theirs = pack_cache._new_stage(tmp_path)
     monkeypatch.setattr(psutil, "pid_exists", lambda number: False)
     monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[2]"))
-    cache_dir.sweep(tmp_path)
+    pack_cache.sweep(tmp_path)
     assert packs(tmp_path) == [theirs]
     monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[1]"))
-    cache_dir.sweep(tmp_path)
+    pack_cache.sweep(tmp_path)
     assert packs(tmp_path) == []
 
 
@@ -249,10 +243,10 @@ def test_a_disk_without_room_is_refused_before_decoding(
 
 
 def test_a_disk_that_fills_up_while_packing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: Any, kept: Any, row_bytes: int) -> None:
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pack, "_close_gaps", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EnvironmentProblem, match=r"disk of .* is full"):
         opened(folder, tmp_path / "cache")
     assert packs(tmp_path / "cache") == []
@@ -266,23 +260,23 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(folder: Path, tmp_path: 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("UNIFIED_VAE_CACHE", str(tmp_path / "variable"))
-    assert cache_dir.cache_root(str(tmp_path / "configured")) == tmp_path / "configured"
-    assert cache_dir.cache_root(None) == tmp_path / "variable"
+    assert pack_cache.cache_root(str(tmp_path / "configured")) == tmp_path / "configured"
+    assert pack_cache.cache_root(None) == tmp_path / "variable"
     monkeypatch.delenv("UNIFIED_VAE_CACHE")
-    assert cache_dir.cache_root(None).name in ("unified-vae", "Cache")
+    assert pack_cache.cache_root(None).name in ("unified-vae", "Cache")
 
 
-def test_grey_sets_have_one_channel_and_mixed_ones_three(tmp_path: Path) -> None:
-    grey = {f"{n}.png": png(n, grey=True) for n in range(6)}
-    one = opened(write_files(tmp_path / "grey", grey), tmp_path / "cache")
-    three = opened(tmp_path / "grey", tmp_path / "cache", channels=3)
-    mixed = opened(write_files(tmp_path / "mixed", grey | {"c.png": png(50)}), tmp_path / "cache")
+def test_gray_sets_have_one_channel_and_mixed_ones_three(tmp_path: Path) -> None:
+    gray = {f"{n}.png": png(n, gray=True) for n in range(6)}
+    one = opened(write_files(tmp_path / "gray", gray), tmp_path / "cache")
+    three = opened(tmp_path / "gray", tmp_path / "cache", channels=3)
+    mixed = opened(write_files(tmp_path / "mixed", gray | {"c.png": png(50)}), tmp_path / "cache")
     assert (one.channels, three.channels, mixed.channels) == (1, 3, 3)
     np.testing.assert_array_equal(three.train.images, np.repeat(one.train.images, 3, axis=3))
     assert opened(tmp_path / "mixed", tmp_path / "cache", channels=1).train.images.shape[-1] == 1
 
 
-def test_enlarged_images_are_told(folder: Path, tmp_path: Path) -> None:
+def test_enlarged_images_are_noted(folder: Path, tmp_path: Path) -> None:
     data = opened(folder, tmp_path / "cache", 16)
     assert any("30 images are smaller than 16" in note for note in data.notes)
 
@@ -308,14 +302,14 @@ def test_the_built_in_set(tmp_path: Path) -> None:
 
 def test_faces_drawn_by_processes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = opened("builtin", tmp_path / "one", 16, max_images=70)
-    monkeypatch.setattr("unified_vae.data.builtin._PROCESSES_FROM", 1)
-    monkeypatch.setattr("unified_vae.data.builtin.cpu_count", lambda: 2)
+    monkeypatch.setattr("unified_vae.data.cartoon.builtin._PROCESSES_FROM", 1)
+    monkeypatch.setattr("unified_vae.data.cartoon.builtin.cpu_count", lambda: 2)
     assert same(alone, opened("builtin", tmp_path / "two", 16, max_images=70))
 
 
-def test_progress_is_told_to_the_end(folder: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
+def test_progress_is_reported_to_the_end(folder: Path, tmp_path: Path) -> None:
+    events: list[tuple[str, int, int | None]] = []
     config = DataConfig(source=str(folder), cache_dir=str(tmp_path / "cache"))
-    open_data(config, 8, None, lambda *event: told.append(event))
-    assert ("looking at images", 30, 30) in told and ("packing images", 30, 30) in told
+    open_data(config, 8, None, lambda *event: events.append(event))
+    assert ("looking at images", 30, 30) in events and ("packing images", 30, 30) in events
     open_data(config, 8, None, silent)

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from unified_vae.config.data import DataConfig
-from unified_vae.data.open import open_data
-from unified_vae.data.packing.decode import PixelFormat, colour, decode, quiet_pillow, read_header
-from unified_vae.data.records import BadImage
+from unified_vae.data.decode import PixelFormat, decode, parse_color, quiet_pillow, read_header
+from unified_vae.data.prepare import open_data
+from unified_vae.data.sources.base import BadImage
 
 FORM = PixelFormat(zoo.SIZE, 3, zoo.BACKGROUND)
 
@@ -54,7 +54,7 @@ def test_too_little_memory_for_the_exif_is_no_upright_picture(monkeypatch: pytes
         decode(GOOD["orientation_6.jpg"].data, FORM)
 
 
-def test_a_folder_of_all_of_them_is_used_or_listed_to_the_last_file(tmp_path: Path) -> None:
+def test_every_file_in_a_folder_of_them_is_used_or_listed(tmp_path: Path) -> None:
     folder = tmp_path / "zoo"
     folder.mkdir()
     reasons = {}
@@ -121,7 +121,7 @@ def test_mutated_files_never_escape_as_other_errors() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (33, 17), (16, 16), (5, 9)])
-def test_cover_and_crop_is_lanczos_over_the_centre_square(width: int, height: int) -> None:
+def test_cover_and_crop_is_lanczos_over_the_center_square(width: int, height: int) -> None:
     """Against a direct evaluation of the windowed sinc in float64."""
     # Away from black and white: Pillow clips between its two passes, the reference only after both.
     pixels = np.random.default_rng(width).integers(80, 176, (height, width), dtype=np.uint8)
@@ -135,8 +135,8 @@ def test_cover_and_crop_is_lanczos_over_the_centre_square(width: int, height: in
 
 def _lanczos_matrix(length: int, start: float, extent: float, size: int) -> np.ndarray:
     scale = max(extent / size, 1.0)
-    centres = start + (np.arange(size) + 0.5) * extent / size
-    distance = (np.arange(length)[None] + 0.5 - centres[:, None]) / scale
+    centers = start + (np.arange(size) + 0.5) * extent / size
+    distance = (np.arange(length)[None] + 0.5 - centers[:, None]) / scale
     weights = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0.0)
     return weights / weights.sum(1, keepdims=True)
 
@@ -151,27 +151,27 @@ def test_a_circle_stays_a_circle() -> None:
 
 def test_one_channel_is_itu_r_601() -> None:
     data = zoo.encoded(Image.fromarray(zoo.RGB), "PNG")
-    grey = decode(data, PixelFormat(zoo.SIZE, 1))
+    gray = decode(data, PixelFormat(zoo.SIZE, 1))
     luma = zoo.RGB @ np.array([0.299, 0.587, 0.114])
-    assert grey.shape == (zoo.SIZE, zoo.SIZE, 1)
-    assert np.abs(grey[..., 0] - luma).max() <= 1.0
+    assert gray.shape == (zoo.SIZE, zoo.SIZE, 1)
+    assert np.abs(gray[..., 0] - luma).max() <= 1.0
 
 
-def test_grey_run_of_transparent_grey_uses_the_luma_of_the_background() -> None:
+def test_transparent_gray_shows_the_luma_of_the_background() -> None:
     data = zoo.encoded(Image.new("LA", (4, 4), (10, 0)), "PNG")
     assert set(decode(data, PixelFormat(4, 1, (255, 0, 0))).ravel()) == {76}
 
 
-def test_headers_tell_grey_from_colour() -> None:
-    assert read_header(zoo.encoded(Image.fromarray(zoo.GREY), "PNG")).grey
-    assert read_header(zoo.encoded(Image.new("LA", (3, 5)), "PNG")).grey
-    assert not read_header(zoo.encoded(Image.fromarray(zoo.RGB), "PNG")).grey
+def test_headers_tell_gray_from_color() -> None:
+    assert read_header(zoo.encoded(Image.fromarray(zoo.GRAY), "PNG")).gray
+    assert read_header(zoo.encoded(Image.new("LA", (3, 5)), "PNG")).gray
+    assert not read_header(zoo.encoded(Image.fromarray(zoo.RGB), "PNG")).gray
     header = read_header(zoo.encoded(Image.new("RGB", (3, 5)), "PNG"))
     assert (header.width, header.height) == (3, 5)
 
 
-def test_colours_by_name_and_number() -> None:
-    assert [colour(text) for text in ("white", "black", "#0a0B0c")] == [(255,) * 3, (0,) * 3, (10, 11, 12)]
+def test_colors_by_name_and_number() -> None:
+    assert [parse_color(text) for text in ("white", "black", "#0a0B0c")] == [(255,) * 3, (0,) * 3, (10, 11, 12)]
 
 
 def test_large_pictures_below_the_limit_warn_nobody() -> None:

@@ -1,4 +1,4 @@
-"""Folders, archives and arrays in every layout give the same images, sides and classes."""
+"""Folders, archives and arrays in every layout give the same images, splits and classes."""
 
 from __future__ import annotations
 
@@ -119,13 +119,13 @@ def test_members_that_would_leave_the_archive_are_refused(kind: str, tmp_path: P
     assert not (tmp_path / "up.png").exists()
 
 
-def test_a_member_that_expands_out_of_proportion_is_refused_unread(tmp_path: Path) -> None:
+def test_a_member_that_expands_too_much_is_refused_unread(tmp_path: Path) -> None:
     files = {f"{n}.png": png(n) for n in range(20)} | {"bomb.bmp": bytes(40_000_000)}
     data = opened(zipped(tmp_path / "images.zip", files), tmp_path / "cache")
     assert [(bad.name, "bomb" in bad.reason) for bad in data.quarantined] == [("bomb.bmp", True)]
 
 
-def test_a_tar_that_expands_out_of_proportion_is_refused(tmp_path: Path) -> None:
+def test_a_tar_that_expands_too_much_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "images.tar.gz"
     with gzip.open(path, "wb", compresslevel=9) as stream:
         for _ in range(40):
@@ -156,7 +156,7 @@ def test_a_damaged_member_is_listed_and_the_rest_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["images.zip", "images.tar", "images.tar.gz"])
 @pytest.mark.parametrize("damage", ["cut", "nonsense"])
-def test_a_damaged_archive_is_the_users_to_mend(name: str, damage: str, tmp_path: Path) -> None:
+def test_a_damaged_archive_is_refused_with_advice(name: str, damage: str, tmp_path: Path) -> None:
     files = {f"{n}.png": png(n) for n in range(20)}
     path = tmp_path / name
     if name.endswith("zip"):
@@ -212,7 +212,7 @@ def test_array_layouts(array: np.ndarray, expected: np.ndarray, form: str, tmp_p
 @pytest.mark.parametrize(
     ("train", "validation"), [("train", "val"), ("x_train", "x_test"), ("train_images", "val_images")]
 )
-def test_npz_with_both_sides_and_labels(train: str, validation: str, tmp_path: Path) -> None:
+def test_npz_with_both_splits_and_labels(train: str, validation: str, tmp_path: Path) -> None:
     path = tmp_path / "images.npz"
     label_keys = {"train": ("train_labels", "val_labels"), "x_train": ("y_train", "y_test")}
     train_labels, validation_labels = label_keys.get(train, ("train_labels", "val_labels"))
@@ -244,7 +244,7 @@ def test_arrays_that_are_no_images(array: np.ndarray, message: str, tmp_path: Pa
         opened(path, tmp_path / "cache")
 
 
-def test_a_name_that_is_nothing_gets_the_list_of_what_is_possible(tmp_path: Path) -> None:
+def test_an_unknown_name_gets_the_list_of_what_is_possible(tmp_path: Path) -> None:
     zipped(tmp_path / "pictures.zip", {})
     with pytest.raises(DataError, match=r"Did you mean 'pictures.zip'.*torchvision:NAME"):
         find_source(str(tmp_path / "picturs.zip"), tmp_path, silent)

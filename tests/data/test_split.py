@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_images import names, opened, png, write_files
 
 from unified_vae.core.errors import DataError
-from unified_vae.data.packing.split import drawing_order, give_to_empty_side, quotas, side_of
+from unified_vae.data.prepare import fill_empty_split, split_limits, split_of, subset_order
 
 FILES = {f"{number}.png": png(number) for number in range(40)}
 
@@ -20,18 +20,18 @@ def test_adding_and_renaming_move_nothing(tmp_path: Path) -> None:
     before = names(opened(write_files(tmp_path / "a", FILES), tmp_path / "cache", validation_fraction=0.3))
     more = {f"renamed {name}": data for name, data in FILES.items()} | {f"new/{n}.png": png(100 + n) for n in range(20)}
     after = names(opened(write_files(tmp_path / "b", more), tmp_path / "cache", validation_fraction=0.3))
-    for side, members in before.items():
-        assert {f"renamed {name}" for name in members} <= after[side]
+    for split, members in before.items():
+        assert {f"renamed {name}" for name in members} <= after[split]
 
 
-def test_copies_land_on_the_same_side(tmp_path: Path) -> None:
+def test_copies_land_in_the_same_split(tmp_path: Path) -> None:
     copies = FILES | {f"copy of {name}": data for name, data in FILES.items()}
-    sides = names(opened(write_files(tmp_path / "a", copies), tmp_path / "cache", validation_fraction=0.3))
+    splits = names(opened(write_files(tmp_path / "a", copies), tmp_path / "cache", validation_fraction=0.3))
     for name in FILES:
-        assert (name in sides["train"]) == (f"copy of {name}" in sides["train"])
+        assert (name in splits["train"]) == (f"copy of {name}" in splits["train"])
 
 
-def test_pictures_on_both_sides_of_an_own_split_are_told(tmp_path: Path) -> None:
+def test_images_in_both_parts_of_an_own_split_are_noted(tmp_path: Path) -> None:
     files = {"train/a.png": png(1), "train/b.png": png(2), "val/c.png": png(1)}
     data = opened(write_files(tmp_path / "a", files), tmp_path / "cache")
     assert any("both training and validation" in note for note in data.notes)
@@ -39,13 +39,13 @@ def test_pictures_on_both_sides_of_an_own_split_are_told(tmp_path: Path) -> None
 
 def test_the_fraction_is_kept() -> None:
     contents = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
-    part = sum(side_of(content, 0.1) == "validation" for content in contents) / len(contents)
+    part = sum(split_of(content, 0.1) == "validation" for content in contents) / len(contents)
     assert part == pytest.approx(0.1, abs=0.01)  # five standard deviations
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
-def test_tiny_sets_have_both_sides(count: int, fraction: float, tmp_path: Path) -> None:
+def test_tiny_sets_have_both_splits(count: int, fraction: float, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "a", {f"{number}.png": png(number) for number in range(count)})
     data = opened(folder, tmp_path / "cache", validation_fraction=fraction)
     assert len(data.train) >= 1 and len(data.validation) >= 1
@@ -57,11 +57,11 @@ def test_tiny_sets_have_both_sides(count: int, fraction: float, tmp_path: Path) 
     st.lists(st.sampled_from("abcd"), min_size=2, max_size=8),
     st.sampled_from(["train", "validation"]),
 )
-def test_the_empty_side_gets_one_content_whole(contents: list[str], full: str) -> None:
-    sides, note = give_to_empty_side([full] * len(contents), contents)  # type: ignore[list-item]
-    assert set(sides) == {"train", "validation"} and note
+def test_the_empty_split_gets_one_content_whole(contents: list[str], full: str) -> None:
+    splits, note = fill_empty_split([full] * len(contents), contents)  # type: ignore[list-item]
+    assert set(splits) == {"train", "validation"} and note
     if len(set(contents)) > 1:
-        assert len({(content, side) for content, side in zip(contents, sides, strict=True)}) == len(set(contents))
+        assert len(set(zip(contents, splits, strict=True))) == len(set(contents))
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -71,7 +71,7 @@ def test_too_few_images_give_advice(count: int, tmp_path: Path) -> None:
         opened(folder, tmp_path / "cache")
 
 
-def test_a_side_that_is_damaged_as_a_whole_gets_an_image(tmp_path: Path) -> None:
+def test_a_split_that_is_damaged_as_a_whole_gets_an_image(tmp_path: Path) -> None:
     files = {f"train/{n}.png": png(n) for n in range(12)} | {"val/x.png": png(50)[:-60]}
     data = opened(write_files(tmp_path / "a", files), tmp_path / "cache")
     assert (len(data.train), len(data.validation)) == (11, 1)
@@ -87,7 +87,7 @@ def test_too_many_bad_files_stop_the_run_and_are_named(tmp_path: Path) -> None:
         opened(folder, tmp_path / "cache")
 
 
-def test_a_subset_is_part_of_the_larger_ones_and_only_it_is_opened(tmp_path: Path) -> None:
+def test_a_subset_is_part_of_larger_ones_and_only_it_is_opened(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "a", {f"train/{n}.png": png(n) for n in range(60)} | {"val/v.png": png(99)})
     chosen = [set(opened(folder, tmp_path / "cache", max_images=size).train.names) for size in (5, 20, 60)]
     assert [len(part) for part in chosen] == [5, 20, 60]
@@ -98,17 +98,16 @@ def test_a_subset_is_part_of_the_larger_ones_and_only_it_is_opened(tmp_path: Pat
     assert set(again.train.names) == chosen[0] and not again.quarantined
 
 
-def test_a_subset_of_a_hash_split_keeps_the_sides(tmp_path: Path) -> None:
+def test_a_subset_of_a_hash_split_keeps_the_splits(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "a", {f"{n}.png": png(n) for n in range(300)})
     all_of_it = names(opened(folder, tmp_path / "cache", validation_fraction=0.4))
     part = names(opened(folder, tmp_path / "cache", validation_fraction=0.4, max_images=10))
     assert (len(part["train"]), len(part["validation"])) == (10, 64)
     assert part["train"] < all_of_it["train"] and part["validation"] < all_of_it["validation"]
-    ordered = [str(n) for n in range(300)]
-    assert sorted(drawing_order(ordered)) == list(range(300))
+    assert sorted(subset_order([str(n) for n in range(300)])) == list(range(300))
 
 
-def test_quotas_follow_the_subset() -> None:
-    assert quotas(None) == {"train": None, "validation": None}
-    assert quotas(100) == {"train": 100, "validation": 64}
-    assert quotas(5000) == {"train": 5000, "validation": 500}
+def test_the_limits_of_splits_follow_the_subset() -> None:
+    assert split_limits(None) == {"train": None, "validation": None}
+    assert split_limits(100) == {"train": 100, "validation": 64}
+    assert split_limits(5000) == {"train": 5000, "validation": 500}

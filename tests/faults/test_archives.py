@@ -16,7 +16,7 @@ from made_archives import tarred, zipped
 from made_images import opened, png
 
 from unified_vae.core.errors import DataError
-from unified_vae.data.open import DataSets
+from unified_vae.data.dataset import DataSets
 
 PICTURES = {f"{n}.png": png(n) for n in range(20)}
 

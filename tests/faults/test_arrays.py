@@ -12,7 +12,7 @@ import pytest
 from made_images import opened
 
 from unified_vae.core.errors import DataError
-from unified_vae.data.open import DataSets
+from unified_vae.data.dataset import DataSets
 
 
 def total(data: DataSets) -> int:
@@ -89,11 +89,11 @@ def test_bad_rows_are_named_and_the_rest_used(tmp_path: Path) -> None:
 
 def test_the_order_of_bytes_and_a_wrong_ending_change_nothing(tmp_path: Path) -> None:
     """Large numbers first, a file named .npy that is an .npz, and the reverse."""
-    grey = IMAGES[..., 0].astype(np.uint16) * 257
-    grey[0] = 100  # as eight bits this would be another picture
-    np.save(tmp_path / "native.npy", grey)
-    np.save(tmp_path / "swapped.npy", grey.astype(">u2"))
-    np.savez(tmp_path / "named.npz", images=grey)
+    gray = IMAGES[..., 0].astype(np.uint16) * 257
+    gray[0] = 100  # as eight bits this would be another picture
+    np.save(tmp_path / "native.npy", gray)
+    np.save(tmp_path / "swapped.npy", gray.astype(">u2"))
+    np.savez(tmp_path / "named.npz", images=gray)
     (tmp_path / "named.npz").rename(tmp_path / "named.npy")
     (tmp_path / "other.npz").write_bytes((tmp_path / "native.npy").read_bytes())
     found = [

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.data.open import open_data
+from unified_vae.data.prepare import open_data
 from unified_vae.experiment.fitting import batch_size
 from unified_vae.experiment.fitting.assemble import build_parts, calibrate, shared_batch
 from unified_vae.experiment.fitting.batch_size import STEPS_AN_EPOCH, _by_rule, _bytes_an_image, _fits, _largest

@@ -17,8 +17,8 @@ from made_images import names, opened, png, write_files
 
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import DataError
-from unified_vae.data.open import open_data
-from unified_vae.data.packing.decode import PixelFormat, decode
+from unified_vae.data.decode import PixelFormat, decode
+from unified_vae.data.prepare import open_data
 from unified_vae.experiment.fitting.fit import fit
 
 COUNT, SIZE = 44, 16

@@ -287,7 +287,7 @@ def test_the_systems_folder_of_temporary_files_does_not_matter(source, tmp_path,
     place = tmp_path / "temporary"
 
     def go():
-        some = request(tmp_path / "run", source, {**OFTEN, "data": {"workers": 2 if kind == "read-only" else 0}})
+        some = request(tmp_path / "run", source, OFTEN)
         answer = watched(some, Temporary(place), tmp_path / "told.json", permissions=True)
         assert answer["outcome"] == "finished" and answer["seen"] == ["unusable"]
 

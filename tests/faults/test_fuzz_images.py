@@ -20,8 +20,8 @@ from figures import report
 from mutations import damaged
 from PIL import Image
 
-from unified_vae.data.packing.decode import PixelFormat, decode, quiet_pillow, read_header
-from unified_vae.data.records import BadImage
+from unified_vae.data.decode import PixelFormat, decode, quiet_pillow, read_header
+from unified_vae.data.sources.base import BadImage
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
 SEED, FEW, MANY = 1, 400, 20_000

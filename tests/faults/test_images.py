@@ -18,8 +18,8 @@ from lives import Recorder, request
 from made_images import opened, png, write_files
 from PIL import Image
 
-from unified_vae.data.packing.decode import quiet_pillow, read_header
-from unified_vae.data.records import BadImage
+from unified_vae.data.decode import quiet_pillow, read_header
+from unified_vae.data.sources.base import BadImage
 from unified_vae.experiment.fitting.fit import fit
 
 BAD, ODD = zoo.bad_files(), zoo.odd_entries()

@@ -86,13 +86,11 @@ def newest_step(run_dir) -> int:
     return max(saved_steps(run_dir / "checkpoints"), default=0)
 
 
-def taken(kills: int, source, folder, reference, rng, more: dict, workers: int = 0) -> Toll:
+def taken(kills: int, source, folder, reference, rng, more: dict) -> Toll:
     """Runs one after the other, each killed until it gets through, for so many kills."""
     expected, seconds = reference
     toll = Toll()
-    change = merged(merged(SAVE_ALWAYS, more), {"data": {"workers": workers}})
-    if workers:  # whose start takes longer than the whole run
-        seconds = left_alone(request(folder / "timed", source, change))[1]
+    change = merged(SAVE_ALWAYS, more)
     while toll.kills < kills:
         toll.runs += 1
         run_dir = folder / f"run-{toll.runs}"
@@ -108,22 +106,15 @@ def taken(kills: int, source, folder, reference, rng, more: dict, workers: int =
     return toll
 
 
-@pytest.mark.parametrize(
-    ("kills", "workers"),
-    [
-        (100, 0),
-        pytest.param(1000, 0, marks=pytest.mark.long),
-        pytest.param(100, 2, marks=pytest.mark.long),  # loader workers import torch, seconds a life
-    ],
-)
+@pytest.mark.parametrize("kills", [100, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.usefixtures("undisturbed")  # the fork server is warm
-def test_killed_anywhere(kills, workers, source, tmp_path):
+def test_killed_anywhere(kills, source, tmp_path):
     alone = left_alone(request(tmp_path / "alone", source, merged(SAVE_ALWAYS, SHORT)))
-    toll = taken(kills, source, tmp_path, alone, random.Random(kills), SHORT, workers)
+    toll = taken(kills, source, tmp_path, alone, random.Random(kills), SHORT)
     assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
     assert len(set(toll.steps_at_death)) > 5, "the kills should fall all over the run"
     report(
-        fault=f"SIGKILL at random instants, {workers} loader workers",
+        fault="SIGKILL at random instants",
         target="bit-identical end, no orphan files, no unreadable checkpoint",
         result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends, "
         f"{len(toll.orphans)} orphan files, {len(toll.unreadable)} unreadable checkpoints",
@@ -178,9 +169,8 @@ def _die_at(some, step: int) -> None:
     fit(some, [KilledInEpoch(step)])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_twice_in_the_same_epoch(workers, undisturbed, source, tmp_path):
-    some = request(tmp_path / "run", source, {**SAVE_ALWAYS, "data": {"workers": workers}})
+def test_killed_twice_in_the_same_epoch(undisturbed, source, tmp_path):
+    some = request(tmp_path / "run", source, SAVE_ALWAYS)
     for step in (14, 16):  # epochs have 6 steps
         process = server().Process(target=_die_at, args=(some, step))
         process.start()
@@ -214,18 +204,17 @@ def test_resumed_from_a_step(steps, undisturbed, source, tmp_path):
 
 
 def test_ten_generations(undisturbed, source, tmp_path):
-    """A resume of a resume of a resume: one life for every few steps, with other numbers of workers."""
+    """A resume of a resume of a resume: one life for every few steps."""
     generations = list(range(3, STEPS, 4))
-    for number, step in enumerate(generations):
-        change = {**SAVE_ALWAYS, "data": {"workers": (0, 2, 1)[number % 3]}}
-        process = server().Process(target=_die_at, args=(request(tmp_path / "run", source, change), step))
+    for step in generations:
+        process = server().Process(target=_die_at, args=(request(tmp_path / "run", source, SAVE_ALWAYS), step))
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
     assert lived(request(tmp_path / "run", source, SAVE_ALWAYS)) == 0
     assert outcome(tmp_path / "run") == undisturbed[0]
     report(
-        fault="resume of a resume, loader workers changed each time",
+        fault="resume of a resume",
         target="10 generations, no drift",
         result=f"{len(generations) + 1} generations, bit-identical end",
     )

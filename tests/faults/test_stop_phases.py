@@ -26,7 +26,7 @@ SIDE = 300
 IMAGES = 250  # most of them to validate on, so that this takes as long as the steps
 CHANGE = {
     "training": {"epochs": 3, "log_every_steps": 1000, "checkpoint": {"every_minutes": 10.0}},
-    "data": {"workers": 2, "validation_fraction": 0.9},
+    "data": {"validation_fraction": 0.9},
 }
 
 
@@ -186,7 +186,7 @@ def test_a_stop_in_each_phase_and_on_to_the_same_bits(names, pictures, tmp_path)
         assert outcome(folder / "run") == outcome(folder / "undisturbed")
         assert leftovers(folder) == []
     report(
-        fault=f"{', '.join(names)} during Python's start, import, packing, validation; 2 loader workers",
+        fault=f"{', '.join(names)} during Python's start, import, packing, validation",
         target="exit code 128 + number (before the program's handlers: death by the signal), resumable",
         result=f"{tried} of {tried} codes; {len(names)} of {len(names)} runs to the same bits",
     )

@@ -16,8 +16,7 @@ from injected import ranks, rows
 from lives import leftovers, request, write_images
 from safetensors.torch import load_file
 
-from unified_vae.data.batches import TrainBatch
-from unified_vae.data.order import batch_indices
+from unified_vae.data.batches import TrainBatch, batch_indices
 from unified_vae.training.loop import Loop
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes with gloo are tested on Linux")

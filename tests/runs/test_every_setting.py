@@ -126,7 +126,6 @@ ELSEWHERE = {
     "data.max_bad_fraction": "tests/data/test_sources.py",
     "data.cache_dir": "tests/data/test_cache.py",
     "data.allow_changed_data": "tests/runs/test_continuing.py",
-    "data.workers": "changes nothing by design: tests/runs/test_exact_resume.py",
     "data.cache_on_device": "changes nothing by design: tests/data/test_batches.py",
 }
 

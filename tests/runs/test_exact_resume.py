@@ -88,11 +88,6 @@ def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_p
     )
 
 
-def test_workers_change_nothing(undisturbed, source, tmp_path):
-    assert end_by_itself(request(tmp_path / "run", source, {"data": {"workers": 2}})) == 0
-    assert outcome(tmp_path / "run") == outcome(undisturbed[0])
-
-
 def _live_and_tell(some, told):
     from unified_vae.experiment.fitting.fit import fit
 

@@ -13,7 +13,7 @@ from unified_vae.config.loss import Capacity, Geco, KLConfig
 from unified_vae.config.model import ConvConfig
 from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import ConfigError
-from unified_vae.data.open import open_data
+from unified_vae.data.prepare import open_data
 from unified_vae.experiment.diagnosis import preflight
 from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.experiment.fitting.fit import fit

@@ -63,7 +63,7 @@ def test_only_a_lack_of_memory_is_one(monkeypatch):
         def load(*_):
             raise problem
 
-        monkeypatch.setattr(residence, "load_all", load)
+        monkeypatch.setattr(residence, "cache_on_device", load)
 
     monkeypatch.setattr(residence, "_room", lambda *_: True)
     monkeypatch.setattr(Runtime, "free_memory", lambda _: None)

@@ -9,7 +9,7 @@ from lives import Recorder, request, write_images
 
 import unified_vae.experiment.fitting.fit as running
 from unified_vae.config.data import DataConfig
-from unified_vae.data.open import open_data
+from unified_vae.data.prepare import open_data
 from unified_vae.experiment.fitting import sampling
 from unified_vae.experiment.fitting.fit import fit
 from unified_vae.models.pretrained import load_pretrained, open_pretrained

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import unified_vae
 from unified_vae.config.data import AffineConfig, AugmentConfig, ColorJitterConfig
 from unified_vae.core.device import to_device
-from unified_vae.data import resident
 from unified_vae.data.augment import augment
+from unified_vae.data.batches import gather_cached
 from unified_vae.training.host_copy import HostCopy
 
 STRONG = AugmentConfig(
@@ -43,9 +43,9 @@ def load(device):
     to_device(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), device)
 
 
-def load_resident(device):
+def load_cached(device):
     images = torch.zeros(9, 8, 8, 3, dtype=torch.uint8, device=device)
-    resident.gather(images, torch.tensor([3, 1]))
+    gather_cached(images, torch.tensor([3, 1]))
 
 
 def augment_batch(device):
@@ -60,7 +60,7 @@ def save(device):
 # PyTorch without MPS cannot index even fake tensors of it: augmentation runs on another device that is not CUDA
 @pytest.mark.parametrize(
     ("work", "device", "copies"),
-    [(load, "mps:0", 1), (load_resident, "mps:0", 1), (save, "mps:0", 1), (augment_batch, "meta", 6)],
+    [(load, "mps:0", 1), (load_cached, "mps:0", 1), (save, "mps:0", 1), (augment_batch, "meta", 6)],
 )
 def test_copies_to_and_from_mps_wait(work, device, copies):
     with FakeTensorMode(allow_non_fake_inputs=True), CopiesSeen() as seen:

@@ -1,6 +1,6 @@
 """Whatever a user holds as images - files, folders, Pillow, NumPy, tensors - as batches of the model's size.
 
-What has another size, colour or type goes the way of training images (`data.packing.decode`): upright, flattened over
+What has another size, colour or type goes the way of training images (`data.decode`): upright, flattened over
 the background, centre square, Lanczos, 8 bits. Numbers that have the model's shape already stay as they are.
 """
 
@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from unified_vae.core.errors import MOST_LISTED, DataError
-from unified_vae.data.packing.decode import PixelFormat, decode, quiet_pillow
-from unified_vae.data.records import BadImage, Quarantined
-from unified_vae.data.sources.array import eight_bit
-from unified_vae.data.sources.layout import is_hidden, is_picture, refusal
+from unified_vae.data.decode import PixelFormat, decode, quiet_pillow
+from unified_vae.data.sources.array import to_uint8
+from unified_vae.data.sources.base import BadImage, Quarantined
+from unified_vae.data.sources.folder import has_image_extension, is_hidden, rejection_reason
 
 CHANNELS = (1, 3, 4)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to grey
@@ -118,8 +118,8 @@ def _stacked(loaded: Sequence[tuple[int, Tensor]], found: Sequence[Item], device
 def unusable(bad: Sequence[Quarantined], count: int) -> str:
     """A sentence that names those of `count` images that cannot be used, each with its reason."""
     if count == 1:
-        return bad[0].told(" cannot be used: ")
-    listed = "; ".join(each.told() for each in bad[:MOST_LISTED])
+        return bad[0].format_line(" cannot be used: ")
+    listed = "; ".join(each.format_line() for each in bad[:MOST_LISTED])
     more = f"; and {len(bad) - MOST_LISTED:,} more" if len(bad) > MOST_LISTED else ""
     return f"{len(bad):,} of {count:,} images cannot be used: {listed}{more}"
 
@@ -171,11 +171,11 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 
 def _is_picture_in(path: Path, folder: Path) -> bool:
     inside = path.relative_to(folder).as_posix()
-    return is_picture(inside) and not is_hidden(inside) and path.is_file()
+    return has_image_extension(inside) and not is_hidden(inside) and path.is_file()
 
 
 def _from_file(path: Path, form: PixelFormat) -> Tensor:
-    if why := refusal(path.name, path.stat().st_size):
+    if why := rejection_reason(path.name, path.stat().st_size):
         raise BadImage(why)
     return _from_raw(path.read_bytes(), form)
 
@@ -206,7 +206,7 @@ def _numbers(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """uint8 or float32; other integers by their own white, as in a file of arrays."""
     if image.dtype.kind not in "buif":
         raise BadImage(f"it holds {image.dtype}; images are uint8, or float in 0..1")
-    return image.astype(np.float32) if image.dtype.kind == "f" else eight_bit(image)
+    return image.astype(np.float32) if image.dtype.kind == "f" else to_uint8(image)
 
 
 def _from_tensor(image: Tensor, form: PixelFormat) -> Tensor:

@@ -25,8 +25,8 @@ from unified_vae.api.walk import walk
 from unified_vae.config.model import ModelConfig
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.data.packing.decode import PixelFormat, colour
-from unified_vae.data.records import Quarantined
+from unified_vae.data.decode import PixelFormat, parse_color
+from unified_vae.data.sources.base import Quarantined
 from unified_vae.models import vae as network
 from unified_vae.models.latent_stats import LatentStats
 from unified_vae.models.pretrained import open_pretrained
@@ -151,7 +151,7 @@ class VAE:
     @property
     def form(self) -> PixelFormat:
         """Size, channels and background that images are brought to."""
-        return PixelFormat(self.model.image_size, self.model.channels, colour(self.background))
+        return PixelFormat(self.model.image_size, self.model.channels, parse_color(self.background))
 
     def to(self, device: str | torch.device) -> VAE:
         """Move the network; returns self."""

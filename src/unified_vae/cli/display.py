@@ -31,7 +31,7 @@ def config_lines(run: ComposedRun) -> list[str]:
     ]
     for section, section_rows in rows.items():
         lines += ["", *([f"{section}."] if section else []), *_setting_rows(section_rows)]
-    return lines
+    return lines + [line for note in run.notes for line in ("", *wrapped(f"note: {note}", "  "))]
 
 
 def _setting_rows(rows: Sequence[tuple[str, str, str]]) -> list[str]:

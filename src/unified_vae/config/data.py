@@ -65,8 +65,6 @@ class DataConfig(Config):
     """Where decoded images are kept; null takes $UNIFIED_VAE_CACHE or the user's cache folder."""
     allow_changed_data: bool = False
     """Continue a run although its images changed since the checkpoint."""
-    workers: int = Field(default=0, ge=0, le=256)
-    """Loader processes. 0 is fastest for the packed cache on most machines."""
     cache_on_device: Literal["auto"] | bool = "auto"
     """Keep all training images in the GPU's memory; `auto` does where they take at most a quarter of what is free.
     Batches are the same bits."""

@@ -45,10 +45,12 @@ class Settings:
     Attributes:
         values: a tree of plain objects.
         origins: path of each leaf -> where it came from, e.g. `--beta` or `loss preset mse_l1 (FILE)`.
+        notes: lines about settings that were left out.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[Keys, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def put(self, values: Mapping[str, object], origin: str | Callable[[Keys], str]) -> None:
         """Lay `values` over what is there.
@@ -61,6 +63,7 @@ class Settings:
     def put_settings(self, other: Settings) -> None:
         """Lay finished settings over these, with their own origins."""
         self.put(other.values, other.origin)
+        self.notes += other.notes
 
     def only(self, paths: Sequence[str]) -> Settings:
         """Return the part of these settings that lies at or below the given dotted paths."""

@@ -22,7 +22,7 @@ from typing import Any
 from unified_vae.config.base import Keys, dotted, field_paths, nested, suggest
 from unified_vae.config.explain import DEFAULT, Settings, all_origins, cut, quoted, validate
 from unified_vae.config.run import ComposedRun, RunConfig
-from unified_vae.config.upgrade import missing_fields, new_path, rename
+from unified_vae.config.upgrade import REMOVED, missing_fields, new_path, rename
 from unified_vae.core.errors import ConfigError, nearest
 
 NAME = "config_unified.json"
@@ -214,7 +214,8 @@ class PresetBook:
         settings = _over_defaults(*layers, *(file.settings for file in self.files), command_line)
         config = validate(settings)
         mode_name = {"mode": mode.name} if mode is not None else {}
-        return ComposedRun(config, all_origins(config, settings), {**mode_name, **presets, **(names or {})})
+        all_names = {**mode_name, **presets, **(names or {})}
+        return ComposedRun(config, all_origins(config, settings), all_names, list(dict.fromkeys(settings.notes)))
 
     def _read_preset(self, kind: str, entry: _Entry) -> Preset:
         """A preset with all that it inherits. One that extends its own name extends the entry that it replaces."""
@@ -258,7 +259,7 @@ class PresetBook:
             raise ConfigError(f'{where}: set should be an object of dotted paths, e.g. {{"loss.kl.weight": 2}}')
         settings, paths = Settings(), field_paths(RunConfig)
         for path, value in changes.items():
-            if (new_path(path) or path) not in paths:
+            if path not in REMOVED and (new_path(path) or path) not in paths:
                 raise ConfigError(f"{where}: there is no setting {quoted(path)}. {suggest(path, paths)}")
             _put_file(settings, nested(path, value), where)
         return Mode(entry.name, entry.text("_description"), entry.text("_use_case"), names, settings, fixes)
@@ -290,8 +291,9 @@ def _over_defaults(*layers: Settings) -> Settings:
 def _put_file(settings: Settings, values: Mapping[str, Any], origin: str) -> None:
     """Lay what a file says over `settings`; the origin of a setting with an old name tells that name."""
     old_names: dict[Keys, str] = {}
+    notes: list[str] = []
     try:
-        values = rename(values, old_names)
+        values = rename(values, old_names, notes)
     except ConfigError as problem:
         raise ConfigError(f"{origin}: {problem}") from None
 
@@ -300,6 +302,7 @@ def _put_file(settings: Settings, values: Mapping[str, Any], origin: str) -> Non
         return origin if old is None else f"{origin}, as {old}"
 
     settings.put(values, named)
+    settings.notes += [f"{origin}: {note}" for note in notes]
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -480,6 +483,8 @@ def from_command_line(flags: Mapping[str, object | None], assignments: Sequence[
             raise ConfigError(f"--set {cut(text)}: write path=value, e.g. --set loss.kl.weight=2")
         if new := new_path(path):
             raise ConfigError(f"--set {cut(text)}: the setting {path} is now called {new}; write --set {new}=VALUE")
+        if path in REMOVED:
+            raise ConfigError(f"--set {cut(text)}: {REMOVED[path][1]}; leave the setting out")
         if path not in known:
             raise ConfigError(f"--set {cut(text)}: there is no setting {quoted(path)}. {suggest(path, known)}")
         try:

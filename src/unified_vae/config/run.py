@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,8 +43,10 @@ class ComposedRun:
             `--beta`, `--set`,
             `loss preset mse_l1 (config/config_unified.json)`.
         names: what was composed: mode, loss, training, model, dataset and augment preset, where given.
+        notes: lines the user should read.
     """
 
     config: RunConfig
     origins: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()

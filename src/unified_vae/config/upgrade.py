@@ -40,6 +40,11 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
 }
 """Dotted path of today -> value before -> value of today."""
 
+REMOVED: dict[str, tuple[Any, str]] = {
+    "data.workers": (0, "loader processes are gone, since a thread that reads ahead is faster"),
+}
+"""Dotted path before -> the value that meant the same as today, and why the setting is gone."""
+
 MISSING: dict[str, dict[str, Any]] = {
     "residual": {"pre_encoder_blocks": 0, "bottleneck_channels": 2**20, "refine_resolution": "full"},
 }
@@ -56,11 +61,17 @@ def new_path(path: str) -> str | None:
     return None if words == parts else ".".join(words)
 
 
-def rename(values: Mapping[str, Any], old_names: dict[Keys, str] | None = None, at: str = "") -> dict[str, Any]:
-    """Return settings, complete or not, under today's names.
+def rename(
+    values: Mapping[str, Any],
+    old_names: dict[Keys, str] | None = None,
+    notes: list[str] | None = None,
+    at: str = "",
+) -> dict[str, Any]:
+    """Return settings, complete or not, under today's names and without those that are gone.
 
     Args:
         old_names: takes up the old path of each renamed setting, by its path of today.
+        notes: takes up a line for each setting that is gone and had an effect.
         at: the dotted path of `values` in earlier versions, with a dot at its end.
 
     Raises:
@@ -69,6 +80,11 @@ def rename(values: Mapping[str, Any], old_names: dict[Keys, str] | None = None, 
     result: dict[str, Any] = {}
     for key, value in values.items():
         before = at + key
+        if before in REMOVED:
+            same_as_today, reason = REMOVED[before]
+            if notes is not None and value != same_as_today:
+                notes.append(f"{before} is ignored: {reason}")
+            continue
         word = RENAMED.get(before, key)
         if word != key:
             if word in values:
@@ -76,7 +92,7 @@ def rename(values: Mapping[str, Any], old_names: dict[Keys, str] | None = None, 
             if old_names is not None:
                 old_names[tuple((new_path(before) or before).split("."))] = before
         if isinstance(value, Mapping):
-            value = rename(value, old_names, f"{before}.")
+            value = rename(value, old_names, notes, f"{before}.")
         elif isinstance(value, str):
             value = RENAMED_VALUES.get(at + word, {}).get(value, value)
         result[word] = value

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from unified_vae.config.data import AugmentConfig
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.principal_components import PrincipalComponents
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.dataset import PackedSplit
 from unified_vae.data.principal import MOST_VALUES, seen
 
 GREY = 0.5  # taken off, so that squares of bright images keep their digits

@@ -20,7 +20,7 @@ from unified_vae.core.dct import dct_components
 from unified_vae.core.principal_components import PrincipalComponents, shrink, working_side
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import gather
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.dataset import PackedSplit
 
 MOST_VALUES = 10_000 * 3 * 64 * 64  # of images and augmented versions: 0.5 GB
 MOST_ROWS = 40_000  # the same, where images are small

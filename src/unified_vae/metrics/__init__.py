@@ -1,1 +1,1 @@
-"""What is measured and never optimized."""
+"""What is measured and never optimised."""

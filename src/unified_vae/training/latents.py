@@ -11,7 +11,7 @@ from unified_vae.config.data import AugmentConfig
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.data.batches import gather
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.dataset import PackedSplit
 from unified_vae.models.vae import VAE
 
 BATCH = 64  # images at once: fixed, so that the figures do not depend on what fits into memory

@@ -21,11 +21,9 @@ from torch import Tensor
 from unified_vae.config.loss import LIKELIHOOD_METRICS
 from unified_vae.core.device import to_device
 from unified_vae.core.durable import reason
-from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches, validation_batches
-from unified_vae.data.loader import LoadingFailed
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.dataset import PackedSplit
 from unified_vae.models.vae import VAE
 from unified_vae.optim.lr import lr_factor
 from unified_vae.training.ema import EMA
@@ -118,10 +116,8 @@ class Loop:
             batch_size=self.plan.batch_size,
             rank=self.runtime.rank,
             world_size=self.runtime.world_size,
-            workers=self.plan.data.workers,
             pin_memory=self.runtime.device.type == "cuda",
-            told=self.observer.notice,
-            resident=self.resident,
+            cached_images=self.resident,
         )
         with contextlib.closing(batches):
             for batch in self._guarded(batches):
@@ -133,19 +129,10 @@ class Loop:
                     break
 
     def _guarded(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
-        """The batches; where they cannot be loaded any more, what was trained so far is saved first."""
+        """The batches; what they were waited for is counted."""
         while True:
             begun = time.monotonic()
-            try:
-                batch = next(batches, None)
-            except LoadingFailed as problem:
-                if self.runtime.world_size == 1:  # the other ranks are in the middle of this step
-                    self.signals.save = True
-                    self._save_if_due()
-                raise EnvironmentProblem(
-                    f"the images could not be loaded after step {self.state.step:,} ({problem}). "
-                    f"{self.saver.what_is_left()} Run the same command; with --set data.workers=0 if it happens again."
-                ) from problem
+            batch = next(batches, None)
             if batch is None:
                 return
             self._waited += time.monotonic() - begun

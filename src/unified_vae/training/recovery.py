@@ -10,9 +10,8 @@ from torch import Tensor
 
 from unified_vae.core.errors import Diverged
 from unified_vae.data.augment import augment
-from unified_vae.data.batches import gather
-from unified_vae.data.order import batch_indices
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.batches import batch_indices, gather
+from unified_vae.data.dataset import PackedSplit
 from unified_vae.training.ledger import Leap, Skipped
 from unified_vae.training.memory import attempted
 from unified_vae.training.metrics_log import MetricsLog

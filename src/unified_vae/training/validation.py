@@ -12,8 +12,10 @@ from torch import Tensor
 from unified_vae.config.loss import LIKELIHOOD_METRICS
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.objective import Objective
-from unified_vae.metrics.images import ReconstructionSums, SpectrumSums
-from unified_vae.metrics.latents import LatentSums
+from unified_vae.metrics.aggregate import AggregateSums
+from unified_vae.metrics.latent import LatentSums
+from unified_vae.metrics.reconstruction import ReconstructionSums
+from unified_vae.metrics.sharpness import SpectrumSums
 from unified_vae.models.vae import VAE
 from unified_vae.training.memory import MicroBatches
 from unified_vae.training.runtime import Runtime
@@ -25,7 +27,7 @@ class ValidationResult:
     """Attributes:
     values: `psnr`, `psnr.mean_image` (dB), `sharpness`, `rate.nats`, `active_units`, `posterior.gap`,
         `distortion.nats`, ... and each term; of MSE or L1 alone also `loss.nll` and `bits_per_dim`. Images are decoded
-        from the means of their posteriors, so these lack the noise of the draw (evaluate has it).
+        from the means of their posteriors, so these lack the noise of the draw (metrics/likelihood.py has it).
     kl_per_unit: [latents], nats.
     active: [latents], whether each unit is active.
     """
@@ -42,6 +44,7 @@ class Measured:
     pictures: ReconstructionSums
     spectrum: SpectrumSums
     latents: LatentSums
+    aggregate: AggregateSums
 
     @classmethod
     def empty(cls, model: VAE, device: torch.device, dtype: torch.dtype) -> Measured:
@@ -50,6 +53,7 @@ class Measured:
             ReconstructionSums.empty(model.channels, model.image_size, device, dtype),
             SpectrumSums.empty(model.image_size, device, dtype),
             LatentSums.empty(model.latents, device, dtype),
+            AggregateSums.empty(model.latents, device, dtype),
         )
 
     def add(self, output: VAEOutput, images: Tensor) -> None:
@@ -57,15 +61,16 @@ class Measured:
         self.pictures.add(output.reconstruction, images)
         self.spectrum.add(output.reconstruction, images)
         self.latents.add(output.posterior)
+        self.aggregate.add(output.posterior)
 
     def tensors(self) -> list[Tensor]:
         """The sums, for adding them up over devices in place."""
-        parts = (self.pictures, self.spectrum, self.latents)
+        parts = (self.pictures, self.spectrum, self.latents, self.aggregate)
         return [tensor for part in parts for tensor in part.tensors()]
 
     def values(self) -> dict[str, float]:
         """The figures by their names in the metrics file."""
-        rate, gap = self.latents.rate(), self.latents.gap()
+        rate, gap = self.latents.rate(), self.aggregate.gap()
         return {
             "psnr": self.pictures.psnr(),
             "psnr.mean_image": self.pictures.mean_image_psnr(),

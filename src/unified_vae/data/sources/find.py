@@ -1,27 +1,114 @@
-"""Which source a text names."""
+"""The source that `--data` names; names are checked without reading anything, so typos are reported immediately."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from unified_vae.data.records import Progress, Source
-from unified_vae.data.sources.array import ArraySource
-from unified_vae.data.sources.folder import FolderSource
-from unified_vae.data.sources.hub import HubSource
-from unified_vae.data.sources.names import TAR_SUFFIXES, ZIP_SUFFIXES, check_source, library, source_path
-from unified_vae.data.sources.tar_source import TarSource
-from unified_vae.data.sources.torchvision_source import TorchvisionSource
-from unified_vae.data.sources.zip_source import ZipSource
+from unified_vae.core.errors import DataError, close_names
+from unified_vae.core.paths import shown, written_out
+
+if TYPE_CHECKING:
+    from unified_vae.data.sources.base import Progress, Source
+
+BUILTIN = "builtin"
+LIBRARIES = ("torchvision", "hf")
+FORMS = "a folder, a .zip, .tar or .tar.gz, a .npy or .npz file, torchvision:NAME, hf:owner/name, or builtin"
+
+ZIP_SUFFIXES = (".zip",)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+ARRAY_SUFFIXES = (".npy", ".npz")
+
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+def library_dataset(text: str) -> tuple[str, str] | None:
+    """Return (`torchvision` or `hf`, the name in it) where the text names a dataset of a library."""
+    scheme, colon, name = text.partition(":")
+    return (scheme, name) if colon and name and scheme in LIBRARIES else None
+
+
+def source_path(text: str) -> Path:
+    """Return the path that `--data` names; raises ConfigError where none can have that name."""
+    return written_out(text, "--data")
+
+
+def same_source(a: str, b: str) -> bool:
+    """Return whether two texts name the same source, however a path is written."""
+    if a == b or BUILTIN in (a, b) or library_dataset(a) or library_dataset(b):
+        return a == b
+    return source_path(a).resolve() == source_path(b).resolve()
+
+
+def check_source(text: str) -> None:
+    """Reject a file or folder that does not exist, cannot be read, or is of no kind that can be read.
+
+    Raises:
+        DataError: with the closest name beside a missing one, where there is one.
+    """
+    if text == BUILTIN or library_dataset(text) is not None:
+        return
+    path = source_path(text)
+    try:
+        status = path.stat()
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise DataError(f"{text!r} cannot be looked at ({error.strerror}); fix its permissions.") from None
+        try:
+            guesses = close_names(path.name, sorted(child.name for child in path.parent.iterdir()))
+        except OSError:
+            guesses = []
+        suggestion = ". Did you mean " + " or ".join(map(repr, guesses)) if guesses else ""
+        raise DataError(f"There is no file or folder {shown(repr(text))}{suggestion}; --data takes {FORMS}.") from None
+    folder = stat.S_ISDIR(status.st_mode)
+    readable = path.name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES, *ARRAY_SUFFIXES))
+    if not folder and not (stat.S_ISREG(status.st_mode) and readable):
+        raise DataError(f"{text!r} is of no kind that can be read; --data takes {FORMS}.")
+
+    # Open and close it: what permissions say is not always what is allowed
+    try:
+        if folder:
+            os.scandir(path).close()
+            with contextlib.suppress(FileNotFoundError):
+                (path / "any name").lstat()  # whether names in it may be asked for
+        else:
+            path.open("rb").close()
+    except OSError as error:
+        kind = "folder" if folder else "file"
+        raise DataError(f"The {kind} {text!r} cannot be read ({error.strerror}); fix its permissions.") from None
+
+
+def check_not_empty(text: str) -> None:
+    """Raise DataError for an empty folder; whether what it holds can be used shows when it is read."""
+    path = None if text == BUILTIN or library_dataset(text) is not None else source_path(text)
+    if path is None or not path.is_dir():
+        return
+    with os.scandir(path) as entries:
+        if next(entries, None) is None:
+            raise DataError(
+                f"The folder {text!r} is empty: there is no usable image. Check that --data names the right place, or "
+                "try --data builtin."
+            )
 
 
 def find_source(text: str, cache: Path, progress: Progress) -> Source:
-    """The source that `--data` names (all but "builtin", which is drawn and not read).
+    """Return the source that `--data` names (all but "builtin", which is drawn and not read).
 
     Raises:
-        DataError: there is no such file, it may not be read, or it is of no known kind.
+        DataError: the file does not exist, cannot be read, or is of no known kind.
     """
+    from unified_vae.data.sources.archive import TarSource, ZipSource
+    from unified_vae.data.sources.array import ArraySource
+    from unified_vae.data.sources.folder import FolderSource
+    from unified_vae.data.sources.hub import HubSource
+    from unified_vae.data.sources.torchvision import TorchvisionSource
+
     check_source(text)
-    match library(text):
+    match library_dataset(text):
         case ("torchvision", name):
             return TorchvisionSource(name, cache / "torchvision", progress)
         case ("hf", name):

@@ -1,4 +1,4 @@
-"""A folder of images: any layout, any depth, links followed once."""
+"""A folder of images: any layout, any depth, links followed once. Also the rules for names and paths in any source."""
 
 from __future__ import annotations
 
@@ -6,103 +6,128 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from unified_vae.core.errors import DataError
 from unified_vae.core.printable import printable
-from unified_vae.data.records import BadImage, Listing, Quarantined, RawImage
-from unified_vae.data.sources.layout import arrange, is_hidden, is_picture, refusal
+from unified_vae.data.sources.base import BadImage, Listing, Quarantined, RawImage, Record, Split
+
+# fmt: off
+IMAGE_EXTENSIONS = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".avif", ".qoi",
+})
+"""Extensions of files that are opened; what they really hold is decided by their content."""
+
+UNSUPPORTED_EXTENSIONS = frozenset({
+    ".heic", ".heif", ".svg", ".eps", ".psd", ".ico", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef",
+    ".arw", ".raw",
+})
+"""Extensions of images that are not read: listed as unusable, so that nobody wonders where they are."""
+# fmt: on
+
+SPLIT_NAMES: Mapping[str, str] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+MAX_FILE_BYTES = 512 * 2**20
+"""A larger single file is rejected unread."""
 
 
-@dataclass(frozen=True)
-class _Found:
-    """An image file: its path inside the folder ("/" between parts), bytes, time of change, kind and permissions."""
+def is_hidden(path: str) -> bool:
+    """Return whether a file is the system's and not the user's: a leading dot in a name, or macOS's resource forks."""
+    parts = PurePosixPath(path).parts
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
+
+
+def has_image_extension(path: str) -> bool:
+    """Return whether the name claims to be an image: such a file is either used or listed with a reason."""
+    return PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS | UNSUPPORTED_EXTENSIONS
+
+
+def rejection_reason(path: str, size: int) -> str | None:
+    """Return why a file is rejected without reading it, or None."""
+    extension = PurePosixPath(path).suffix.lower()
+    if extension in UNSUPPORTED_EXTENSIONS:
+        return f"{extension} files cannot be read: convert it to PNG or JPEG"
+    if size > MAX_FILE_BYTES:
+        return f"{size / 2**20:,.0f} MB is more than the limit of {MAX_FILE_BYTES // 2**20} MB for one file"
+    return None
+
+
+def arrange(
+    paths: Sequence[str], quarantined: Sequence[Quarantined], ignored: int, notes: Sequence[str] = ()
+) -> tuple[list[int], Listing]:
+    """Assign each path its split and its class by the folders it lies in.
+
+    Args:
+        paths: image files, "/" between the parts, relative to the source.
+        quarantined: what was rejected already.
+        ignored: files that do not claim to be images.
+
+    Returns:
+        The indices of the paths that are used (a test/ folder may be left out), and the listing, whose
+        records stand in that order.
+    """
+    notes = list(notes)
+    if ignored:
+        notes.append(f"{ignored:,} files that are not images were passed over.")
+
+    # Drop the folders that all paths share, as in "photos/train/a.png" and "photos/val/b.png"
+    inner = [PurePosixPath(path).parts for path in paths]
+    while inner and all(len(parts) > 1 for parts in inner):
+        first = inner[0][0]
+        if first.lower() in SPLIT_NAMES or any(parts[0] != first for parts in inner):
+            break
+        inner = [parts[1:] for parts in inner]
+
+    # The split that the top folders give. A lone "train" among other folders is a class of railway photos, not a split
+    tops = [SPLIT_NAMES.get(parts[0].lower()) if len(parts) > 1 else None for parts in inner]
+    counts = Counter(tops)
+    all_train = counts["train"] == len(paths)
+    splits: list[Split | None] = ["train" if all_train else None] * len(paths)
+    if not counts["train"] or not (all_train or counts["validation"] or counts["test"]):
+        used, folders = list(range(len(paths))), [parts[:-1] for parts in inner]
+    else:
+        if not all_train:
+            held_out = "validation" if counts["validation"] else "test"
+            splits = ["train" if top == "train" else "validation" if top == held_out else None for top in tops]
+            if held_out == "validation" and counts["test"]:
+                notes.append(f"The {counts['test']:,} images under test/ are not used: val/ is there for validation.")
+            if counts[None]:
+                notes.append(f"{counts[None]:,} images outside the train and validation folders were left out.")
+        used = [index for index, split in enumerate(splits) if split is not None]
+        folders = [inner[index][1:-1] for index in used]
+
+    # Classes: the next folders' names, where every image lies in one and there are at least two
+    classes = sorted({folder[0] for folder in folders}) if all(folders) else []
+    if len(classes) < 2:
+        classes = []
+    numbers = {name: number for number, name in enumerate(classes)}
+    records = [
+        Record(paths[index], splits[index], {"class": numbers[folder[0]]} if classes else {})
+        for index, folder in zip(used, folders, strict=True)
+    ]
+    return used, Listing(records, {"class": classes} if classes else {}, quarantined, notes)
+
+
+class _File(NamedTuple):
+    """An image file: its path inside the folder ("/" between parts), and what tells that it changed."""
 
     path: str
     size: int
-    changed_ns: int
+    modified_ns: int
     mode: int
-
-
-@dataclass
-class _Walk:
-    """What one walk through the folder saw. Folders and files are known by their inode, so loops end."""
-
-    root: Path
-    found: list[_Found] = field(default_factory=list)
-    refused: list[Quarantined] = field(default_factory=list)
-    ignored: int = 0
-    repeated: int = 0
-    seen: set[tuple[int, int]] = field(default_factory=set)
-
-    def enter(self, folder: Path) -> None:
-        """Visit one folder and all below it. Not by recursion: folders may be nested a thousand deep."""
-        waiting = [folder]
-        while waiting:
-            path = waiting.pop()
-            below = self._children(path) if self._visit(path) else []
-            waiting.extend(reversed(below))
-
-    def _children(self, folder: Path) -> list[Path]:
-        """What is to be visited in a folder; nothing where it was visited before."""
-        try:
-            if self._seen_before(folder.stat()):
-                return []
-            with os.scandir(folder) as entries:
-                children = sorted(entries, key=_visiting_order)
-        except OSError as error:
-            self.refused.append(Quarantined(self._inside(folder), f"cannot be opened: {error.strerror}"))
-            return []
-        if {"checkpoints", "config.json", "metrics.jsonl"} <= {child.name for child in children}:
-            return []  # the folder of a run: its sheets are no data, wherever --run-dir put them
-        return [Path(child.path) for child in children if not is_hidden(child.name)]
-
-    def _visit(self, path: Path) -> bool:
-        """Take a file in, or note why not; whether it is a folder."""
-        name = self._inside(path)
-        try:
-            status = path.stat()
-        except OSError as error:
-            lost = error.errno in (errno.ENOENT, errno.ELOOP)
-            why = "a link that leads nowhere" if lost else f"cannot be read: {error.strerror}"
-            self._refuse(name, why)
-            return False
-        if stat.S_ISDIR(status.st_mode):
-            return True
-        if not is_picture(name):
-            self.ignored += 1
-        elif not stat.S_ISREG(status.st_mode):
-            self._refuse(name, "not a regular file")
-        elif self._seen_before(status):
-            self.repeated += 1
-        elif reason := refusal(name, status.st_size):
-            self._refuse(name, reason)
-        else:
-            self.found.append(_Found(name, status.st_size, status.st_mtime_ns, status.st_mode))
-        return False
-
-    def _seen_before(self, status: os.stat_result) -> bool:
-        identity = (status.st_dev, status.st_ino)
-        known = identity in self.seen
-        self.seen.add(identity)
-        return known
-
-    def _refuse(self, name: str, reason: str) -> None:
-        if is_picture(name):
-            self.refused.append(Quarantined(name, reason))
-        else:
-            self.ignored += 1
-
-    def _inside(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
-
-
-def _visiting_order(entry: os.DirEntry[str]) -> tuple[bool, bool, str]:
-    """Files, then folders, then links: so a file is known by its own name and not by a link's."""
-    return entry.is_symlink(), entry.is_dir(follow_symlinks=False), entry.name
 
 
 class FolderSource:
@@ -113,38 +138,83 @@ class FolderSource:
         self.name = printable(root.name or str(root))
 
     @cached_property
-    def _walk(self) -> _Walk:
-        walk = _Walk(self.root)
-        walk.enter(self.root)
-        if any(refused.name == "." for refused in walk.refused):
+    def _walked(self) -> tuple[list[_File], list[Quarantined], int, int]:
+        """Return the image files, sorted, what was rejected, and how many files were ignored and were repeated."""
+        files: list[_File] = []
+        rejected: list[Quarantined] = []
+        ignored = repeated = 0
+        seen: set[tuple[int, int]] = set()  # folders and files by their inode, so that loops end
+        waiting = [self.root]  # not by recursion: folders may be nested a thousand deep
+        while waiting:
+            path = waiting.pop()
+            name = path.relative_to(self.root).as_posix()
+            try:
+                status = path.stat()
+            except OSError as error:
+                dangling = error.errno in (errno.ENOENT, errno.ELOOP)
+                why = "a link that leads nowhere" if dangling else f"cannot be read: {error.strerror}"
+                if has_image_extension(name):
+                    rejected.append(Quarantined(name, why))
+                else:
+                    ignored += 1
+                continue
+            inode = (status.st_dev, status.st_ino)
+
+            # A folder: visit its files, then folders, then links, so that a file is known by its own name, not a link's
+            if stat.S_ISDIR(status.st_mode):
+                if inode in seen:
+                    continue
+                seen.add(inode)
+                try:
+                    with os.scandir(path) as entries:
+                        children = sorted(
+                            entries, key=lambda e: (e.is_symlink(), e.is_dir(follow_symlinks=False), e.name)
+                        )
+                except OSError as error:
+                    rejected.append(Quarantined(name, f"cannot be opened: {error.strerror}"))
+                    continue
+                if {"checkpoints", "config.json", "metrics.jsonl"} <= {child.name for child in children}:
+                    continue  # the folder of a run: its image grids are no data, wherever --run-dir put them
+                waiting.extend(Path(child.path) for child in reversed(children) if not is_hidden(child.name))
+                continue
+
+            # A file
+            if not has_image_extension(name):
+                ignored += 1
+            elif not stat.S_ISREG(status.st_mode):
+                rejected.append(Quarantined(name, "not a regular file"))
+            elif inode in seen:
+                repeated += 1
+            else:
+                seen.add(inode)
+                if reason := rejection_reason(name, status.st_size):
+                    rejected.append(Quarantined(name, reason))
+                else:
+                    files.append(_File(name, status.st_size, status.st_mtime_ns, status.st_mode))
+        if any(entry.name == "." for entry in rejected):
             raise DataError(f"The folder {self.root} cannot be opened; check its permissions.")
-        walk.found.sort(key=lambda found: found.path)
-        return walk
+        return sorted(files), rejected, ignored, repeated
 
     @cached_property
     def _arranged(self) -> tuple[list[str], Listing]:
-        walk = self._walk
-        notes = [f"{walk.repeated:,} links to files already listed were passed over."] if walk.repeated else []
-        used, listing = arrange([found.path for found in walk.found], walk.refused, walk.ignored, notes)
-        return [walk.found[index].path for index in used], listing
+        files, rejected, ignored, repeated = self._walked
+        notes = [f"{repeated:,} links to files already listed were passed over."] if repeated else []
+        used, listing = arrange([file.path for file in files], rejected, ignored, notes)
+        return [files[index].path for index in used], listing
 
     def identity(self) -> str:
-        """Hash of every image's path, size, time of change and permissions; nothing is opened."""
-        digest = hashlib.sha256()
-        for found in self._walk.found:
-            line = f"{found.path}\0{found.size}\0{found.changed_ns}\0{found.mode}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
-        for refused in self._walk.refused:
-            digest.update(f"{refused.name}\0{refused.reason}\n".encode("utf-8", "surrogateescape"))
-        return f"folder:{digest.hexdigest()}"
+        """Return a hash of every image's path, size, modification time and permissions; nothing is opened."""
+        files, rejected, *_ = self._walked
+        lines = ["\0".join(map(str, file)) for file in files] + [f"{bad.name}\0{bad.reason}" for bad in rejected]
+        text = "".join(f"{line}\n" for line in lines)
+        return f"folder:{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
     def listing(self) -> Listing:
         return self._arranged[1]
 
     def read(self, positions: Sequence[int]) -> Iterator[Callable[[], RawImage]]:
-        paths, _ = self._arranged
         for position in positions:
-            yield partial(_read_file, self.root / paths[position])
+            yield partial(_read_file, self.root / self._arranged[0][position])
 
 
 def _read_file(path: Path) -> bytes:

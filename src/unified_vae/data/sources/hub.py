@@ -1,4 +1,4 @@
-"""`hf:owner/name`: a data set of the Hugging Face Hub, through the optional package `datasets`."""
+"""`hf:owner/name`: a dataset of the Hugging Face Hub, through the optional package `datasets`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from unified_vae.core.errors import DataError, EnvironmentProblem
-from unified_vae.data.records import BadImage, Listing, Progress, RawImage, Record, Side
+from unified_vae.data.sources.base import BadImage, Listing, Progress, RawImage, Record, Split
 
-_SIDES: dict[Side, tuple[str, ...]] = {
+_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "test"),
 }
 
 
 class HubSource:
-    """The images of a Hub data set: its first image column, its first class column, its own splits."""
+    """The images of a Hub dataset: its first image column, its first class column, its own splits."""
 
     def __init__(self, dataset: str, root: Path, progress: Progress) -> None:
         self.dataset = dataset
@@ -26,7 +26,7 @@ class HubSource:
         self.name = f"hf:{dataset}"
 
     @cached_property
-    def _parts(self) -> list[tuple[Side | None, Any]]:
+    def _parts(self) -> list[tuple[Split | None, Any]]:
         """The splits that are used; the image column stays encoded, so that our own decoder sees the file."""
         try:
             import datasets
@@ -43,15 +43,15 @@ class HubSource:
             ) from None
         except Exception as error:  # the library's own errors have no common class
             raise DataError(f"{self.name} cannot be opened: {error}") from None
-        parts: list[tuple[Side | None, Any]] = []
-        for side, names in _SIDES.items():
+        parts: list[tuple[Split | None, Any]] = []
+        for split, names in _SPLIT_NAMES.items():
             name = next((name for name in names if name in splits), None)
             if name is not None:
-                parts.append((side, splits[name]))
-        if not any(side == "train" for side, _ in parts):
-            parts = [(None, split) for split in splits.values()]
+                parts.append((split, splits[name]))
+        if not any(split == "train" for split, _ in parts):
+            parts = [(None, part) for part in splits.values()]
         column = self._image_column(parts[0][1])
-        return [(side, part.cast_column(column, datasets.Image(decode=False))) for side, part in parts]
+        return [(split, part.cast_column(column, datasets.Image(decode=False))) for split, part in parts]
 
     def _image_column(self, part: Any) -> str:
         """The first column of type Image."""
@@ -61,23 +61,23 @@ class HubSource:
         raise DataError(f"{self.name} has no image column (columns: {', '.join(part.features)}).")
 
     def identity(self) -> str:
-        """The library's own fingerprints of the splits, which follow from the revision on the Hub."""
+        """Return the library's own fingerprints of the splits, which follow from the revision on the Hub."""
         return f"{self.name}:" + ",".join(f"{len(part)}:{part._fingerprint}" for _, part in self._parts)
 
     def listing(self) -> Listing:
         first = self._parts[0][1]
         label = next((name for name, kind in first.features.items() if type(kind).__name__ == "ClassLabel"), None)
         records = []
-        for side, part in self._parts:
+        for split, part in self._parts:
             numbers = [None] * len(part) if label is None else part[label]
             for index, number in enumerate(numbers):
                 labels = {} if number is None or number < 0 else {"class": int(number)}
-                records.append(Record(f"{side or 'image'} {index}", side, labels))
-        labelled = label is not None and all(record.labels for record in records)
-        return Listing(records, {"class": list(first.features[label].names)} if labelled else {})
+                records.append(Record(f"{split or 'image'} {index}", split, labels))
+        labeled = label is not None and all(record.labels for record in records)
+        return Listing(records, {"class": list(first.features[label].names)} if labeled else {})
 
     def read(self, positions: Sequence[int]) -> Iterator[Callable[[], RawImage]]:
-        """In sequence: Arrow tables are read fastest from front to back."""
+        """Read in sequence: Arrow tables are read fastest from front to back."""
         column = self._image_column(self._parts[0][1])
         for position in positions:
             for _, part in self._parts:
@@ -89,10 +89,8 @@ class HubSource:
 
 def _content(cell: dict[str, Any] | None) -> bytes:
     """The encoded file of one cell: inline, or at a path on this disk."""
-    if cell is None:
-        raise BadImage("an empty cell")
-    if cell.get("bytes"):
+    if cell is not None and cell.get("bytes"):
         return bytes(cell["bytes"])
-    if not cell.get("path"):
+    if cell is None or not cell.get("path"):
         raise BadImage("an empty cell")
     return Path(cell["path"]).read_bytes()

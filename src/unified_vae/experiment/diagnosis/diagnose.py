@@ -18,8 +18,7 @@ from torch import Tensor
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import DataError, EnvironmentProblem
 from unified_vae.data.batches import gather
-from unified_vae.data.open import DataSets
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.dataset import DataSets, PackedSplit
 from unified_vae.experiment.diagnosis import preflight
 from unified_vae.experiment.diagnosis.cause import Diagnosis, Row
 from unified_vae.experiment.diagnosis.history import History
@@ -28,7 +27,7 @@ from unified_vae.experiment.diagnosis.remedy import Remedy, Situation, remedy
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.images import open_images, refuse_other_channels
 from unified_vae.experiment.subject.subject import Subject, find
-from unified_vae.metrics.images import DETAIL
+from unified_vae.metrics.sharpness import DETAIL, RadialSpectrum
 from unified_vae.models.vae import VAE
 from unified_vae.training.observers import Observer
 from unified_vae.training.random import fixed_noise
@@ -71,7 +70,7 @@ class Views:
     """
 
     kl_per_unit: Sequence[float]
-    spectrum: Mapping[str, Sequence[float]]
+    spectrum: RadialSpectrum
     strips: Mapping[str, Sequence[np.ndarray]]
 
 
@@ -283,7 +282,7 @@ def _content(subject: Subject, found: Diagnosis, cure: Remedy, views: Views) -> 
         "figures": figures,
         "line": None if found.line is None else asdict(found.line),
         "kl_per_unit": list(views.kl_per_unit),
-        "spectrum": views.spectrum,
+        "spectrum": asdict(views.spectrum),
         "path": [] if found.history is None else [list(point) for point in found.history.path],
     }
 

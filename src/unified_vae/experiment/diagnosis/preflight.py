@@ -24,11 +24,10 @@ from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.core.linear_gaussian import LinearVAE, Spectrum, optimum
 from unified_vae.core.principal_components import PrincipalComponents, compose, project
 from unified_vae.data.batches import validation_batches
-from unified_vae.data.open import DataSets
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.dataset import DataSets, PackedSplit
 from unified_vae.data.patches import patch_components, patches
 from unified_vae.data.principal import principal_components
-from unified_vae.metrics.images import psnr
+from unified_vae.metrics.reconstruction import psnr
 from unified_vae.models.vae import VAE
 
 USUAL_COUNTS = (16, 32, 64, 128, 256, 512, 1024)

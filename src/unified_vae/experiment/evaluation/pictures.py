@@ -12,9 +12,7 @@ from torch import Tensor
 
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.data.batches import gather
-from unified_vae.data.open import DataSets
-from unified_vae.data.packing.inventory import contents_kept
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.dataset import DataSets, PackedSplit, recorded_contents
 from unified_vae.experiment.subject.images import is_own, open_images, refuse_other_channels
 from unified_vae.experiment.subject.subject import Subject
 from unified_vae.training.observers import Observer
@@ -105,7 +103,7 @@ def open_pictures(
     part = "" if count == there else f"the first {count:,} of "
     side = "the run's validation images" if own else "all images"
     sides = ("validation",) if own else ("train", "validation")
-    contents = [entry.content for name in sides for entry in data.inventory.entries if entry.side == name][:count]
+    contents = [entry.content for name in sides for entry in data.inventory.entries if entry.split == name][:count]
     if not own:
         _tell_of_training(subject, contents, known, observer)
     return Pictures(splits, count, f"{part}{side} of {data.description}", contents)
@@ -128,7 +126,7 @@ def _tell_of_training(subject: Subject, contents: Sequence[str], named: bool, ob
     """
     if subject.run_dir is None:
         return
-    trained = contents_kept(subject.run_dir, "train")
+    trained = recorded_contents(subject.run_dir, "train")
     if count := sum(content in trained for content in contents):
         observer.notice(f"{subject.name} was trained on {count:,} of these {len(contents):,} images")
     elif named and not trained:

@@ -15,9 +15,9 @@ from unified_vae.core.counter import key
 from unified_vae.core.errors import ConfigError, Diverged
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.augment import augment
-from unified_vae.data.batches import train_batches
-from unified_vae.data.open import DataSets, open_data
-from unified_vae.data.order import steps_per_epoch
+from unified_vae.data.batches import steps_per_epoch, train_batches
+from unified_vae.data.dataset import DataSets
+from unified_vae.data.prepare import open_data
 from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.losses.build import Substitution, build_objective, resolve_terms
 from unified_vae.losses.convention import equivalent
@@ -192,7 +192,6 @@ def first_batch(parts: Parts, data: DataSets, runtime: Runtime) -> tuple[Tensor,
                 batch_size=plan.batch_size,
                 rank=runtime.rank,
                 world_size=runtime.world_size,
-                workers=0,
                 pin_memory=False,
             )
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unified_vae.config.run import RunConfig
 from unified_vae.data.batches import gather
-from unified_vae.data.open import DataSets
+from unified_vae.data.dataset import DataSets
 from unified_vae.experiment.fitting.assemble import Parts, Resolved, build_parts, calibrate, shared_batch
 from unified_vae.training.memory import attempted
 from unified_vae.training.runtime import Runtime

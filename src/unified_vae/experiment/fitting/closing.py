@@ -11,9 +11,8 @@ import numpy as np
 
 from unified_vae.core.durable import reason, write_text
 from unified_vae.core.shell import uv_run
-from unified_vae.data.batches import gather
-from unified_vae.data.open import DataSets
-from unified_vae.data.order import share
+from unified_vae.data.batches import gather, rank_slice
+from unified_vae.data.dataset import DataSets
 from unified_vae.experiment.diagnosis.cause import HEALTHY, Diagnosis
 from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.diagnosis.pca_line import PCALine
@@ -22,7 +21,7 @@ from unified_vae.experiment.diagnosis.remedy import Situation, remedy
 from unified_vae.experiment.fitting.assemble import Parts
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import PIXEL_TERMS
-from unified_vae.metrics.images import ReconstructionSums
+from unified_vae.metrics.reconstruction import ReconstructionSums
 from unified_vae.training.runtime import Runtime
 from unified_vae.training.validation import reconstructions
 
@@ -91,7 +90,7 @@ def _on_training_images(parts: Parts, data: DataSets, runtime: Runtime) -> float
     """dB of the averaged weights on as many training images as there are validation images, or MOST_IMAGES."""
     model, at_once = parts.ema.model, parts.stepper.micro_batches
     count = min(len(data.train), len(data.validation), MOST_IMAGES)
-    own = np.arange(count)[share(count, runtime.rank, runtime.world_size)]
+    own = np.arange(count)[rank_slice(count, runtime.rank, runtime.world_size)]
 
     def own_images(pieces: int) -> ReconstructionSums:
         sums = ReconstructionSums.empty(model.channels, model.image_size, runtime.device, runtime.sums_dtype)

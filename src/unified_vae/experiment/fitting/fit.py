@@ -15,7 +15,7 @@ from unified_vae.core.durable import write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import gather, validation_batches
-from unified_vae.data.open import DataSets
+from unified_vae.data.dataset import DataSets
 from unified_vae.experiment.diagnosis import preflight
 from unified_vae.experiment.diagnosis.cause import Diagnosis
 from unified_vae.experiment.diagnosis.history import History
@@ -279,7 +279,7 @@ class _Fit:
                 f"kl.weight {asked.weight:g} with reduction {asked.reduction} is beta {beta:.4g} for these images"
             )
         if data.quarantined and self.runtime.is_main:
-            lines = "".join(entry.told("\t") + "\n" for entry in data.quarantined)
+            lines = "".join(entry.format_line("\t") + "\n" for entry in data.quarantined)
             write_text(self.folder.quarantine, lines)
             self.observer.notice(f"files that cannot be used are named, with reasons, in {self.folder.quarantine}")
 

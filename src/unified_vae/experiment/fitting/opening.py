@@ -9,7 +9,7 @@ from unified_vae.config import schedule
 from unified_vae.config.data import AugmentConfig
 from unified_vae.config.loss import Geco, KLConfig, TermConfig
 from unified_vae.data.augment import describe
-from unified_vae.data.open import DataSets
+from unified_vae.data.dataset import DataSets
 from unified_vae.experiment.diagnosis import preflight
 from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.experiment.fitting.assemble import Parts, Resolved

@@ -8,8 +8,8 @@ from torch import Tensor
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.out_of_memory import is_out_of_memory
-from unified_vae.data.packing.packed import PackedSplit
-from unified_vae.data.resident import fits, load_all
+from unified_vae.data.batches import cache_on_device, fits_on_device
+from unified_vae.data.dataset import PackedSplit
 from unified_vae.training.runtime import Runtime
 
 GIB = 2**30
@@ -25,7 +25,7 @@ def place(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tuple[Ten
     asked = config.cache_on_device is True
     if asked or (config.cache_on_device == "auto" and runtime.device.type == "cuda" and _room(split, runtime)):
         try:
-            return load_all(split, runtime.device), f"all {size:.2g} GiB in the memory of {runtime.device}"
+            return cache_on_device(split, runtime.device), f"all {size:.2g} GiB in the memory of {runtime.device}"
         except (RuntimeError, MemoryError) as problem:
             if not is_out_of_memory(problem):
                 raise
@@ -42,4 +42,4 @@ def place(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tuple[Ten
 
 
 def _room(split: PackedSplit, runtime: Runtime) -> bool:
-    return fits(split, runtime.free_device_memory())
+    return fits_on_device(split, runtime.free_device_memory())

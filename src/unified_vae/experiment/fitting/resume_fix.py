@@ -20,7 +20,7 @@ from unified_vae.core.counter import key
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.principal_components import PrincipalComponents
 from unified_vae.data.batches import validation_batches
-from unified_vae.data.open import DataSets
+from unified_vae.data.dataset import DataSets
 from unified_vae.experiment.diagnosis.cause import Diagnosis
 from unified_vae.experiment.diagnosis.pca_line import PCALine
 from unified_vae.experiment.diagnosis.preflight import Preflight, start_at_pca

@@ -16,7 +16,7 @@ from unified_vae.api.card import write_card
 from unified_vae.config.run import RunConfig
 from unified_vae.core.durable import reason
 from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.data.packing.packed import PackedSplit
+from unified_vae.data.dataset import PackedSplit
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.latent_stats import measure

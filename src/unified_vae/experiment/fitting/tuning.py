@@ -20,10 +20,9 @@ import torch
 from unified_vae.config.run import RunConfig
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.data.batches import gather
-from unified_vae.data.open import DataSets
-from unified_vae.data.order import steps_per_epoch
-from unified_vae.data.packing.cache_dir import cache_root
+from unified_vae.data.batches import gather, steps_per_epoch
+from unified_vae.data.cache import cache_root
+from unified_vae.data.dataset import DataSets
 from unified_vae.experiment.fitting.assemble import Parts, Resolved, build_parts, calibrate
 from unified_vae.training.compiler import keep_compiled_in
 from unified_vae.training.memory import attempted

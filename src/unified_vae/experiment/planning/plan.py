@@ -13,7 +13,7 @@ from unified_vae.config.presets import Mode, PresetBook
 from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.config.upgrade import upgrade
 from unified_vae.core.errors import ConfigError
-from unified_vae.data.sources.names import check_not_empty, check_source, source_path
+from unified_vae.data.sources.find import check_not_empty, check_source, source_path
 from unified_vae.experiment.planning.earlier_run import beside, read_earlier_run, refuse_model
 from unified_vae.experiment.run_folder import RunFolder, changed
 

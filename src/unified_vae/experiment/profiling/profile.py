@@ -24,7 +24,7 @@ from unified_vae.core.errors import ConfigError
 from unified_vae.core.paths import sibling
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch, train_batches
-from unified_vae.data.open import DataSets
+from unified_vae.data.dataset import DataSets
 from unified_vae.experiment.diagnosis.preflight import fly
 from unified_vae.experiment.fitting.assemble import Parts, build_parts, calibrate, first_batch, open_images, resolve
 from unified_vae.experiment.fitting.batch_size import with_batch_size
@@ -146,10 +146,8 @@ def _batches(
         start_step=0,
         end_step=STEPS,
         batch_size=parts.plan.batch_size,
-        workers=parts.plan.data.workers,
         pin_memory=runtime.device.type == "cuda",
-        told=observer.notice,
-        resident=resident,
+        cached_images=resident,
     )
 
 

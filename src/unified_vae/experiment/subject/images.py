@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from unified_vae.core.errors import DataError
-from unified_vae.data.open import DataSets, open_data
-from unified_vae.data.sources.names import same_source
+from unified_vae.data.dataset import DataSets
+from unified_vae.data.prepare import open_data
+from unified_vae.data.sources.find import same_source
 from unified_vae.experiment.subject.subject import Subject
 from unified_vae.training.observers import Observer
 
@@ -33,7 +34,8 @@ def open_images(subject: Subject, source: str | None, observer: Observer, *, max
         config = config.replace(source=source, max_images=max_images, max_bad_fraction=1.0)
     data = open_data(config, subject.model.image_size, _channels(subject, source), observer.phase)
     if source is not None:
-        for line in (*data.notes, *(f"left out: {bad.told()}" for bad in data.quarantined[1:])):  # a note names one
+        left_out = [f"left out: {bad.format_line()}" for bad in data.quarantined[1:]]  # a note names the first
+        for line in (*data.notes, *left_out):
             observer.notice(line)
     return data
 

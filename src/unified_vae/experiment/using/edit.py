@@ -18,8 +18,8 @@ from unified_vae.core.counter import key, permutation
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.core.tensor_file import write_tensors
-from unified_vae.data.records import Quarantined
-from unified_vae.data.sources.layout import is_picture
+from unified_vae.data.sources.base import Quarantined
+from unified_vae.data.sources.folder import has_image_extension
 from unified_vae.experiment.using.attributes import (
     MIN_IMAGES,
     Attribute,
@@ -194,7 +194,7 @@ def edit(
 def _inside(sources: Sequence[Path], written: Sequence[Path]) -> list[Path]:
     """The pictures of folders of images that would be written over."""
     folders = [source.resolve() for source in sources if source.is_dir()]
-    there = [path for path in written if is_picture(path.name) and path.is_file()]
+    there = [path for path in written if has_image_extension(path.name) and path.is_file()]
     return [path for path in there if any(path.resolve().is_relative_to(folder) for folder in folders)]
 
 

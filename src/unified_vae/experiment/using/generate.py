@@ -19,7 +19,7 @@ from unified_vae.api.vae import BATCH, DensityName
 from unified_vae.core.counter import key
 from unified_vae.core.durable import STAGE_PREFIX, discard, reason
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.data.records import Quarantined
+from unified_vae.data.sources.base import Quarantined
 from unified_vae.experiment.using.image_grids import (
     ImageGrid,
     check_outputs,
@@ -28,7 +28,7 @@ from unified_vae.experiment.using.image_grids import (
     write_png,
 )
 from unified_vae.experiment.using.load import load_vae
-from unified_vae.metrics.images import psnr_per_image, squared_errors
+from unified_vae.metrics.similarity import psnr_of_images, squared_errors
 from unified_vae.models.pretrained import DENSITY
 from unified_vae.training.observers import Observer
 
@@ -140,7 +140,7 @@ def reconstruct(
     grid, quality, used, left_out = ImageGrid(sheet), list[Tensor](), list[Path](), list[Quarantined]()
     for batch in batches(files, vae.form, BATCH, vae.device, left_out, skip_named=True):
         reconstructions = vae.reconstruct(batch.images)
-        quality.append(psnr_per_image(squared_errors(reconstructions, batch.images)))
+        quality.append(psnr_of_images(squared_errors(reconstructions, batch.images)))
         grid.add(torch.stack([batch.images, reconstructions], dim=1).flatten(0, 1))
         for picture, number in zip(to_pil(reconstructions) if names else (), batch.numbers, strict=False):
             write_png(picture, names[number])

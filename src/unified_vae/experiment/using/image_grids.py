@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unified_vae.api.images import unusable
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.data.records import Quarantined
+from unified_vae.data.sources.base import Quarantined
 from unified_vae.training.observers import Observer
 from unified_vae.training.sheets import SMALLEST, sheet, to_pixels, write_picture
 
@@ -95,7 +95,7 @@ def check_suffix(path: Path, suffixes: tuple[str, ...], option: str) -> None:
 def report_left_out(left_out: Sequence[Quarantined], count: int, observer: Observer) -> str:
     """Name each of `count` files that could not be used; returns the error that the command ends with, or ""."""
     for bad in left_out:
-        observer.notice(f"left out: {bad.told()}")
+        observer.notice(f"left out: {bad.format_line()}")
     return f"{unusable(left_out, count)}; the others are done" if left_out else ""
 
 

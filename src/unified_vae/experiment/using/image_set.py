@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unified_vae.core.errors import ConfigError, DataError
-from unified_vae.data.packing.packed import SIDES, PackedSplit
+from unified_vae.data.dataset import PackedSplit
+from unified_vae.data.sources.base import SPLITS
 from unified_vae.experiment.subject.images import open_images
 from unified_vae.experiment.subject.subject import Subject
 from unified_vae.training.observers import Observer
@@ -65,7 +66,7 @@ class ImageSet:
 
     def columns(self) -> dict[str, list[str]]:
         """Name, side of the split and labels of each image, in words."""
-        columns: dict[str, list[str]] = {"id": list(self.ids), "split": [str(SIDES[side]) for side in self.sides]}
+        columns: dict[str, list[str]] = {"id": list(self.ids), "split": [str(SPLITS[side]) for side in self.sides]}
         for name, names in self.label_names.items():
             columns[f"label.{name}" if name in columns else name] = [names[value] for value in self.labels[name]]
         return columns

@@ -36,7 +36,7 @@ from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
 from unified_vae.core.paths import sibling
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.tensor_file import write_tensors
-from unified_vae.data.sources.layout import READABLE
+from unified_vae.data.sources.folder import IMAGE_EXTENSIONS
 from unified_vae.experiment.subject.same_weights import finished_model
 from unified_vae.experiment.subject.subject import Subject
 from unified_vae.experiment.using import latent_files
@@ -435,7 +435,7 @@ def file_names(ids: Sequence[str]) -> list[str]:
     for identity in ids:
         # Split by hand: pathlib keeps the two slashes that a name begins with, and the path is then an absolute one.
         *folders, file = identity.replace("\\", "/").rstrip("/").split("/")
-        if PurePosixPath(file).suffix.lower() in READABLE:
+        if PurePosixPath(file).suffix.lower() in IMAGE_EXTENSIONS:
             file = PurePosixPath(file).stem
         parts = []
         for part in (*folders, file):

@@ -10,17 +10,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from unified_vae.data.packing.pack import Item, Plan, Row
-from unified_vae.data.packing.pool import cpu_count
-from unified_vae.data.packing.split import quotas
-from unified_vae.data.records import Side
+from unified_vae.data.cache import PackContents, PackItem, Row
+from unified_vae.data.decode import cpu_count
+from unified_vae.data.sources.base import Split
 
 NAME = "the built-in faces"
 TRAIN_IMAGES, VALIDATION_IMAGES = 20_000, 2_000
@@ -36,43 +35,42 @@ def identity() -> str:
     return "builtin:" + hashlib.sha256(draw_faces(_SEED, range(8), 32).tobytes()).hexdigest()
 
 
-def plan(image_size: int, channels: int, max_images: int | None) -> Plan:
-    """The faces of both sides: training counts from number 0, validation from number 20,000."""
+def contents(image_size: int, channels: int, limits: Mapping[Split, int | None]) -> PackContents:
+    """The faces of both splits: training counts from number 0, validation from number 20,000."""
     from unified_vae.data.cartoon.faces import ATTRIBUTE_NAMES, face_attributes
 
-    limits = quotas(max_images)
-    items: dict[Side, list[Item]] = {}
-    for side, (start, full) in _RANGES.items():
-        quota = limits[side]
-        numbers = range(start, start + (full if quota is None else min(full, quota)))
+    items: dict[Split, list[PackItem]] = {}
+    for split, (start, full) in _RANGES.items():
+        limit = limits[split]
+        numbers = range(start, start + (full if limit is None else min(full, limit)))
         values = face_attributes(_SEED, np.arange(numbers.start, numbers.stop))
-        items[side] = [
-            Item(
+        items[split] = [
+            PackItem(
                 name=f"face {number}",
                 content=hashlib.sha256(f"built-in face {_SEED} {number}".encode()).hexdigest(),
                 labels={name: int(values[name][row]) for name in ATTRIBUTE_NAMES},
             )
             for row, number in enumerate(numbers)
         ]
-    return Plan(image_size, channels, items, ATTRIBUTE_NAMES)
+    return PackContents(image_size, channels, items, ATTRIBUTE_NAMES)
 
 
-_RANGES: dict[Side, tuple[int, int]] = {
+_RANGES: dict[Split, tuple[int, int]] = {
     "train": (0, TRAIN_IMAGES),
     "validation": (TRAIN_IMAGES, VALIDATION_IMAGES),
 }
 
 
-def rows(of: Plan) -> Iterator[Row]:
+def rows(planned: PackContents) -> Iterator[Row]:
     """Draw the planned faces. The drawing is NumPy under the GIL, so many faces are shared by processes."""
     tasks = [
-        (side, first, range(start + first, start + min(first + _CHUNK, len(of.items[side]))))
-        for side, (start, _) in _RANGES.items()
-        for first in range(0, len(of.items[side]), _CHUNK)
+        (split, first, range(start + first, start + min(first + _CHUNK, len(planned.items[split]))))
+        for split, (start, _) in _RANGES.items()
+        for first in range(0, len(planned.items[split]), _CHUNK)
     ]
-    numbers = [(task[2], of.image_size, of.channels) for task in tasks]
+    numbers = [(task[2], planned.image_size, planned.channels) for task in tasks]
     workers = min(cpu_count(), 32)
-    if of.count < _PROCESSES_FROM or workers == 1:
+    if planned.count < _PROCESSES_FROM or workers == 1:
         yield from _unpack(tasks, map(_draw, numbers))
         return
     context = multiprocessing.get_context("spawn")
@@ -80,14 +78,14 @@ def rows(of: Plan) -> Iterator[Row]:
         yield from _unpack(tasks, pool.map(_draw, numbers))
 
 
-def _unpack(tasks: list[tuple[Side, int, range]], drawings: Iterator[npt.NDArray[np.uint8]]) -> Iterator[Row]:
-    for (side, first, _), drawing in zip(tasks, drawings, strict=True):
+def _unpack(tasks: list[tuple[Split, int, range]], drawings: Iterator[npt.NDArray[np.uint8]]) -> Iterator[Row]:
+    for (split, first, _), drawing in zip(tasks, drawings, strict=True):
         for offset, pixels in enumerate(drawing):
-            yield side, first + offset, pixels
+            yield split, first + offset, pixels
 
 
 def _draw(task: tuple[range, int, int]) -> npt.NDArray[np.uint8]:
-    """Faces of the given numbers: uint8 [n, size, size, channels]; grey by ITU-R 601 as for files."""
+    """Faces of the given numbers: uint8 [n, size, size, channels]; gray by ITU-R 601 as for files."""
     from unified_vae.data.cartoon.faces import draw_faces
 
     numbers, size, channels = task

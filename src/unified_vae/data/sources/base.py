@@ -1,6 +1,6 @@
-"""The border between sources and everything after them: a source lists records and reads them, raw.
+"""Interface between image sources and the rest: a source lists its images and reads them undecoded.
 
-Source (where) -> records (what there is) -> survey (hash, header) -> split (which side) -> packed (pixels).
+Source (where) -> records (what there is) -> scan (hash, header) -> split (train or validation) -> pack (pixels).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from PIL import Image
 
 from unified_vae.core.printable import printable
 
-Side = Literal["train", "validation"]
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
 RawImage = bytes | np.ndarray | Image.Image
-"""An undecoded file, one row of an array ([h, w] or [h, w, c]), or a Pillow image of a library's data set."""
+"""An undecoded file, one row of an array ([h, w] or [h, w, c]), or a Pillow image of a library's dataset."""
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (what is being done, done so far, total or None)."""
@@ -33,9 +34,9 @@ class Quarantined:
     name: str
     reason: str
 
-    def told(self, between: str = ": ") -> str:
-        """Name and reason on one line, whatever is in them."""
-        return f"{printable(self.name)}{between}{printable(self.reason)}"
+    def format_line(self, separator: str = ": ") -> str:
+        """Return name and reason on one line, whatever is in them."""
+        return f"{printable(self.name)}{separator}{printable(self.reason)}"
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class Record:
 
     Attributes:
         name: its identity as the user knows it: the path inside the source, or "row 12".
-        side: "train" or "validation" where the source has its own split, else None.
+        split: "train" or "validation" where the source has its own split, else None.
         labels: label name -> the value's number, e.g. {"class": 3}.
     """
 
     name: str
-    side: Side | None = None
+    split: Split | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -60,7 +61,7 @@ class Listing:
     Attributes:
         records: the candidates, in the order in which the source reads fastest.
         label_names: label name -> names of its values.
-        quarantined: entries refused without reading them.
+        quarantined: entries rejected without reading them.
         notes: lines the user should read.
     """
 
@@ -77,13 +78,13 @@ class Source(Protocol):
     """In the user's words, e.g. "faces128.zip"."""
 
     def identity(self) -> str:
-        """Text that changes whenever the content may have changed; cheap, for it is asked at every start."""
+        """Return text that changes whenever the content may have changed; cheap, since every start asks for it."""
 
     def listing(self) -> Listing:
-        """The candidates. Raises DataError where the source cannot be read at all."""
+        """Return the candidates. Raises DataError where the source cannot be read at all."""
 
     def read(self, positions: Sequence[int]) -> Iterator[Callable[[], RawImage]]:
-        """One loader per position (ascending), in that order.
+        """Yield one loader per position (ascending), in that order.
 
         The loaders are called in worker threads; what a source can only do in sequence, it does in this
         iterator. A loader raises BadImage or OSError where that one image cannot be read.

@@ -1,23 +1,28 @@
-"""From a raw image to uint8 pixels of the run's size: upright, flattened, covered and centre-cropped.
+"""From a raw image to uint8 pixels of the run's size: upright, flattened, resized to cover and center-cropped.
 
 Pillow only: it reports damage as an exception, where torchvision's PNG decoder can end the process.
-Colour profiles are not applied: every file is taken as sRGB.
+Color profiles are not applied: every file is taken as sRGB.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from unified_vae.data.records import BadImage, RawImage
+from unified_vae.data.sources.base import BadImage, RawImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
 """Formats with a signature and a decoder of their own; EPS and others that start programs stay out."""
@@ -25,10 +30,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000"
 MAX_PIXELS = 128_000_000
 """More pixels than this are refused from the header alone (a phone's 108 megapixels still pass)."""
 
-MANY_PIXELS, PIXELS_PER_BYTE = 16_000_000, 4_000
-"""So many pixels need at least a byte of the file for so many of them: four times what PNG makes of one grey."""
+MANY_PIXELS, MAX_PIXELS_PER_BYTE = 16_000_000, 4_000
+"""An image beyond the first needs a byte of the file per so many pixels: four times what PNG makes of one gray."""
 
-GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,9 +46,13 @@ _UPRIGHT = {
 }
 """What undoes each value of the EXIF tag Orientation."""
 
-_NAMED_COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
-_NAMED_COLOURS["grey"] = _NAMED_COLOURS["gray"]  # as model folders of earlier versions spell it
+_NAMED_COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
+_NAMED_COLORS["grey"] = _NAMED_COLORS["gray"]  # as model folders of earlier versions spell it
 _EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PHOTOMETRIC = 0x0112, 258, 262
+
+T = TypeVar("T")
+_TASK_IMAGES = 16  # a task costs about 50 us, a 32 px image 300 us
+_TASKS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -52,35 +61,35 @@ class Header:
 
     width: int
     height: int
-    grey: bool
+    gray: bool
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The form every image of a run is brought to: [size, size, channels], over a background colour."""
+    """The form every image of a run is brought to: [size, size, channels], over a background color."""
 
     size: int
     channels: int
     background: tuple[int, int, int] = (255, 255, 255)
 
 
-def colour(text: str) -> tuple[int, int, int]:
-    """(red, green, blue) of white, black, grey or #rrggbb."""
-    if text in _NAMED_COLOURS:
-        return _NAMED_COLOURS[text]
+def parse_color(text: str) -> tuple[int, int, int]:
+    """Return (red, green, blue) of white, black, gray or #rrggbb."""
+    if text in _NAMED_COLORS:
+        return _NAMED_COLORS[text]
     red, green, blue = bytes.fromhex(text.removeprefix("#"))
     return red, green, blue
 
 
 def read_header(raw: RawImage) -> Header:
-    """Size and colour of an image from its header; raises BadImage where it is no image or far too large."""
+    """Return size and color of an image from its header; raises BadImage where it is no image or far too large."""
     with _as_bad_image():
         image = _open(raw)
-        return Header(image.width, image.height, image.mode in GREY_MODES)
+        return Header(image.width, image.height, image.mode in GRAY_MODES)
 
 
 def decode(raw: RawImage, form: PixelFormat) -> npt.NDArray[np.uint8]:
-    """Pixels of shape [size, size, channels]. Raises BadImage with the reason in words."""
+    """Return pixels of shape [size, size, channels]. Raises BadImage with the reason."""
     with _as_bad_image():
         image = _open(raw)
         image.load()
@@ -89,9 +98,50 @@ def decode(raw: RawImage, form: PixelFormat) -> npt.NDArray[np.uint8]:
         return pixels.reshape(form.size, form.size, form.channels)
 
 
+def cpu_count() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_images(function: Callable[[RawImage], T], loaders: Iterable[Callable[[], RawImage]]) -> Iterator[T | BadImage]:
+    """Yield `function` of each loaded image, in order; an image that fails gives its BadImage instead.
+
+    Runs in threads, with a bounded number of images in flight. Pillow decodes without the GIL, and a process must
+    pickle every image: on two cores 855 256 px JPEGs/s with two threads, 470 with two processes; at 32 px 3,300 and
+    2,200.
+    """
+
+    def run(chunk: list[Callable[[], RawImage]]) -> list[T | BadImage]:
+        results: list[T | BadImage] = []
+        for loader in chunk:
+            try:
+                results.append(function(loader()))
+            except BadImage as bad:
+                results.append(bad)
+            except OSError as error:
+                results.append(BadImage(f"cannot be read: {error.strerror or error}"))
+        return results
+
+    remaining = iter(loaders)
+    workers = cpu_count()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    pending: deque[Future[list[T | BadImage]]] = deque()
+    try:
+        while True:
+            while len(pending) < workers * _TASKS_PER_WORKER and (chunk := list(islice(remaining, _TASK_IMAGES))):
+                pending.append(pool.submit(run, chunk))
+            if not pending:
+                return
+            yield from pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Hold back what Pillow says of damage and odd EXIF: what matters of it is said by BadImage."""
+    """Silence Pillow's warnings about damage and odd EXIF: BadImage says what matters of it."""
     log = logging.getLogger("PIL")
     level = log.level
     with warnings.catch_warnings():
@@ -134,7 +184,7 @@ def _open(raw: RawImage) -> Image.Image:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise BadImage(f"{image.width} x {image.height} is more than {MAX_PIXELS // 10**6} megapixels")
-    if isinstance(raw, bytes) and pixels > MANY_PIXELS and pixels > PIXELS_PER_BYTE * len(raw):
+    if isinstance(raw, bytes) and pixels > MANY_PIXELS and pixels > MAX_PIXELS_PER_BYTE * len(raw):
         raise BadImage(f"{image.width} x {image.height} pixels in {len(raw):,} bytes: it looks like a bomb")
     if min(image.size) < 1:
         raise BadImage("no pixels")
@@ -154,56 +204,47 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Deep grey (16-bit, 32-bit, float) scaled to 8 bits; Pillow's own conversion clips it to white."""
-    if image.mode not in GREY_MODES - {"1", "L", "LA", "La"}:
+    """Deep gray (16-bit, 32-bit, float) scaled to 8 bits; Pillow's own conversion clips it to white."""
+    if image.mode not in GRAY_MODES - {"1", "L", "LA", "La"}:
         return image
     with np.errstate(invalid="ignore"):  # a NaN that says so when it is widened
         values = np.asarray(image, dtype=np.float64)
     low, high = float(values.min()), float(values.max())
+    tags: Mapping[int, object] = getattr(image, "tag_v2", None) or {}
     if image.mode == "F":
         white = 1.0
         if not (low >= 0.0 and high <= 1.0):  # false for NaN as well
             raise BadImage(f"float values from {low:g} to {high:g}; they must lie in 0..1")
     else:
-        white = float(2 ** _bits(image) - 1)
+        deep_bits = 12 if tags.get(_TIFF_BITS) in (12, (12,)) else 16  # Pillow scales deep PPM to 16
+        white = float(2**deep_bits - 1)
         if low < 0 or high > white:
-            raise BadImage(f"grey values from {low:g} to {high:g}; they must lie in 0..{white:g}")
-    grey = np.rint(values * (255.0 / white)).astype(np.uint8)
-    if _tiff_tag(image, _TIFF_PHOTOMETRIC) == 0:  # WhiteIsZero, which Pillow leaves as it is in deep modes
-        grey = 255 - grey
-    result = Image.fromarray(grey)
+            raise BadImage(f"gray values from {low:g} to {high:g}; they must lie in 0..{white:g}")
+    gray = np.rint(values * (255.0 / white)).astype(np.uint8)
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:  # WhiteIsZero, which Pillow leaves as it is in deep modes
+        gray = 255 - gray
+    result = Image.fromarray(gray)
     clear = image.info.get("transparency")
-    if isinstance(clear, int):  # a 16-bit PNG may name one grey value as transparent
+    if isinstance(clear, int):  # a 16-bit PNG may name one gray value as transparent
         result = Image.merge("LA", (result, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
     result.getexif()[_EXIF_ORIENTATION] = image.getexif().get(_EXIF_ORIENTATION, 1)
     return result
 
 
-def _bits(image: Image.Image) -> int:
-    """Bits of a deep grey image: 12 for some TIFFs, else 16 (Pillow scales deep PPM to 16)."""
-    bits = _tiff_tag(image, _TIFF_BITS)
-    return 12 if bits in (12, (12,)) else 16
-
-
-def _tiff_tag(image: Image.Image, tag: int) -> object:
-    tags = getattr(image, "tag_v2", None)
-    return None if tags is None else tags.get(tag)
-
-
 def _flatten(image: Image.Image, form: PixelFormat) -> Image.Image:
-    """Mode L or RGB: transparent parts show the background; colour to grey by ITU-R 601, grey repeated."""
+    """Mode L or RGB: transparent parts show the background; color to gray by ITU-R 601, gray repeated."""
     mode = "L" if form.channels == 1 else "RGB"
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.new("RGB", layer.size, form.background)
         image.paste(layer, mask=layer.getchannel("A"))
     elif image.mode not in ("1", "L", "RGB"):
-        image = image.convert("RGB")  # palette, CMYK, YCbCr: to grey in two steps, as Pillow has no direct one
+        image = image.convert("RGB")  # palette, CMYK, YCbCr: to gray in two steps, as Pillow has no direct one
     return image if image.mode == mode else image.convert(mode)
 
 
 def _cover(image: Image.Image, size: int) -> Image.Image:
-    """The centre square, resized with Lanczos, which widens its kernel (antialias) when it shrinks."""
+    """The center square, resized with Lanczos, which widens its kernel (antialias) when it shrinks."""
     if image.size == (size, size):
         return image
     side = min(image.size)

@@ -1,1 +1,0 @@
-"""From files to one packed array a split: survey, decode, split, pack, and the cache that keeps it."""
