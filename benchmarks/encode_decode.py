@@ -27,12 +27,12 @@ from unified_vae.config.data import DataConfig
 from unified_vae.config.model import ConvConfig
 from unified_vae.core.counter import key
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.events import Observer
 from unified_vae.data.prepare import open_data
 from unified_vae.experiment.using.latents import decode, encode
 from unified_vae.models.build import build_model
 from unified_vae.models.pretrained import load_pretrained, save_pretrained
 from unified_vae.models.vae import VAE
-from unified_vae.training.observers import Observer
 
 NAME = "encode_decode"
 TARGETS = {"time over bare": 1.1, "memory growth, MiB per 100,000 images": 100}

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from unified_vae.optim.light_start import leave_the_compiler_alone
 
 from runs import NOT_ASKED, Job, train_all
 from script import overrides, parser, save, settle, source, start, table
+from unified_vae.core.malloc import keep_freed_memory
 from unified_vae.models.build import build_model
-from unified_vae.optim.light_start import leave_the_compiler_alone
-from unified_vae.training.host_memory import keep_freed_memory
 
 
 def _residual(channels: int, **blocks: int) -> dict[str, object]:

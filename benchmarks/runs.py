@@ -23,13 +23,13 @@ import torch
 
 from unified_vae.config.data import DataConfig
 from unified_vae.config.presets import PresetBook, from_command_line
+from unified_vae.core.events import Observer, RunStarted, Validated
 from unified_vae.data.dataset import DataSets
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.planning.plan import Plan, plan_mode, plan_presets
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.training.observers import Observer, RunStarted, Validated
+from unified_vae.pipeline.fit import fit
 
 QUIET_SECONDS = 30.0  # between two lines of a run under way
 NOT_ASKED = {"density.fit": "normal", "training.samples.count": 1, "training.samples.every_epochs": 1000}

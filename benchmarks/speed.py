@@ -9,7 +9,7 @@ round every contestant takes `--steps` steps while the others wait, in an order 
 ratio is the median over rounds of our seconds by theirs. Seconds are those of the contestant's threads where it
 computes on the CPU, as other programs share the machine, and those of the clock, with the device waited for, on a GPU.
 
-- `ours`: training.step.Stepper in the trainer's runtime, with what the loop does after a step: numbers counted,
+- `ours`: training.step.VAEStep in the trainer's runtime, with what the loop does after a step: numbers counted,
   non-finite steps skipped.
 - `bare`: forward, MSE + KL, backward, clipping, fused AdamW, averaged weights (a fused lerp): a loop by hand.
 - `bare_kept`: the same in a process that keeps freed memory, as ours does: what is left is the loop's own cost.
@@ -50,17 +50,17 @@ from unified_vae.config.loss import KLConfig, LossConfig, MSEConfig
 from unified_vae.config.model import ConvConfig, ResidualConfig, SpatialConfig
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.config.training import RecoveryConfig
+from unified_vae.core.malloc import keep_freed_memory
 from unified_vae.losses.build import build_objective
 from unified_vae.models.build import build_model
 from unified_vae.models.spatial_blocks import norm_groups
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizer
+from unified_vae.training.anomalies import MetricAccumulator
+from unified_vae.training.distributed import Runtime, open_runtime
 from unified_vae.training.ema import EMA
-from unified_vae.training.host_memory import keep_freed_memory
-from unified_vae.training.ledger import Ledger
-from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.state import TrainState
-from unified_vae.training.step import Stepper, in_unit_range
+from unified_vae.training.train_step import VAEStep, to_unit_range
 
 NAME = "speed"
 NETWORKS = {
@@ -95,7 +95,7 @@ class Course:
     batches: list[Tensor]
 
     def model(self) -> VAE:
-        return build_model(self.config, seed=0).to(self.runtime.device).to(memory_format=self.runtime.layout)
+        return build_model(self.config, seed=0).to(self.runtime.device).to(memory_format=self.runtime.memory_format)
 
     def endless(self) -> Iterator[Tensor]:
         while True:
@@ -107,7 +107,7 @@ class Course:
     def clock(self) -> float:
         if self.runtime.device.type == "cpu":
             return time.process_time()
-        self.runtime.wait()
+        self.runtime.synchronize()
         return time.perf_counter()
 
 
@@ -131,21 +131,21 @@ def ours(course: Course) -> Step:
     objective = build_objective(
         LossConfig(mse=MSEConfig(weight=1.0), kl=KLConfig(weight=1.0)), 3, course.config.image_size
     ).to(course.runtime.device)
-    model, images = course.model(), in_unit_range(course.batches[0], course.runtime.layout)
+    model, images = course.model(), to_unit_range(course.batches[0], course.runtime.memory_format)
     with torch.no_grad():
         objective.observe(objective.measure(model(images, course.noise(len(images))), images))
     optimizer = build_optimizer(AdamWConfig(lr=LR), model, fused=course.runtime.fused)
-    stepper = Stepper(
+    stepper = VAEStep(
         course.runtime, model, EMA(model, DECAY), objective, optimizer, seed=0, accumulate=1, clip_norm=CLIP
     )
     state, batches = TrainState(), course.endless()
-    ledger = Ledger(stepper.names, state, RecoveryConfig(), False)
+    ledger = MetricAccumulator(stepper.names, state, RecoveryConfig(), False)
 
     def step() -> None:
         measured = stepper.take(next(batches), state.step, 0.5, LR)
         state.step += 1
         ledger.note(measured)
-        if not course.runtime.reading_waits or len(ledger) >= 20:
+        if not course.runtime.is_async or len(ledger) >= 20:
             ledger.settle()
 
     return step
@@ -168,7 +168,7 @@ def bare(course: Course, whole: bool = True) -> Step:
     optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
     def step() -> None:
-        images = in_unit_range(next(batches), course.runtime.layout)
+        images = to_unit_range(next(batches), course.runtime.memory_format)
         optimizer.zero_grad(set_to_none=True)
         with course.runtime.autocast():
             loss = loss_of(model, images, course.noise(len(images)))
@@ -213,7 +213,7 @@ def pythae(course: Course, pause: Pause) -> None:
         def on_train_step_end(self, training_config: Any, **_: Any) -> None:
             pause()
 
-    images = torch.cat([in_unit_range(batch) for batch in course.batches]).cpu()
+    images = torch.cat([to_unit_range(batch) for batch in course.batches]).cpu()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # its bars
         settings = BaseTrainerConfig(
             output_dir=folder,
@@ -252,7 +252,7 @@ def lightning(course: Course, pause: Pause) -> None:
         def on_train_batch_end(self, *_: Any) -> None:
             pause()
 
-    images = torch.cat([in_unit_range(batch) for batch in course.batches]).cpu()
+    images = torch.cat([to_unit_range(batch) for batch in course.batches]).cpu()
     loader = torch.utils.data.DataLoader(
         _long(torch.utils.data.TensorDataset(images)), batch_size=len(course.batches[0]), shuffle=True
     )
@@ -293,7 +293,7 @@ def diffusers(course: Course) -> Step:
     batches = course.endless()
 
     def step() -> None:
-        targets = in_unit_range(next(batches), course.runtime.layout) * 2 - 1
+        targets = to_unit_range(next(batches), course.runtime.memory_format) * 2 - 1
         with course.runtime.autocast():
             posterior = model.encode(targets).latent_dist
             reconstructions = model.decode(posterior.sample()).sample

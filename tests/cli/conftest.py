@@ -12,8 +12,8 @@ import pytest
 
 from unified_vae.cli import run_mode, run_presets
 from unified_vae.cli.door import enter
+from unified_vae.core.events import Observer, RunFinished
 from unified_vae.experiment.request import RunRequest
-from unified_vae.training.observers import Observer, RunFinished
 
 
 @dataclass
@@ -59,9 +59,9 @@ def door(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
     result = Door(capsys)
-    module = types.ModuleType("unified_vae.experiment.fitting.fit")
+    module = types.ModuleType("unified_vae.pipeline.fit")
     module.fit = result.fit  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "unified_vae.experiment.fitting.fit", module)
+    monkeypatch.setitem(sys.modules, "unified_vae.pipeline.fit", module)
     return result
 
 

@@ -22,7 +22,7 @@ from unified_vae.cli.run_lines import RunLines
 from unified_vae.cli.text import joined, table, wrapped
 from unified_vae.cli.time_left import TimeLeft, clock_text
 from unified_vae.config.presets import PresetBook, from_command_line
-from unified_vae.training.observers import (
+from unified_vae.core.events import (
     Difference,
     LossesLogged,
     Memory,

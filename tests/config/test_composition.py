@@ -184,6 +184,8 @@ def _other(value: object, path: str) -> object:
         return words[path]
     if path.endswith((".missing", ".schedule.kind")):
         return "strict" if path.endswith(".missing") else "linear"
+    if isinstance(value, list):
+        return [{"pattern": "encoder.*", "lr_factor": 0.5, "weight_decay": None, "frozen": False, "optimizer": None}]
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

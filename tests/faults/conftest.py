@@ -3,4 +3,4 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / room) for room in ("runs", "data", "cli", "config")]
+sys.path[:0] = [str(Path(__file__).parents[1] / room) for room in ("runs", "data", "cli", "config", "training")]

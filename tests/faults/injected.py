@@ -1,4 +1,4 @@
-"""Faults of numbers and of memory, put into a run: batches that are not finite, and a device with little memory."""
+"""Faults of numbers and of memory, put into a run: batches with NaN/Inf, and a device with little memory."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from unified_vae.core.errors import UserError
 from unified_vae.data.batches import TrainBatch
 from unified_vae.experiment.request import RunRequest
 from unified_vae.models.vae import VAE
-from unified_vae.training.loop import Loop
-from unified_vae.training.runtime import Runtime
-from unified_vae.training.step import Stepper, in_unit_range
+from unified_vae.training.distributed import Runtime
+from unified_vae.training.train_step import VAEStep, to_unit_range
+from unified_vae.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Poison:
-    """Pixels of some steps are not numbers.
+    """Pixels of some steps are NaN/Inf.
 
     Attributes:
         steps: numbers of the steps, counted from 1.
-        above: only where the learning rate is higher than this, so that going back helps.
+        above: only where the learning rate is higher than this, so that rolling back helps.
         value: of the pixel.
         rank: of the process whose share is poisoned.
-        lazily: numbers are read late, as on a GPU.
+        lazily: metrics are read late, as on a GPU.
     """
 
     steps: tuple[int, ...]
@@ -46,17 +46,22 @@ class Poison:
     lazily: bool = False
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        take = Stepper.take
+        call = VAEStep.__call__
 
-        def poisoned(stepper: Stepper, images: Tensor, step: int, progress: float, lr: float) -> Tensor:
-            if step + 1 in self.steps and lr > self.above and stepper.runtime.rank == self.rank:
-                images = in_unit_range(images).clone()
-                images[len(images) // 2, 0, 3, 3] = self.value
-            return take(stepper, images, step, progress, lr)
+        def poisoned(train_step: VAEStep, batch: TrainBatch, step: int) -> Tensor:
+            lr = train_step.optimizers["main"].param_groups[0]["lr"]
+            if step + 1 not in self.steps or lr <= self.above or train_step.runtime.rank != self.rank:
+                return call(train_step, batch, step)
+            images, noise = train_step.inputs(batch, step)
+            images = to_unit_range(images).clone()
+            images[len(images) // 2, 0, 3, 3] = self.value
+            with pytest.MonkeyPatch.context() as inputs:
+                inputs.setattr(train_step, "inputs", lambda *_: (images, noise))
+                return call(train_step, batch, step)
 
-        patch.setattr(Stepper, "take", poisoned)
+        patch.setattr(VAEStep, "__call__", poisoned)
         if self.lazily:
-            patch.setattr(Runtime, "reading_waits", property(lambda runtime: True))
+            patch.setattr(Runtime, "is_async", property(lambda runtime: True))
 
 
 @dataclass(frozen=True)
@@ -105,31 +110,31 @@ class SignalInside:
 
     Attributes:
         step: counted from 1.
-        piece: after which micro-batch of it, counted from 1.
+        micro_batch: after which micro-batch of it, counted from 1.
         number: of the signal.
     """
 
     step: int
-    piece: int
+    micro_batch: int
     number: int
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        take, forward = Stepper.take, VAE.forward
-        place = [0, 0]  # step, pieces of it that were begun
+        call, forward = VAEStep.__call__, VAE.forward
+        place = [0, 0]  # step, micro-batches of it that were begun
 
-        def taken(stepper: Stepper, images: Tensor, step: int, progress: float, lr: float) -> Tensor:
+        def called(train_step: VAEStep, batch: TrainBatch, step: int) -> Tensor:
             place[:] = [step + 1, 0]
-            measured = take(stepper, images, step, progress, lr)
+            metrics = call(train_step, batch, step)
             place[0] = 0
-            return measured
+            return metrics
 
         def passed(model: VAE, *given: Tensor) -> object:
-            if place == [self.step, self.piece]:
+            if place == [self.step, self.micro_batch]:
                 os.kill(os.getpid(), self.number)
             place[1] += 1
             return forward(model, *given)
 
-        patch.setattr(Stepper, "take", taken)
+        patch.setattr(VAEStep, "__call__", called)
         patch.setattr(VAE, "forward", passed)
 
 
@@ -164,14 +169,14 @@ class Halt:
     step: int
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        take = Loop._step
+        count = Trainer.count
 
-        def taken(loop: Loop, batch: TrainBatch) -> None:
-            take(loop, batch)
-            if loop.state.step == self.step and loop.runtime.is_main:
+        def counted(trainer: Trainer, metrics: Tensor) -> None:
+            count(trainer, metrics)
+            if trainer.state.step == self.step and trainer.runtime.is_main:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
-        patch.setattr(Loop, "_step", taken)
+        patch.setattr(Trainer, "count", counted)
 
 
 def _no_room(gradient: Tensor) -> None:
@@ -192,7 +197,7 @@ def injected(*faults: Fault) -> Iterator[None]:
 
 def live_with(some: RunRequest, faults: tuple[Fault, ...], told: Path | None, world: dict[str, str]) -> None:
     """One life in a process of its own; what it said goes to `told`."""
-    from unified_vae.experiment.fitting.fit import fit
+    from unified_vae.pipeline.fit import fit
 
     torch.set_num_threads(1)
     os.environ.update(world)

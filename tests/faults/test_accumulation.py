@@ -8,12 +8,14 @@ from figures import report
 from injected import SignalInside, injected
 from lives import Recorder, merged, outcome, request, write_images
 
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.training.checkpoint_ring import saved_steps
+from unified_vae.pipeline.fit import fit
+from unified_vae.training.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
-PIECES = 4
-SETTINGS = {"training": {"epochs": 2, "gradient_accumulation_steps": PIECES, "checkpoint": {"every_minutes": 9.0}}}
+NUM_MICRO_BATCHES = 4
+SETTINGS = {
+    "training": {"epochs": 2, "gradient_accumulation_steps": NUM_MICRO_BATCHES, "checkpoint": {"every_minutes": 9.0}}
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +32,10 @@ def whole(source, tmp_path_factory):
 
 @pytest.mark.parametrize("steps", [[4], pytest.param([1, 2, 5, 6, 7, 11, 12], marks=pytest.mark.long)])
 def test_a_stop_inside_a_step_waits_for_its_end(source, whole, tmp_path, steps):
-    places = [(step, piece) for step in steps for piece in range(1, PIECES)]
-    for step, piece in places:
-        some = request(tmp_path / f"{step}-{piece}", source, SETTINGS)
-        with injected(SignalInside(step, piece, signal.SIGTERM)):
+    places = [(step, micro_batch) for step in steps for micro_batch in range(1, NUM_MICRO_BATCHES)]
+    for step, micro_batch in places:
+        some = request(tmp_path / f"{step}-{micro_batch}", source, SETTINGS)
+        with injected(SignalInside(step, micro_batch, signal.SIGTERM)):
             ended = fit(some, [Recorder()])
         assert ended.exit_code == 143
         assert saved_steps(some.run_dir / "checkpoints")[0] == step
@@ -46,7 +48,7 @@ def test_a_stop_inside_a_step_waits_for_its_end(source, whole, tmp_path, steps):
     )
 
 
-def test_the_number_of_pieces_may_change_on_resume(source, whole, tmp_path):
+def test_the_number_of_micro_batches_may_change_on_resume(source, whole, tmp_path):
     """That is said, and the run ends where it would have but for rounding."""
     some = request(tmp_path / "run", source, merged(SETTINGS, {"training": {"max_steps": 6}}))
     fit(some, [Recorder()])

@@ -1,18 +1,25 @@
 """`--batch-size auto`: the largest batch that fits on a GPU, a rule on a CPU; recorded, and the same on resume."""
 
+import numpy as np
 import pytest
+import torch
 from injected import SmallMemory, injected
 from lives import Recorder, merged, request, write_images
 from pydantic import ValidationError
 
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.data.batches import gather
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.fitting import batch_size
-from unified_vae.experiment.fitting.assemble import build_parts, calibrate, shared_batch
-from unified_vae.experiment.fitting.batch_size import STEPS_AN_EPOCH, _by_rule, _bytes_an_image, _fits, _largest
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.training.runtime import Runtime, open_runtime
+from unified_vae.experiment.model_figures import model_figures
+from unified_vae.pipeline import autotune
+from unified_vae.pipeline.autotune import (
+    MIN_STEPS_PER_EPOCH,
+)
+from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, calibrate, with_shared_batch
+from unified_vae.pipeline.fit import fit
+from unified_vae.training.distributed import open_runtime
+from unified_vae.training.train_step import to_unit_range
 
 AUTO = {"training": {"batch_size": "auto", "epochs": 1}}
 IMAGES = 600
@@ -25,59 +32,59 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def opened(source):
-    """Parts as they are tried out, their data and runtime."""
+    """A training step as it is tried out, and its data."""
     config = request("unused", source, AUTO).run.config
     data = open_data(config.data, config.model.image_size, None, lambda *_: None)
     config = config.model_copy(update={"model": config.model.model_copy(update={"channels": 3})})
     with open_runtime("cpu", "fp32") as runtime:
-        parts = build_parts(shared_batch(config, 1, len(data.train), 1), data, runtime)
-        calibrate(parts, *batch_size._batch(parts, data, 1), runtime)
-        yield parts, data, runtime
+        train_step = build_vae_step(with_shared_batch(config, 1, len(data.train), 1), data, runtime)
+        calibrate(train_step, to_unit_range(gather(data.train, np.arange(1))), torch.zeros(1, train_step.model.latents))
+        yield train_step, data
 
 
 @pytest.mark.parametrize(("room", "found"), [(1, 1), (2, 2), (20, 16), (32, 32), (63, 32), (1000, 64)])
 def test_the_largest_power_of_two_that_fits(opened, room, found):
     with injected(SmallMemory(room)):
-        size, reason = _largest(*opened, 100)
+        size, reason = autotune._largest_that_fits(*opened, 100)
     assert size == found
     assert ("does not fit" in reason) == (room < 100)
 
 
 def test_a_device_without_room_for_one_image_is_an_error(opened):
     with injected(SmallMemory(0)), pytest.raises(EnvironmentProblem, match="one image at a time"):
-        _largest(*opened, 100)
+        autotune._largest_that_fits(*opened, 100)
 
 
-def test_trials_leave_no_smaller_pieces_behind_and_take_no_step(opened):
-    parts, _, _ = opened
-    before = [parameter.detach().clone() for parameter in parts.model.parameters()]
-    assert _fits(*opened, 8)
-    assert all((old == new).all() for old, new in zip(before, parts.model.parameters(), strict=True))
+def test_trials_change_no_weights(opened):
+    train_step, _ = opened
+    before = [parameter.detach().clone() for parameter in train_step.model.parameters()]
+    with injected(SmallMemory(8)):
+        assert autotune._largest_that_fits(*opened, 100)[0] == 8
+    assert all((old == new).all() for old, new in zip(before, train_step.model.parameters(), strict=True))
 
 
 def test_trials_are_not_compiled_also_where_the_run_is(opened, source, monkeypatch):
-    _, data, runtime = opened
-    built, build = [], batch_size.build_parts
+    train_step, data = opened
+    built, build = [], autotune.build_vae_step
 
     def noted(config, *rest):
         built.append(config.training.compile)
         return build(config, *rest)
 
-    monkeypatch.setattr(batch_size, "build_parts", noted)
+    monkeypatch.setattr(autotune, "build_vae_step", noted)
     config = request("unused", source, {"training": {**AUTO["training"], "compile": True}}).run.config
     config = config.model_copy(update={"model": config.model.model_copy(update={"channels": 3})})
-    batch_size._found(config, data, runtime)
+    autotune.with_batch_size(ResolvedConfig(config, (), {}), data, train_step.runtime, None)
     assert built == [False]
 
 
-def test_the_rule_follows_the_memory_that_is_available(opened, monkeypatch):
-    parts, data, _ = opened
-    each = 2 * _bytes_an_image(parts, data)
+def test_the_rule_follows_the_memory_that_is_available(opened, source, monkeypatch):
+    each = 2 * model_figures(request("unused", source).run.config.model).kept_bytes
     for room, size, why in ((1000, 64, "no faster"), (20, 16, "half of the available memory"), (0, 1, "half of")):
-        monkeypatch.setattr(Runtime, "available_memory", lambda runtime, room=room: 2 * room * each + 1)
-        found, reason = _by_rule(*opened, 1000)
+        monkeypatch.setattr(autotune, "available_memory", lambda room=room: 2 * room * each + 1)
+        found, reason = autotune._by_rule(*opened, 1000)
         assert found == size and why in reason, reason
-    assert _by_rule(*opened, 3)[0] == 1, "memory is the smaller bound"
+    assert autotune._by_rule(*opened, 3)[0] == 1, "memory is the smaller bound"
 
 
 def test_a_run_records_its_batch_and_a_resumed_one_keeps_it(source, tmp_path, monkeypatch):
@@ -86,10 +93,10 @@ def test_a_run_records_its_batch_and_a_resumed_one_keeps_it(source, tmp_path, mo
     assert fit(request(tmp_path / "run", source, training), [first]).exit_code == 0
     size = first.started[0].batch_size
     train = IMAGES - IMAGES // 10
-    assert size == 32 == 2 ** ((train // STEPS_AN_EPOCH).bit_length() - 1)
+    assert size == 32 == 2 ** ((train // MIN_STEPS_PER_EPOCH).bit_length() - 1)
     fact = dict(first.started[0].facts)["batch size"]
-    assert fact.startswith("32, auto: about ") and "steps an epoch are the least" in fact
-    monkeypatch.setattr(Runtime, "available_memory", lambda runtime: 0)
+    assert fact.startswith("32, auto: about ") and "at least 16 steps per epoch" in fact
+    monkeypatch.setattr(autotune, "available_memory", lambda: 0)
     again = Recorder()
     longer = {"training": {"batch_size": "auto", "epochs": 2, "max_steps": 9}}
     assert fit(request(tmp_path / "run", source, longer), [again]).exit_code == 0

@@ -19,7 +19,7 @@ from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import DataError
 from unified_vae.data.decode import PixelFormat, decode
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.fitting.fit import fit
+from unified_vae.pipeline.fit import fit
 
 COUNT, SIZE = 44, 16
 FILES = {f"{'ab'[number % 2]}/{number // 2:02d}.png": png(number, SIZE) for number in range(COUNT)}

@@ -14,8 +14,8 @@ from figures import report
 from injected import SlowDisk, live_with, rows
 from lives import request, server, write_images
 
-from unified_vae.training.checkpoint_ring import saved_steps
-from unified_vae.training.loop import Loop
+from unified_vae.training.retention import saved_steps
+from unified_vae.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 STEPS = 36  # 6 epochs of 6; saved after 4, 6, 8, 12, 16, ...
@@ -35,17 +35,17 @@ class Killed:
     saved: int | None = None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        take = Loop._step
+        count = Trainer.count
 
-        def taken(loop: Loop, batch: object) -> None:
-            take(loop, batch)
-            if loop.state.step == self.step:
+        def counted(trainer: Trainer, metrics: object) -> None:
+            count(trainer, metrics)
+            if trainer.state.step == self.step:
                 if self.saved is not None:
-                    loop.saver._writing.collect()
-                    assert saved_steps(loop.saver.root)[0] == self.saved
+                    trainer.checkpointer.wait()
+                    assert saved_steps(trainer.checkpointer.root)[0] == self.saved
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        patch.setattr(Loop, "_step", taken)
+        patch.setattr(Trainer, "count", counted)
 
 
 def _life(some, *faults) -> int:

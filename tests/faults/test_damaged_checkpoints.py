@@ -10,11 +10,11 @@ import torch
 from figures import report
 from lives import Recorder, request, write_images
 
+from unified_vae.core import checkpoint_format
+from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, folder_name
 from unified_vae.core.errors import CheckpointError
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.training import checkpoint, checkpoint_ring
-from unified_vae.training.checkpoint import Checkpoint, folder_name
-from unified_vae.training.manifest import MANIFEST
+from unified_vae.pipeline.fit import fit
+from unified_vae.training import retention
 
 CUTS, CUTS_LONG = 40, 200
 FLIPS, FLIPS_LONG = 150, 1000
@@ -40,7 +40,7 @@ def same(first, second):
 def two(tmp_path):
     """A folder with two checkpoints; the files of the newer one."""
     for step in (BEFORE, NEWEST):
-        checkpoint.save(tmp_path, content(step))
+        checkpoint_format.save(tmp_path, content(step))
     files = sorted((tmp_path / folder_name(NEWEST)).iterdir())
     assert len(files) == 4
     return tmp_path, files
@@ -50,7 +50,7 @@ def is_passed_over(root, path, bad):
     """Damage a file; is it found, named, and the checkpoint before used? The file is as before afterwards."""
     good, said = path.read_bytes(), []
     path.write_bytes(bad)
-    found = checkpoint_ring.newest_good(root, said.append, set_aside=False)
+    found = retention.newest_good(root, said.append, set_aside=False)
     path.write_bytes(good)
     return found.step == BEFORE and len(said) == 1 and str(path) in said[0] and same(found, content(BEFORE))
 
@@ -126,37 +126,37 @@ def test_other_damage(two, kind):
                 path.mkdir()
             case "pipe":
                 os.mkfifo(path)
-        assert checkpoint_ring.newest_good(root, said.append, set_aside=False).step == BEFORE
+        assert retention.newest_good(root, said.append, set_aside=False).step == BEFORE
         assert len(said) == 1 and str(path) in said[0]
         if path.exists():
             path.rmdir() if kind == "folder" else path.unlink()
         path.write_bytes(good)
-    assert same(checkpoint_ring.newest_good(root, print), content(NEWEST))
+    assert same(retention.newest_good(root, print), content(NEWEST))
 
 
 def test_a_damaged_one_is_set_aside_until_a_good_one_takes_its_place(two):
     root, files = two
     files[0].write_bytes(b"")
-    assert checkpoint_ring.newest_good(root, print).step == BEFORE
-    assert checkpoint_ring.saved_steps(root) == [BEFORE] and (root / "damaged-step-000000005").is_dir()
-    checkpoint.save(root, content(4))
-    checkpoint_ring.prune(root, 2, lambda step: False)
+    assert retention.newest_good(root, print).step == BEFORE
+    assert retention.saved_steps(root) == [BEFORE] and (root / "damaged-step-000000005").is_dir()
+    checkpoint_format.save(root, content(4))
+    retention.prune(root, 2, lambda step: False)
     assert (root / "damaged-step-000000005").exists(), "kept as long as nothing newer has been saved"
-    checkpoint.save(root, content(6))
-    checkpoint_ring.prune(root, 2, lambda step: False)
+    checkpoint_format.save(root, content(6))
+    retention.prune(root, 2, lambda step: False)
     assert sorted(path.name for path in root.iterdir()) == ["step-000000004", "step-000000006"]
 
 
 def test_all_damaged_is_an_error_and_none_is_a_fresh_start(two, tmp_path):
     root, _ = two
-    assert checkpoint_ring.newest_good(tmp_path / "absent", print) is None
+    assert retention.newest_good(tmp_path / "absent", print) is None
     said = []
     for step in (BEFORE, NEWEST):
         (root / folder_name(step) / "state.json").write_bytes(b"{}")
     with pytest.raises(CheckpointError, match="--no-resume") as problem:
-        checkpoint_ring.newest_good(root, said.append)
+        retention.newest_good(root, said.append)
     assert problem.value.exit_code == 3 and len(said) == 2
-    assert checkpoint_ring.saved_steps(root) == [NEWEST, BEFORE], "they are left where they are"
+    assert retention.saved_steps(root) == [NEWEST, BEFORE], "they are left where they are"
 
 
 def test_the_newest_has_the_most_steps_whatever_the_clock_says(two, monkeypatch):
@@ -167,7 +167,7 @@ def test_the_newest_has_the_most_steps_whatever_the_clock_says(two, monkeypatch)
             for path in (root / folder_name(step), *(root / folder_name(step)).iterdir()):
                 os.utime(path, (time.time() + shift,) * 2)
         monkeypatch.setattr(time, "time", lambda offset=offset: 1e9 * offset)
-        assert checkpoint_ring.newest_good(root, print).step == NEWEST
+        assert retention.newest_good(root, print).step == NEWEST
         monkeypatch.undo()
 
 
@@ -175,7 +175,7 @@ def test_a_folder_under_another_name_is_not_taken_for_a_later_step(two):
     root, _ = two
     (root / folder_name(BEFORE)).rename(root / folder_name(99))
     said = []
-    assert checkpoint_ring.newest_good(root, said.append).step == NEWEST
+    assert retention.newest_good(root, said.append).step == NEWEST
     assert "step 3, its folder of step 99" in said[0]
 
 

@@ -14,9 +14,10 @@ from full_disks import limit_file_size, obey_permissions, small_disk
 from lives import Recorder, leftovers, outcome, request, write_images
 from watched import watched
 
+from unified_vae.core import checkpoint_format
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.training import checkpoint, checkpoint_ring
+from unified_vae.training import retention
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits, mounts and permissions are Linux's here")
 
@@ -47,12 +48,12 @@ class Full(Recorder):
 
     def what_is_there(self):
         """Steps of the checkpoints, each of which loads, but for those that a save under way deletes meanwhile."""
-        steps = checkpoint_ring.saved_steps(self.checkpoints)
+        steps = retention.saved_steps(self.checkpoints)
         for step in steps:
             try:
-                checkpoint.load(self.checkpoints, step)
+                checkpoint_format.load(self.checkpoints, step)
             except CheckpointError:
-                if step in checkpoint_ring.saved_steps(self.checkpoints):
+                if step in retention.saved_steps(self.checkpoints):
                     raise
         return steps
 
@@ -322,7 +323,7 @@ class Temporary(Recorder):
 
 def test_a_metrics_row_that_had_to_wait_is_not_counted_by_a_checkpoint(tmp_path):
     """What a checkpoint tells of the file is on the disk before the checkpoint is."""
-    from unified_vae.training.metrics_log import MetricsLog
+    from unified_vae.training.loggers import MetricsLog
 
     (tmp_path / "run").mkdir()
     said = []
@@ -341,5 +342,5 @@ def test_a_metrics_row_that_had_to_wait_is_not_counted_by_a_checkpoint(tmp_path)
 
 def test_a_checkpoint_is_never_made_in_a_folder_that_is_gone(tmp_path):
     with pytest.raises(CheckpointError, match="gone"):
-        checkpoint.save(tmp_path / "gone", checkpoint.Checkpoint(1, {}, {}))
+        checkpoint_format.save(tmp_path / "gone", checkpoint_format.Checkpoint(1, {}, {}))
     assert not (tmp_path / "gone").exists()

@@ -19,15 +19,14 @@ from figures import report
 from lives import Recorder, request, write_images
 from test_pickles import Payload
 
+from unified_vae.core.checkpoint_format import MANIFEST, seal
 from unified_vae.core.errors import UserError
 from unified_vae.experiment.diagnosis.preflight import Preflight
-from unified_vae.experiment.fitting import fit as verb
-from unified_vae.experiment.fitting.continuation import differences, refuse_impossible
 from unified_vae.experiment.run_folder import RunRecord
 from unified_vae.models.pretrained import open_pretrained
-from unified_vae.training import checkpoint_ring
-from unified_vae.training.manifest import MANIFEST, seal
-from unified_vae.training.saver import Saver
+from unified_vae.pipeline.fit import fit
+from unified_vae.pipeline.resume import differences, refuse_impossible
+from unified_vae.training import retention
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the time limit needs a signal")
 INPUTS, INPUTS_LONG = 500, 20_000
@@ -59,24 +58,16 @@ NASTY = [
 
 
 class Tiny:
-    """A run and all that opens it again: the saver of its model, and the files as they were saved."""
+    """A run and all that opens it again: the checkpointer of its model, and the files as they were saved."""
 
     def __init__(self, folder):
         torch.set_num_threads(1)
-        savers = []
-
-        class Kept(Saver):
-            def __init__(self, *args):
-                super().__init__(*args)
-                savers.append(self)
-
+        jobs = []
         source = write_images(folder / "images.npy", count=24, size=8)
         self.request = request(folder / "run", source, TINY)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verb, "Saver", Kept)
-            verb.fit(self.request, [Recorder()])
-        (self.saver,) = savers
-        self.step = checkpoint_ring.saved_steps(folder / "run" / "checkpoints")[0]
+        fit(self.request, [Recorder()], prepare=jobs.append)
+        self.checkpointer = jobs[0].checkpointer
+        self.step = retention.saved_steps(folder / "run" / "checkpoints")[0]
         saved, model = next((folder / "run" / "checkpoints").glob(f"step-*{self.step}")), folder / "run" / "model"
         self.checkpoint = {path.name: path.read_bytes() for path in saved.iterdir()}
         read = (".json", ".safetensors")  # card and samples are for people
@@ -84,12 +75,12 @@ class Tiny:
 
     def open_checkpoint(self, root):
         """As a start does that continues."""
-        saved = checkpoint_ring.newest_good(root, lambda text: None, set_aside=False)
-        record = RunRecord.from_json(saved.part("record"), root)
+        saved = retention.newest_good(root, lambda text: None, set_aside=False)
+        record = RunRecord.from_json(saved.entry("record"), root)
         refuse_impossible(differences(record, self.request.run.config), record, {}, root)
         assert isinstance(record.data["fingerprint"], str)
         Preflight.from_json(record.preflight)
-        self.saver.restore(saved)
+        self.checkpointer.restore(saved)
 
 
 @pytest.fixture(scope="module")

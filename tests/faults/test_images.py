@@ -20,7 +20,7 @@ from PIL import Image
 
 from unified_vae.data.decode import quiet_pillow, read_header
 from unified_vae.data.sources.base import BadImage
-from unified_vae.experiment.fitting.fit import fit
+from unified_vae.pipeline.fit import fit
 
 BAD, ODD = zoo.bad_files(), zoo.odd_entries()
 GOOD = zoo.good_files()

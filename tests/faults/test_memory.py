@@ -10,23 +10,17 @@ import torch
 from figures import report
 from injected import SmallMemory, injected, live_with, ranks, rows
 from lives import Recorder, merged, outcome, request, server, write_images
+from steps import CPU, small_step, take
 
 from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, L1Config, LossConfig, Unconstrained
 from unified_vae.config.model import ConvConfig
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.out_of_memory import is_out_of_memory
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.losses.build import build_objective
 from unified_vae.losses.kl import rate
-from unified_vae.models.build import build_model
-from unified_vae.optim.build import build_optimizer
-from unified_vae.training.ema import EMA
-from unified_vae.training.memory import attempted
-from unified_vae.training.runtime import Runtime
-from unified_vae.training.step import Stepper
+from unified_vae.pipeline.fit import fit
+from unified_vae.training.memory import try_or_none_on_oom
 
-CPU = Runtime(torch.device("cpu"), torch.float32)
 MODEL = ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_init=False)
 IMAGES = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 CONSTRAINTS = {
@@ -37,15 +31,10 @@ CONSTRAINTS = {
 }
 
 
-def stepper(constraint=CONSTRAINTS["none"], model=MODEL, images=IMAGES, runtime=CPU):
+def vae_step(constraint=CONSTRAINTS["none"], model=MODEL, images=IMAGES, **settings):
     loss = LossConfig(l1=L1Config(weight=0.2), kl=KLConfig(weight=2.0, constraint=constraint))
-    network = build_model(model, seed=0)
-    objective = build_objective(loss, 3, model.image_size)
-    with torch.no_grad():
-        objective.observe(objective.measure(network(images, torch.zeros(len(images), model.latents)), images))
     # with its usual eps Adam turns the rounding of a gradient near zero into a step of any size
-    optimizer = build_optimizer(AdamWConfig(eps=1e-5), network, fused=True)
-    return Stepper(runtime, network, EMA(network, 0.9), objective, optimizer, seed=3, accumulate=1, clip_norm=1.0)
+    return small_step(model, loss, images, optimizer=AdamWConfig(eps=1e-5), **settings)
 
 
 def weights(some):
@@ -53,40 +42,40 @@ def weights(some):
 
 
 def trained(constraint, steps, *faults):
-    """A stepper after some steps, with what each of them measured."""
-    some = stepper(constraint)
+    """A training step after some calls, and their metrics."""
+    some = vae_step(constraint, total_steps=steps)
     with injected(*faults):
-        measured = [some.take(IMAGES, step, step / steps, 1e-3) for step in range(steps)]
-    return some, torch.stack(measured)
+        metrics = [take(some, IMAGES, step) for step in range(steps)]
+    return some, torch.stack(metrics)
 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_the_result_is_that_of_the_whole_batch(name, backward):
     constraint = CONSTRAINTS[name]
-    (whole, expected), (pieces, found) = (
+    (whole, expected), (split, metrics) = (
         trained(constraint, 10, *faults) for faults in ((), (SmallMemory(2, backward=backward),))
     )
-    assert (whole.micro_batches.pieces, pieces.micro_batches.pieces) == (1, 8)  # 12 -> 6 -> 3 -> 2 at most
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert (weights(pieces) - weights(whole)).abs().max() <= 1e-6
-    torch.testing.assert_close(pieces.objective.state_dict(), whole.objective.state_dict(), rtol=1e-5, atol=1e-7)
+    assert (whole.micro_batches.count, split.micro_batches.count) == (1, 8)  # 12 -> 6 -> 3 -> 2 at most
+    torch.testing.assert_close(metrics, expected, rtol=1e-5, atol=1e-6)
+    assert (weights(split) - weights(whole)).abs().max() <= 1e-6
+    torch.testing.assert_close(split.objective.state_dict(), whole.objective.state_dict(), rtol=1e-5, atol=1e-7)
 
 
 def test_a_constraint_bends_at_the_mean_of_the_whole_batch():
-    """The pieces lie on both sides of the bend, where their own means would give another gradient."""
-    some = stepper()
+    """The micro-batches lie on both sides of the bend, where their own means would give another gradient."""
+    some = vae_step()
     with torch.no_grad():
-        posteriors = [some.model.encode(piece) for piece in (IMAGES, IMAGES[:6], IMAGES[6:])]
+        posteriors = [some.model.encode(chunk) for chunk in (IMAGES, IMAGES[:6], IMAGES[6:])]
     whole, first, second = (rate(posterior).mean().item() for posterior in posteriors)
     assert min(first, second) < whole < max(first, second)
     between = Capacity(capacity=(whole + max(first, second)) / 2, initial_capacity=(whole + max(first, second)) / 2)
     gradients = []
-    for pieces in (1, 2):
-        one = stepper(between)
-        one.micro_batches.pieces = pieces
-        one.take(IMAGES, 0, 0.1, 0.0)
-        gradients.append(torch.cat([p.grad.flatten() for p in one.parameters]))
+    for count in (1, 2):
+        one = vae_step(between)
+        one.micro_batches.count = count
+        take(one, IMAGES, 0, lr=0.0)
+        gradients.append(torch.cat([p.grad.flatten() for p in one.updater.parameters]))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
@@ -95,12 +84,12 @@ def test_memory_that_runs_out_in_the_middle_of_training(steps):
     """A fake allocator with a limit that begins half way."""
     constraint = CONSTRAINTS["free bits"]
     whole, expected = trained(constraint, steps)
-    some = stepper(constraint)
-    found = [some.take(IMAGES, step, step / steps, 1e-3) for step in range(steps // 2)]
-    assert some.micro_batches.pieces == 1
+    some = vae_step(constraint, total_steps=steps)
+    found = [take(some, IMAGES, step) for step in range(steps // 2)]
+    assert some.micro_batches.count == 1
     with injected(SmallMemory(5)):
-        found += [some.take(IMAGES, step, step / steps, 1e-3) for step in range(steps // 2, steps)]
-    assert some.micro_batches.pieces == 4
+        found += [take(some, IMAGES, step) for step in range(steps // 2, steps)]
+    assert some.micro_batches.count == 4
     losses = torch.stack(found)[:, 0], expected[:, 0]
     relative = ((losses[0] - losses[1]) / losses[1]).abs().max().item()
     weight = (weights(some) - weights(whole)).abs().max().item()
@@ -114,11 +103,11 @@ def test_memory_that_runs_out_in_the_middle_of_training(steps):
 
 
 def test_one_image_too_many_is_an_error_with_advice():
-    some = stepper()
+    some = vae_step()
     before = weights(some)
     sentence = r"one image at a time \(there is no room for 1 images\).*smaller model"
     with injected(SmallMemory(0)), pytest.raises(EnvironmentProblem, match=sentence):
-        some.take(IMAGES, 0, 0.1, 1e-3)
+        take(some, IMAGES, 0)
     assert torch.equal(weights(some), before)
 
 
@@ -127,7 +116,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        attempted(broken, CPU)
+        try_or_none_on_oom(broken, CPU)
 
 
 def test_the_allocator_of_the_cpu_is_understood():
@@ -147,14 +136,14 @@ def one_step(told, count, room):
     torch.set_num_threads(1)
     model = ConvConfig(image_size=64, latents=8, base_channels=16, channels=3, pca_init=False)
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    some = stepper(model=model, images=images[:4])
-    some.take(images[:4], 0, 0.1, 0.0)  # libraries load what they load with their first use
+    some = vae_step(model=model, images=images[:4])
+    take(some, images[:4], 0, lr=0.0)  # libraries load what they load with their first use
     used = address_space("VmSize")
     if room:
         resource.setrlimit(resource.RLIMIT_AS, (used + room, -1))
-    loss = some.take(images, 1, 0.1, 0.0)[0].item()
+    loss = take(some, images, 1, lr=0.0)[0].item()
     resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-    told.write_text(json.dumps([loss, some.micro_batches.pieces, address_space("VmPeak") - used]))
+    told.write_text(json.dumps([loss, some.micro_batches.count, address_space("VmPeak") - used]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
@@ -167,13 +156,13 @@ def test_memory_that_the_system_really_refuses(tmp_path, count):
         process.start()
         process.join(300)
         answers.append(json.loads((tmp_path / "told.json").read_text()))
-    (whole, once, _), (split, pieces, _) = answers
-    assert once == 1 < pieces
+    (whole, once, _), (split, count_, _) = answers
+    assert once == 1 < count_
     assert split == pytest.approx(whole, rel=1e-5)
     report(
         fault=f"out of memory (real, main memory): a third of what a step of {count} images takes",
         target="loss of the whole batch to 1e-5 relative",
-        result=f"{pieces} micro-batches, loss to {abs(split / whole - 1):.1e}",
+        result=f"{count_} micro-batches, loss to {abs(split / whole - 1):.1e}",
     )
 
 
@@ -219,10 +208,10 @@ def test_a_resumed_run_starts_with_what_fitted(source, tmp_path, undisturbed):
         fit(request(tmp_path / "cut", source, merged(SHORT, longer)), [Recorder()])
     watcher = Recorder()
     fit(request(tmp_path / "cut", source, SHORT), [watcher])  # all memory is free again, and it is not asked
-    assert ("memory", "micro-batches of at most 2 images, as more had not fitted") in watcher.started[0].facts
+    assert ("memory", "micro-batches of at most 2 images, after out-of-memory") in watcher.started[0].facts
     assert not [notice for notice in watcher.notices if "memory" in notice]
     newest = json.loads((max((tmp_path / "cut" / "checkpoints").iterdir()) / "state.json").read_text())
-    assert newest["train"]["pieces"] == 4
+    assert newest["train"]["num_micro_batches"] == 4
 
 
 def test_killed_and_resumed_it_ends_in_the_same_bits(source, tmp_path):
@@ -245,7 +234,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(source, tmp_path):
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
-def test_validation_in_smaller_pieces(source, tmp_path, undisturbed):
+def test_validation_in_smaller_batches(source, tmp_path, undisturbed):
     watcher = Recorder()
     with injected(SmallMemory(8, evaluation=1)):
         assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
@@ -259,11 +248,9 @@ def test_validation_in_smaller_pieces(source, tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("kind", ["free_bits", "capacity"])
-def test_the_loss_of_validation_does_not_depend_on_the_pieces(source, tmp_path, kind):
-    constraint = {
-        "kind": kind,
-        **({"capacity": 12.0, "initial_capacity": 12.0} if kind == "capacity" else {"nats_per_unit": 3}),
-    }
+def test_the_loss_of_validation_does_not_depend_on_micro_batches(source, tmp_path, kind):
+    limits = {"capacity": 12.0, "initial_capacity": 12.0} if kind == "capacity" else {"nats_per_unit": 3}
+    constraint = {"kind": kind, **limits}
     change = merged(SHORT, {"training": {"epochs": 1}, "loss": {"kl": {"weight": 1.0, "constraint": constraint}}})
     losses = []
     for evaluation in (None, 1):

@@ -45,7 +45,7 @@ def _life(some, blocked: list[str], home: str, told) -> None:
     """A run where some modules cannot be imported, with this TORCH_HOME and without a network."""
     import torch
 
-    from unified_vae.experiment.fitting.fit import fit
+    from unified_vae.pipeline.fit import fit
 
     torch.set_num_threads(1)
     torch.hub._hub_dir = None

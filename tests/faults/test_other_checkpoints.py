@@ -9,15 +9,14 @@ from lives import Recorder, request, write_images
 
 from unified_vae.cli import door
 from unified_vae.config.model import ConvConfig
+from unified_vae.core.checkpoint_format import MANIFEST, OtherFormat, folder_name, seal
 from unified_vae.core.errors import CheckpointError, ConfigError
-from unified_vae.experiment.fitting.continuation import refuse_impossible
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
-from unified_vae.training import checkpoint_ring
-from unified_vae.training.checkpoint import folder_name
-from unified_vae.training.manifest import MANIFEST, OtherFormat, seal
-from unified_vae.training.saver import load_weights
+from unified_vae.pipeline.fit import fit
+from unified_vae.pipeline.resume import refuse_impossible
+from unified_vae.training import retention
+from unified_vae.training.checkpointer import load_weights
 
 SHORT = {"training": {"epochs": 1}}
 
@@ -91,8 +90,8 @@ def test_the_nearest_fix_names_the_old_values(trained, source):
 def test_the_nearest_fix_names_mode_or_preset(trained, source, then, now, fix):
     import dataclasses
 
-    from unified_vae.experiment.fitting.continuation import differences
     from unified_vae.experiment.run_folder import RunRecord
+    from unified_vae.pipeline.resume import differences
 
     content = json.loads(RunFolder(trained).config.read_text())
     record = dataclasses.replace(RunRecord.from_json(content, trained), names=then)
@@ -121,7 +120,7 @@ def resealed(folder, **change):
 def test_a_checkpoint_of_a_newer_format_is_not_passed_over_for_an_older_one(trained, source, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     root = tmp_path / "run" / "checkpoints"
-    newest = checkpoint_ring.saved_steps(root)[0]
+    newest = retention.saved_steps(root)[0]
     resealed(root / folder_name(newest), format=7, written_by="unified-vae 9.1.0")
     before = bytes_of(tmp_path / "run")
     with pytest.raises(OtherFormat, match=r"unified-vae 9\.1\.0 in format 7.*reads format 1.*--no-resume") as problem:

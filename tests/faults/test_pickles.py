@@ -12,15 +12,15 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.core import checkpoint_format
+from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, seal
 from unified_vae.core.errors import EnvironmentProblem, UserError
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.subject.subject import find
 from unified_vae.losses import lpips, pretrained
 from unified_vae.losses.vgg import ALEXNET, VGG16
 from unified_vae.models.pretrained import load_pretrained
-from unified_vae.training import checkpoint, checkpoint_ring
-from unified_vae.training.checkpoint import Checkpoint
-from unified_vae.training.manifest import MANIFEST, seal
+from unified_vae.pipeline.fit import fit
+from unified_vae.training import retention
 
 OPENERS = re.compile(r"\b(pickle\.loads?|Unpickler|allow_pickle=True|weights_only=False|dcp\.load)\b")
 SOURCES = Path(__file__).parents[2] / "src"
@@ -123,15 +123,15 @@ def test_in_the_files_of_a_checkpoint_whose_manifest_was_forged(tmp_path, evil, 
     root = tmp_path / "checkpoints"
     root.mkdir()
     groups = {"model": {"weight": torch.ones(3)}, "optimizer": {"weight/exp_avg": torch.ones(3)}}
-    folder = checkpoint.save(root, Checkpoint(3, groups, {"train": {}}))
+    folder = checkpoint_format.save(root, Checkpoint(3, groups, {"train": {}}))
     (folder / "extra.pt").write_bytes(evil)  # not in the manifest: not looked at
-    assert checkpoint_ring.newest_good(root, print).step == 3
+    assert retention.newest_good(root, print).step == 3
     (folder / name).write_bytes(evil)
     if name != MANIFEST:
         forge(folder, name)
     said = []
     with pytest.raises(UserError, match="--no-resume"):
-        checkpoint_ring.newest_good(root, said.append)
+        retention.newest_good(root, said.append)
     assert name in said[0]
 
 

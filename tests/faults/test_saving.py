@@ -7,7 +7,6 @@ import statistics
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,18 +15,17 @@ from injected import SlowDisk, injected
 from lives import Recorder, leftovers, outcome, request, server, write_images
 from torch import nn
 
-from unified_vae.config.loss import Geco, KLConfig, LossConfig
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.config.training import CheckpointConfig
+from unified_vae.core import checkpoint_format
+from unified_vae.core.checkpoint_format import MANIFEST
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.losses.build import build_objective
-from unified_vae.optim.build import build_optimizer
-from unified_vae.training import checkpoint, checkpoint_ring, loop
-from unified_vae.training.manifest import MANIFEST
-from unified_vae.training.observers import Observer
-from unified_vae.training.runtime import Runtime
-from unified_vae.training.saver import Saver
+from unified_vae.core.events import Observer
+from unified_vae.optim.build import build_optimizers
+from unified_vae.pipeline.fit import fit
+from unified_vae.training import retention, validation
+from unified_vae.training.checkpointer import Checkpointer, OptimizerState
+from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState
 
 KILLS, KILLS_LONG = 6, 1000
@@ -51,17 +49,26 @@ class Run:
 
     def __init__(self, root, megabytes=0.1, keep_last=2):
         self.model, averaged = nn.Linear(int(megabytes * 2**16), 1), nn.Linear(int(megabytes * 2**16), 1)
-        self.optimizer = build_optimizer(AdamWConfig(), self.model, fused=True)
+        self.optimizer = build_optimizers(AdamWConfig(), self.model, fused=True)["main"]
         for parameter in self.model.parameters():
             moments = {slot: torch.zeros_like(parameter) for slot in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
         self.averaged, self.state, self.ear = averaged, TrainState(), Ear()
-        scaler = SimpleNamespace(state_dict=dict)
-        stepper = SimpleNamespace(model=self.model, objective=nn.Identity(), optimizer=self.optimizer, scaler=scaler)
-        config, runtime = CheckpointConfig(keep_last=keep_last), Runtime(torch.device("cpu"), torch.float32)
-        ema = SimpleNamespace(model=averaged)
-        self.saver = Saver(root, config, 10, stepper, ema, runtime, self.ear, {"about": "it"})
-        self.saver.started()
+        self.checkpointer = Checkpointer(
+            root,
+            CheckpointConfig(keep_last=keep_last),
+            {
+                "model": self.model,
+                "ema": averaged,
+                "objective": nn.Identity(),
+                "optimizer": OptimizerState([self.optimizer], self.model),
+            },
+            steps_per_epoch=10,
+            runtime=Runtime(torch.device("cpu"), torch.float32),
+            observer=self.ear,
+            record={"about": "it"},
+        )
+        self.checkpointer.prepare()
 
     @torch.no_grad()
     def step(self):
@@ -72,32 +79,26 @@ class Run:
 
     def step_and_save(self):
         self.step()
-        self.saver.report()
-        self.saver.save(self.state)
+        self.checkpointer.report()
+        self.checkpointer.save(self.state)
 
 
 def is_of_one_step(root, step):
     """Whether a checkpoint loads, and all its tensors are those of its step."""
-    found = checkpoint.load(root, step)
+    found = checkpoint_format.load(root, step)
     assert set(found.groups) == {"model", "ema", "objective", "optimizer"}
     return found.state["train"]["step"] == step and all(
         bool((value == step).all()) for tensors in found.groups.values() for value in tensors.values()
     )
 
 
-def test_going_back_keeps_the_beta_that_geco_found_from_another_first_weight(tmp_path):
-    def objective(weight):
-        return build_objective(LossConfig(kl=KLConfig(weight=weight, constraint=Geco())), 3, 16)
-
-    before, now, run = objective(1.0), objective(10.0), Run(tmp_path / "run")
-    before.beta_multiplier.fill_(3.0)
-    run.saver.stepper.objective = before
-    run.saver.about["record"] = {"config": {"loss": before.config.model_dump(mode="json")}}
+def test_whoever_asks_for_it_sees_the_record_of_what_is_restored(tmp_path):
+    run, records = Run(tmp_path / "run"), []
+    run.checkpointer.after_restore = records.append
     run.step_and_save()
-    run.saver.wait()
-    run.saver.stepper.objective = now
-    run.saver.go_back(1)
-    assert now.beta(1.0) == pytest.approx(3.0)
+    run.step_and_save()
+    assert run.checkpointer.rollback(1).step == 1
+    assert records == [{"about": "it"}]
 
 
 # --- order and completeness -----------------------------------------------------------------------------------
@@ -120,12 +121,12 @@ def test_the_disk_is_asked_in_the_order_that_survives_a_power_cut(tmp_path, monk
     run = Run(tmp_path / "run")
     for _ in range(2):
         run.step_and_save()
-    run.saver.wait()
+    run.checkpointer.wait()
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "rename", noted_rename)
     run.step()
-    run.saver.save(run.state, first=lambda: calls.append("metrics"))
-    run.saver.wait()
+    run.checkpointer.save(run.state, before_write=lambda: calls.append("metrics"))
+    run.checkpointer.wait()
     stage = next(call for call in calls if call.startswith("fsync .tmp-step-000000003"))
     files = [f"{name}.safetensors" for name in ("model", "ema", "objective", "optimizer")] + ["state.json"]
     assert sorted(calls[1:6]) == sorted(f"fsync {name}" for name in files)
@@ -135,7 +136,7 @@ def test_the_disk_is_asked_in_the_order_that_survives_a_power_cut(tmp_path, monk
 
 def save_until_killed(root, megabytes):
     run = Run(root, megabytes)
-    run.state.step = max(checkpoint_ring.saved_steps(root), default=0)
+    run.state.step = max(retention.saved_steps(root), default=0)
     while True:
         run.step_and_save()
 
@@ -147,15 +148,15 @@ def kill_while_saving(root, kills, megabytes, seed=0):
     for _ in range(kills):
         process = server().Process(target=save_until_killed, args=(root, megabytes))
         process.start()
-        before = set(checkpoint_ring.saved_steps(root))
-        while process.is_alive() and set(checkpoint_ring.saved_steps(root)) == before:
+        before = set(retention.saved_steps(root))
+        while process.is_alive() and set(retention.saved_steps(root)) == before:
             time.sleep(0.01)  # until it saves
         time.sleep(rng.uniform(0, 0.015 * megabytes))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        checkpoint_ring.sweep(root)
-        steps = checkpoint_ring.saved_steps(root)
+        retention.sweep(root)
+        steps = retention.saved_steps(root)
         assert 1 <= len(steps) <= 3 and len(list(root.iterdir())) == len(steps), "something was left over"
         assert all(is_of_one_step(root, step) for step in steps)
         looked_at += len(steps)
@@ -201,7 +202,7 @@ def test_killed_a_thousand_times_while_saving(tmp_path, another_disk):
 
 def test_training_goes_on_while_a_save_is_written_and_the_copy_is_of_its_step(tmp_path, monkeypatch):
     written, may_write = threading.Event(), threading.Event()
-    save = checkpoint.save
+    save = checkpoint_format.save
 
     def slowly(root, content):
         may_write.wait(30)
@@ -209,17 +210,17 @@ def test_training_goes_on_while_a_save_is_written_and_the_copy_is_of_its_step(tm
         written.set()
         return path
 
-    monkeypatch.setattr(checkpoint, "save", slowly)
+    monkeypatch.setattr(checkpoint_format, "save", slowly)
     run = Run(tmp_path / "run")
     run.step_and_save()
     for _ in range(5):
         run.step()
-        run.saver.report()
+        run.checkpointer.report()
     assert not written.is_set() and run.ear.saved == []
     may_write.set()
     run.step_and_save()  # waits for the first: never two at once
     assert written.is_set() and [event.step for event in run.ear.saved] == [1]
-    run.saver.wait()
+    run.checkpointer.wait()
     assert all(is_of_one_step(tmp_path / "run", step) for step in (1, 7))
 
 
@@ -227,36 +228,36 @@ def test_a_failing_save_is_told_at_the_next_step_and_the_best_weights_are_kept_i
     root = tmp_path / "run"
     run = Run(root)
     run.step_and_save()
-    run.saver.wait()
+    run.checkpointer.wait()
     root.rename(tmp_path / "away")
     run.step()
     run.state.best_step = 2
-    run.saver.save(run.state)
+    run.checkpointer.save(run.state)
     deadline = time.monotonic() + 20
     while not run.ear.notices and time.monotonic() < deadline:
-        run.saver.report()
+        run.checkpointer.report()
     assert "step 2 could not be saved" in run.ear.notices[0] and str(root) in run.ear.notices[0]
-    assert run.saver.best_unsaved(2).step == 2 and run.saver.best_unsaved(1) is None
+    assert run.checkpointer.best_unsaved(2).step == 2 and run.checkpointer.best_unsaved(1) is None
     run.step_and_save()
-    run.saver.wait()
-    assert len(run.ear.notices) == 2 and run.saver.best_unsaved(2).step == 2
+    run.checkpointer.wait()
+    assert len(run.ear.notices) == 2 and run.checkpointer.best_unsaved(2).step == 2
     with pytest.raises(EnvironmentProblem, match="then run the same command") as problem:
-        run.saver.refuse_unsaved()
+        run.checkpointer.raise_if_unsaved()
     assert problem.value.exit_code == 3
     (tmp_path / "away").rename(root)
     run.step_and_save()
-    run.saver.wait()
-    run.saver.refuse_unsaved()
-    assert checkpoint_ring.saved_steps(root) == [4, 2] and all(is_of_one_step(root, step) for step in (4, 2))
-    assert run.saver.best_unsaved(2) is None
+    run.checkpointer.wait()
+    run.checkpointer.raise_if_unsaved()
+    assert retention.saved_steps(root) == [4, 2] and all(is_of_one_step(root, step) for step in (4, 2))
+    assert run.checkpointer.best_unsaved(2) is None
 
 
 def test_an_error_of_ours_in_the_thread_is_not_lost(tmp_path, monkeypatch):
     run = Run(tmp_path / "run")
-    monkeypatch.setattr(checkpoint, "save", lambda *_: 1 / 0)
+    monkeypatch.setattr(checkpoint_format, "save", lambda *_: 1 / 0)
     run.step_and_save()
     with pytest.raises(ZeroDivisionError):
-        run.saver.wait()
+        run.checkpointer.wait()
 
 
 def test_what_has_to_be_on_the_disk_first_stops_the_save_where_it_is_not(tmp_path):
@@ -266,10 +267,10 @@ def test_what_has_to_be_on_the_disk_first_stops_the_save_where_it_is_not(tmp_pat
         raise OSError(28, "No space left on device", "metrics.jsonl")
 
     run.step()
-    run.saver.save(run.state, first=full)
-    run.saver.wait()
+    run.checkpointer.save(run.state, before_write=full)
+    run.checkpointer.wait()
     assert "metrics.jsonl cannot be written (No space left on device)" in run.ear.notices[0]
-    assert checkpoint_ring.saved_steps(tmp_path / "run") == []
+    assert retention.saved_steps(tmp_path / "run") == []
 
 
 def stalls(root, megabytes, saves=6):
@@ -277,7 +278,7 @@ def stalls(root, megabytes, saves=6):
     run = Run(root, megabytes)
     for _ in range(saves):
         run.step_and_save()
-        run.saver.wait()
+        run.checkpointer.wait()
     told = run.ear.saved[1:]
     return [1000 * statistics.median(getattr(event, name) for event in told) for name in ("stalled", "seconds")]
 
@@ -318,7 +319,7 @@ def interrupt_validations(source, tmp_path, count, monkeypatch):
     """A run that is interrupted in its validations again and again; how often it was."""
     torch.set_num_threads(1)
     some = request(tmp_path / "run", source, {"training": {"epochs": count // 3 + 2}})
-    real, kinds = loop.validation_batches, ["raise", "KeyboardInterrupt", "SIGTERM"]
+    real, kinds = validation.validation_batches, ["raise", "KeyboardInterrupt", "SIGTERM"]
     interrupted = 0
 
     def interrupting(*args, **settings):
@@ -330,7 +331,7 @@ def interrupt_validations(source, tmp_path, count, monkeypatch):
     while True:
         armed = [kinds[interrupted % 3]] if interrupted < count else []
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "validation_batches", interrupting)
+            patch.setattr(validation, "validation_batches", interrupting)
             try:
                 finished = fit(some, [Recorder()])
             except (Broken, KeyboardInterrupt):
@@ -349,8 +350,8 @@ def validations_are_interrupted(source, tmp_path, count, monkeypatch):
     assert interrupt_validations(source, tmp_path, count, monkeypatch) >= count
     assert outcome(tmp_path / "run") == outcome(tmp_path / "reference")
     assert leftovers(tmp_path / "run") == []
-    found = checkpoint_ring.newest_good(tmp_path / "run" / "checkpoints", print)
-    raw, averaged = found.group("model"), found.group("ema")
+    found = retention.newest_good(tmp_path / "run" / "checkpoints", print)
+    raw, averaged = found.tensors("model"), found.tensors("ema")
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
 
 

@@ -13,7 +13,7 @@ from lives import Recorder, request, server
 from made_images import png, write_files
 
 from unified_vae.core.errors import DataError, UserError
-from unified_vae.experiment.fitting.fit import fit
+from unified_vae.pipeline.fit import fit
 
 EPOCHS, BATCH = 2, 4
 SHORT = {"training": {"epochs": EPOCHS, "batch_size": BATCH}}

@@ -17,7 +17,7 @@ from lives import leftovers, request, write_images
 from safetensors.torch import load_file
 
 from unified_vae.data.batches import TrainBatch, batch_indices
-from unified_vae.training.loop import Loop
+from unified_vae.training.train_step import VAEStep
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes with gloo are tested on Linux")
 STEPS, BATCH = 18, 8
@@ -40,17 +40,19 @@ class Noted:
     stop: int = 0
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        take = Loop._step
+        call = VAEStep.__call__
 
-        def noted(loop: Loop, batch: TrainBatch) -> None:
-            entry = {"step": loop.state.step, "rank": loop.runtime.rank, "images": batch.indices.tolist()}
-            with (self.folder / f"taken-{loop.runtime.rank}.jsonl").open("a") as file:
+        def noted(train_step: VAEStep, batch: TrainBatch, step: int) -> torch.Tensor:
+            rank = train_step.runtime.rank
+            entry = {"step": step, "rank": rank, "images": batch.indices.tolist()}
+            with (self.folder / f"taken-{rank}.jsonl").open("a") as file:
                 file.write(json.dumps(entry) + "\n")
-            take(loop, batch)
-            if loop.state.step == self.stop and loop.runtime.is_main:
+            metrics = call(train_step, batch, step)
+            if step + 1 == self.stop and rank == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
+            return metrics
 
-        patch.setattr(Loop, "_step", noted)
+        patch.setattr(VAEStep, "__call__", noted)
 
 
 def _went(folder: Path, source: Path, lives: list[tuple[int, int]]) -> Path:

@@ -18,7 +18,7 @@ def live_and_tell(some: RunRequest, watcher: Recorder, told: Path, permissions: 
     """In the process: run, then write to `told` what there is to say."""
     import torch
 
-    from unified_vae.experiment.fitting.fit import fit
+    from unified_vae.pipeline.fit import fit
 
     torch.set_num_threads(1)
     if permissions:

@@ -6,8 +6,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from unified_vae.config.optim import ConstantLR, CosineLR, OptimizerConfig, PlateauLR
-from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.light_start import take_step
+from unified_vae.optim.build import build_optimizers
 from unified_vae.optim.lr import PlateauState, lr_factor
 
 OPTIMIZER = TypeAdapter(OptimizerConfig)
@@ -18,7 +17,7 @@ def trained(settings, steps=3):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Linear(4, 4)
-    optimizer = build_optimizer(OPTIMIZER.validate_python(settings), model, fused=True)
+    optimizer = build_optimizers(OPTIMIZER.validate_python(settings), model, fused=True)["main"]
     for step in range(steps):
         optimizer.zero_grad()
         (model(torch.full((2, 4), 1.0 + step)).square().mean() * (1.0 + step)).backward()
@@ -49,17 +48,20 @@ def test_every_setting_reaches_the_optimizer(kind, change):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
-def test_a_light_step_is_the_library_s_step(kind):
+def test_an_optimizer_without_dynamo_steps_as_torch_s(kind):
     models = []
-    for step in (lambda optimizer: optimizer.step(), take_step):
+    for torch_s_own in (False, True):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = nn.Linear(4, 4)
-        optimizer = build_optimizer(OPTIMIZER.validate_python({"kind": kind}), model, fused=True)
+        optimizer = build_optimizers(OPTIMIZER.validate_python({"kind": kind}), model, fused=True)["main"]
+        if torch_s_own:
+            optimizer.__class__ = type(optimizer).__mro__[1]
+            assert type(optimizer).__module__.startswith("torch.optim")
         for number in range(3):
             optimizer.zero_grad()
             model(torch.full((2, 4), 1.0 + number)).square().mean().backward()
-            step(optimizer)
+            optimizer.step()
         models.append(model)
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
@@ -70,9 +72,8 @@ def test_kinds_differ():
 
 def test_biases_and_gains_are_not_decayed():
     model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.GroupNorm(1, 2))
-    decayed, exempt = build_optimizer(
-        OPTIMIZER.validate_python({"kind": "adamw", "weight_decay": 0.1}), model, False
-    ).param_groups
+    settings = OPTIMIZER.validate_python({"kind": "adamw", "weight_decay": 0.1})
+    decayed, exempt = build_optimizers(settings, model, False)["main"].param_groups
     assert decayed["weight_decay"] == 0.1 and all(p.ndim >= 2 for p in decayed["params"])
     assert exempt["weight_decay"] == 0.0 and all(p.ndim < 2 for p in exempt["params"])
     assert len(decayed["params"]) + len(exempt["params"]) == len(list(model.parameters()))

@@ -10,8 +10,8 @@ from lives import Recorder, request, write_images
 
 from unified_vae.experiment.export.exporting import export
 from unified_vae.experiment.export.request import ExportRequest, Format
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.subject.subject import find
+from unified_vae.pipeline.fit import fit
 
 CHANGE = {"training": {"epochs": 2, "samples": {"count": 4}}}
 BATCHES = (1, 2, 7)

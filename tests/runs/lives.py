@@ -10,8 +10,8 @@ import numpy as np
 
 from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.core.errors import CheckpointError
+from unified_vae.core.events import Observer
 from unified_vae.experiment.request import RunRequest
-from unified_vae.training.observers import Observer
 
 SETTINGS = {
     "model": {"family": "conv", "image_size": 16, "latents": 4, "base_channels": 4},
@@ -87,7 +87,7 @@ def live(some: RunRequest, watcher: Recorder | None = None) -> None:
     """One life: the whole run, unless something ends it before."""
     import torch
 
-    from unified_vae.experiment.fitting.fit import fit
+    from unified_vae.pipeline.fit import fit
 
     torch.set_num_threads(1)
     raise SystemExit(fit(some, [watcher or Recorder()]).exit_code)
@@ -96,7 +96,7 @@ def live(some: RunRequest, watcher: Recorder | None = None) -> None:
 def server() -> multiprocessing.context.ForkServerContext:
     """The context whose processes start in milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["unified_vae.experiment.fitting.fit", "torch.utils.tensorboard", "lives", "pytest"])
+    context.set_forkserver_preload(["unified_vae.pipeline.fit", "torch.utils.tensorboard", "lives", "pytest"])
     return context
 
 
@@ -130,10 +130,10 @@ def leftovers(run_dir: Path) -> list[str]:
 
 def reads(run_dir: Path, step: int) -> bool:
     """Whether the checkpoint of a step is whole."""
-    from unified_vae.training import checkpoint
+    from unified_vae.core import checkpoint_format
 
     try:
-        checkpoint.load(run_dir / "checkpoints", step)
+        checkpoint_format.load(run_dir / "checkpoints", step)
     except CheckpointError:
         return False
     return True

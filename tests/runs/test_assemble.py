@@ -6,8 +6,8 @@ import pytest
 import torch
 from lives import request, write_images
 
-from unified_vae.experiment.fitting import assemble
-from unified_vae.training.runtime import Runtime
+from unified_vae.pipeline import build
+from unified_vae.training.distributed import Runtime
 
 
 @pytest.mark.parametrize(
@@ -17,12 +17,13 @@ from unified_vae.training.runtime import Runtime
 def test_pretrained_features_are_computed_in_bf16_where_the_network_is(network, features, tmp_path, monkeypatch):
     """Not in fp16, whose range their activations may leave."""
     asked = []
-    build = assemble.build_objective
-    monkeypatch.setattr(assemble, "build_objective", lambda *given: asked.append(given[-1]) or build(*given))
+    original = build.build_objective
+    monkeypatch.setattr(build, "build_objective", lambda *args: asked.append(args[-1]) or original(*args))
     config = request(tmp_path / "run", write_images(tmp_path / "images.npy"), {"model": {"channels": 3}}).run.config
     data = SimpleNamespace(train=range(44), channels=3)
-    parts = assemble.build_parts(config, data, Runtime(torch.device("cpu"), network))
-    assert asked == [features] and parts.plan.steps_per_epoch > 0
+    train_step = build.build_vae_step(config, data, Runtime(torch.device("cpu"), network))
+    schedule = build.make_schedule(config, data, train_step.objective)
+    assert asked == [features] and schedule.steps_per_epoch == 5
 
 
 @pytest.mark.parametrize(
@@ -36,4 +37,4 @@ def test_pretrained_features_are_computed_in_bf16_where_the_network_is(network, 
 )
 def test_bf16_is_offered_where_the_processor_has_it_and_it_is_not_used(capabilities, dtype, offered, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert Runtime(torch.device("cpu"), dtype).has_bf16_to_offer is offered
+    assert Runtime(torch.device("cpu"), dtype).supports_bf16 is offered

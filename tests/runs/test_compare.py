@@ -12,16 +12,16 @@ from PIL import Image
 from unified_vae.cli.door import enter
 from unified_vae.cli.main import app
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.events import Observer
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.experiment.evaluation.compare import SIZES_DIFFER, compare, rows_of
 from unified_vae.experiment.evaluation.entrants import labels_of
 from unified_vae.experiment.evaluation.figure import Figure
 from unified_vae.experiment.evaluation.request import CompareRequest, Group, Settings
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.metrics.bootstrap import Interval
 from unified_vae.models.density.gaussian import fit_gaussian
 from unified_vae.models.pretrained import save_density
-from unified_vae.training.observers import Observer
+from unified_vae.pipeline.fit import fit
 
 QUICK = Settings(samples=8, draws=2, device="cpu", skip=frozenset({Group.FACTORS, Group.LIKELIHOOD}))
 SHORT = {"training": {"epochs": 1}, "density": {"fit": "normal"}}

@@ -10,8 +10,8 @@ import torch
 from lives import Recorder, request, write_images
 
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.subject.subject import find
+from unified_vae.pipeline.fit import fit
 
 SHORT = {"training": {"epochs": 2}}
 

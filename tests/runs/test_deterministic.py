@@ -5,10 +5,10 @@ import torch
 from lives import Recorder, outcome, request, write_images
 
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.training.observers import Observer
-from unified_vae.training.runtime import open_runtime
-from unified_vae.training.step import Stepper
+from unified_vae.core.events import Observer
+from unified_vae.pipeline.fit import fit
+from unified_vae.training.distributed import open_runtime
+from unified_vae.training.train_step import VAEStep
 
 SAME_BITS = {"training": {"deterministic": True}}
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
@@ -55,6 +55,6 @@ def test_a_part_without_such_a_kernel_is_refused_in_a_sentence(source, tmp_path,
     def take(*_):
         raise RuntimeError("max_pool3d_backward_cuda does not have a deterministic implementation, but you set ...")
 
-    monkeypatch.setattr(Stepper, "take", take)
+    monkeypatch.setattr(VAEStep, "take", take)
     with pytest.raises(EnvironmentProblem, match=r"no deterministic kernel .*max_pool3d_backward_cuda"):
         fit(request(tmp_path / "run", source, SAME_BITS), [Recorder()])

@@ -12,10 +12,10 @@ from PIL import Image
 from unified_vae.cli import run_diagnose
 from unified_vae.cli.door import enter
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError
+from unified_vae.core.events import Observer
 from unified_vae.experiment.diagnosis import cause as causes
 from unified_vae.experiment.diagnosis.diagnose import DiagnoseRequest, diagnose
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.training.observers import Observer
+from unified_vae.pipeline.fit import fit
 from unified_vae.training.run_lock import locked
 
 

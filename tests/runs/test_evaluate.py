@@ -12,13 +12,13 @@ from lives import Recorder, request, write_images
 from unified_vae.cli.door import enter
 from unified_vae.cli.main import app
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
+from unified_vae.core.events import Observer
 from unified_vae.experiment.evaluation.evaluate import _subjects, evaluate
 from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings, Weights
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.subject import subject as subject_module
-from unified_vae.training import checkpoint_ring
-from unified_vae.training.observers import Observer
-from unified_vae.training.saver import run_state
+from unified_vae.pipeline.fit import fit
+from unified_vae.training import retention
+from unified_vae.training.checkpointer import train_state
 
 QUICK = Settings(samples=12, draws=3, device="cpu")
 
@@ -116,14 +116,14 @@ def test_an_exported_model_is_measured_as_the_weights_it_was_made_of(run, both, 
 
 def test_both_weights_are_of_one_step_although_the_run_goes_on(run, monkeypatch):
     """A better validation comes between the two readings."""
-    steps = checkpoint_ring.saved_steps(run / "checkpoints")
+    steps = retention.saved_steps(run / "checkpoints")
     states = iter([steps[0]])
     assert len(steps) > 1
 
     def training(saved):
-        return replace(run_state(saved), best_step=next(states, steps[-1]))
+        return replace(train_state(saved), best_step=next(states, steps[-1]))
 
-    monkeypatch.setattr(subject_module, "run_state", training)
+    monkeypatch.setattr(subject_module, "train_state", training)
     (_, first), (_, second) = _subjects(EvaluateRequest(run), Observer())[0]
     assert (first.step, second.step) == (steps[0], steps[0]) and (first.weights, second.weights) == ("ema", "raw")
 

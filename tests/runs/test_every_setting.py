@@ -8,8 +8,8 @@ import torch
 from lives import Recorder, merged, request, write_images
 
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.run_folder import leaves
+from unified_vae.pipeline.fit import fit
 
 BASE = {
     "training": {"epochs": 3, "checkpoint": {"every_minutes": 100.0}, "samples": {"every_epochs": 3}},

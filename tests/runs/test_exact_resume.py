@@ -9,7 +9,7 @@ import pytest
 from figures import report
 from lives import Recorder, live, outcome, request, server, write_images
 
-from unified_vae.experiment.fitting.fit import fit
+from unified_vae.pipeline.fit import fit
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
@@ -89,7 +89,7 @@ def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_p
 
 
 def _live_and_tell(some, told):
-    from unified_vae.experiment.fitting.fit import fit
+    from unified_vae.pipeline.fit import fit
 
     fit(some, [Recorder()])
     told.put(sorted(name for name in ("torch._dynamo", "sympy", "torchvision", "torchmetrics") if name in sys.modules))

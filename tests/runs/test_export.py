@@ -13,10 +13,10 @@ from unified_vae.cli import main as command
 from unified_vae.cli.door import enter
 from unified_vae.core.errors import CheckpointError, ConfigError, EnvironmentProblem
 from unified_vae.core.tensor_file import write_tensors
-from unified_vae.data import open as data_open
+from unified_vae.data import prepare
 from unified_vae.experiment.evaluation.evaluate import evaluate
 from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings
-from unified_vae.experiment.evaluation.request import Weights as Measured
+from unified_vae.experiment.evaluation.request import Weights as MetricSums
 from unified_vae.experiment.export import diffusers_folder, model_folder, place
 from unified_vae.experiment.export.request import ExportRequest, Format, Half, Weights
 from unified_vae.experiment.subject.images import open_images
@@ -56,7 +56,7 @@ def test_exported_raw_weights_stay_raw_wherever_they_go(run, tmp_path):
     settings = Settings(samples=4, max_images=8, device="cpu", skip=frozenset(set(Group) - {Group.LATENTS}))
     found = evaluate(EvaluateRequest(first.folder, data=images, settings=settings), Recorder())
     assert [weights.value for weights in found.figures] == ["raw"] and "raw weights alone" in found.notes[0]
-    for asked in (Measured.EMA, Measured.BOTH):
+    for asked in (MetricSums.EMA, MetricSums.BOTH):
         with pytest.raises(ConfigError, match="raw weights alone"):
             evaluate(EvaluateRequest(first.folder, data=images, weights=asked, settings=settings), Recorder())
     again, _ = exported(first.folder, "safetensors", output=tmp_path / "again", images=0)
@@ -84,7 +84,7 @@ def test_the_images_of_a_run_are_packed_once_for_all_that_looks_at_them(run, mon
     """Of a run whose channels were found in the images."""
     subject = find(run, None, None, print)
     assert subject.record.requested.model.channels == "auto"
-    monkeypatch.setattr(data_open, "pack_source", lambda *_: pytest.fail("the images are packed again"))
+    monkeypatch.setattr(prepare, "pack_source", lambda *_: pytest.fail("the images are packed again"))
     for source in (None, f"{run.parent}/../{run.parent.name}/images.npy"):
         assert open_images(subject, source, Recorder()).channels == 3
     raw = find(run, None, None, print, weights="raw")  # without statistics, which are measured

@@ -20,9 +20,9 @@ from unified_vae.experiment.export import comparison, diffusers_card, diffusers_
 from unified_vae.experiment.export.comparison import Checked
 from unified_vae.experiment.export.exporting import export
 from unified_vae.experiment.export.request import ExportRequest, Format, Weights
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.subject.subject import find
 from unified_vae.models.pretrained import open_pretrained
+from unified_vae.pipeline.fit import fit
 
 SHORT = {"training": {"epochs": 1, "batch_size": 16, "samples": {"count": 2}}, "density": {"fit": "normal"}}
 

@@ -10,9 +10,9 @@ import torch
 from lives import Recorder, write_images
 
 from unified_vae.config.presets import PresetBook, from_command_line
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.planning.plan import plan_mode, plan_presets
 from unified_vae.experiment.request import RunRequest
+from unified_vae.pipeline.fit import fit
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
 BOOK = PresetBook.load(shipped=SHIPPED)
@@ -66,7 +66,7 @@ def pairs():
     """All of them; those without the smallest model or the recommended loss take minutes together, so they are slow."""
     for loss in LOSSES:
         for model in MODELS:
-            quick = BOOK.preset("model", model).settings.values["image_size"] <= 128
+            quick = BOOK.preset("model", model).settings.values.get("image_size", 64) <= 128
             usual = model == "small" or (loss == "high_quality" and quick)
             yield pytest.param(loss, model, marks=[] if usual else [pytest.mark.slow])
 

@@ -4,8 +4,8 @@ import pytest
 from lives import Recorder, request, write_images
 
 from unified_vae.config.data import AffineConfig, AugmentConfig
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.experiment.fitting.opening import augmentation_words
+from unified_vae.pipeline.fit import fit
+from unified_vae.pipeline.run_header import augmentation_text
 
 ADVICE = "--set data.augment.horizontal_flip=true"
 
@@ -15,11 +15,11 @@ ADVICE = "--set data.augment.horizontal_flip=true"
     [(500, 100, True), (49_999, 10, True), (50_000, 100, False), (500, 9, False)],
 )
 def test_mirroring_is_advised_where_few_images_are_seen_often(images, epochs, advised):
-    assert (ADVICE in augmentation_words(AugmentConfig(), images, epochs)) == advised
+    assert (ADVICE in augmentation_text(AugmentConfig(), images, epochs)) == advised
 
 
 def test_nothing_is_advised_to_who_has_chosen():
-    assert augmentation_words(AugmentConfig(affine=AffineConfig(rotate_degrees=5)), 500, 100).endswith("5 degrees")
+    assert augmentation_text(AugmentConfig(affine=AffineConfig(rotate_degrees=5)), 500, 100).endswith("5 degrees")
 
 
 @pytest.mark.parametrize("mirrored", [True, False])

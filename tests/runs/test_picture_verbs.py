@@ -15,8 +15,8 @@ from unified_vae import VAE
 from unified_vae.cli.commands import pictures
 from unified_vae.cli.door import enter
 from unified_vae.cli.main import PROGRAM, app
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.using.generate import noise_seed
+from unified_vae.pipeline.fit import fit
 
 CAPTION = 18
 

@@ -16,7 +16,7 @@ from unified_vae.core.errors import ConfigError
 from unified_vae.data.prepare import open_data
 from unified_vae.experiment.diagnosis import preflight
 from unified_vae.experiment.diagnosis.preflight import Preflight
-from unified_vae.experiment.fitting.fit import fit
+from unified_vae.pipeline.fit import fit
 
 SIZE, LATENTS = 16, 4
 

@@ -16,7 +16,7 @@ from unified_vae.cli.door import enter, restart_command
 from unified_vae.cli.main import app
 from unified_vae.core.errors import ConfigError
 from unified_vae.experiment.diagnosis.diagnose import DiagnoseRequest, diagnose
-from unified_vae.experiment.fitting.fit import fit
+from unified_vae.pipeline.fit import fit
 
 NAME = "my  run's $x *"
 APPS = {

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,18 +11,16 @@ from lives import Recorder, request, write_images
 from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.experiment.model_figures import model_figures
-from unified_vae.experiment.profiling import peak, profile
-from unified_vae.experiment.profiling.profile import profile_folder
-from unified_vae.experiment.profiling.sections import Sections
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
+from unified_vae.pipeline import profile
+from unified_vae.pipeline.profile import profile_folder
 
 
 @pytest.fixture
 def little(monkeypatch):
-    monkeypatch.setattr(profile, "MOST_STEPS", 3)
-    monkeypatch.setattr(peak, "SECONDS", 0.0)
-    monkeypatch.setitem(peak.SIDE, "cpu", 64)
+    monkeypatch.setattr(profile, "MAX_STEPS", 3)
+    monkeypatch.setitem(profile.MATMUL_SIZE, "cpu", 64)
 
 
 def test_a_profile_names_the_parts_and_writes_a_trace(tmp_path, little):
@@ -29,8 +28,8 @@ def test_a_profile_names_the_parts_and_writes_a_trace(tmp_path, little):
     some = request(tmp_path / "run", write_images(tmp_path / "images.npy"))
     folder = profile_folder(some.run_dir)
     found = profile.profile(some.run, folder, Recorder())
-    for part in ("data: images", "forward: encoder", "forward: decoder", "forward: linear path", "loss: mse",
-                 "loss: l1", "backward", "clipping and optimizer", "averaged weights", "logging"):  # fmt: skip
+    for part in ("data: images", "forward: encoder", "forward: decoder", "forward: posterior and the rest", "loss: mse",
+                 "loss: l1", "backward", "gradient norm", "optimizer", "averaged weights"):  # fmt: skip
         assert found.parts[part] > 0
     assert "loss: charbonnier" not in found.parts
     figures = model_figures(some.run.config.model)
@@ -54,26 +53,29 @@ def test_ranks_are_refused(tmp_path, monkeypatch):
             RuntimeError("max_pool3d_backward_cuda does not have a deterministic implementation"),
             "no deterministic kernel",
         ),
-        (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out outside of a training step"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory outside of a training step"),
     ],
 )
 def test_what_stops_a_run_in_a_sentence_stops_a_profile_so(problem, words, tmp_path, monkeypatch):
     def fail(*_):
         raise problem
 
-    monkeypatch.setattr(profile, "_measured", fail)
+    monkeypatch.setattr(profile, "_measure", fail)
     with pytest.raises(EnvironmentProblem, match=words):
         profile.profile(request(tmp_path / "run", tmp_path).run, tmp_path, Recorder())
 
 
 def test_a_part_inside_another_has_its_own_time():
-    now = iter([0.0, 1.0, 3.0, 7.0, 7.0, 8.0])
-    sections = Sections(lambda: None, lambda: next(now))
-    with sections.of("outer"), sections.of("inner"):
-        pass
-    with sections.of("outer"):
-        pass
-    assert sections.seconds == {"outer": 1.0 + 4.0 + 1.0, "inner": 2.0}
+    microseconds = {"forward": 6e6, "forward: encoder": 2e6, "forward: decoder": 3e6, "backward": 4e6, "aten::mm": 9e6}
+    events = [SimpleNamespace(key=name, cpu_time_total=time) for name, time in microseconds.items()]
+    parts = profile._seconds_by_part(SimpleNamespace(key_averages=lambda: events), total=12.0, count=2)
+    assert parts == {
+        "forward: encoder": 1.0,
+        "forward: decoder": 1.5,
+        "forward: posterior and the rest": 0.5,
+        "backward": 2.0,
+        profile.OTHER: 1.0,
+    }
 
 
 @pytest.mark.parametrize("family", [ConvConfig, ResidualConfig])

@@ -4,7 +4,7 @@ import json
 
 from lives import Recorder, request, write_images
 
-from unified_vae.experiment.fitting.fit import fit
+from unified_vae.pipeline.fit import fit
 from unified_vae.report import page
 
 SHORT = {"training": {"epochs": 2, "samples": {"every_epochs": 1, "count": 4}}}

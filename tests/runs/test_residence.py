@@ -9,11 +9,9 @@ from lives import Recorder, outcome, request, write_images
 
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.fitting import fit as fitting
-from unified_vae.experiment.fitting import residence
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.experiment.profiling import profile
-from unified_vae.training.runtime import Runtime
+from unified_vae.pipeline import autotune, profile, setup
+from unified_vae.pipeline.fit import fit
+from unified_vae.training.distributed import Runtime
 
 GPU = Runtime(torch.device("cuda"), torch.float32)  # said, never used
 SPLIT = SimpleNamespace(shape=(4, 8, 8, 3))
@@ -47,15 +45,16 @@ def test_images_take_their_place_before_the_batch_is_measured(source, tmp_path, 
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given: (order.append((module, name)), function(*given))[1])
 
-    for module in (fitting, profile):
-        for name in ("place", "with_batch_size"):
-            noted(module, name)
+    noted(setup, "cache_images")
+    noted(profile, "cache_images")
+    noted(autotune, "with_batch_size")
     some = request(tmp_path / "run", source, {"training": {"max_steps": 1}, "data": {"cache_on_device": True}})
     fit(some, [Recorder()])
-    monkeypatch.setattr(profile, "MOST_STEPS", 1)
+    monkeypatch.setattr(profile, "MAX_STEPS", 1)
     monkeypatch.setattr(profile, "peak_flops", lambda _: 1.0)
     profile.profile(some.run, tmp_path / "profile", Recorder())
-    assert order == [(module, name) for module in (fitting, profile) for name in ("place", "with_batch_size")]
+    measured = (autotune, "with_batch_size")
+    assert order == [(setup, "cache_images"), measured, (profile, "cache_images"), measured]
 
 
 def test_only_a_lack_of_memory_is_one(monkeypatch):
@@ -63,14 +62,15 @@ def test_only_a_lack_of_memory_is_one(monkeypatch):
         def load(*_):
             raise problem
 
-        monkeypatch.setattr(residence, "cache_on_device", load)
+        monkeypatch.setattr(setup, "cache_on_device", load)
 
-    monkeypatch.setattr(residence, "_room", lambda *_: True)
-    monkeypatch.setattr(Runtime, "free_memory", lambda _: None)
+    monkeypatch.setattr(setup, "fits_on_device", lambda *_: True)
+    monkeypatch.setattr(Runtime, "free_device_memory", lambda _: 0)
+    monkeypatch.setattr(Runtime, "empty_cache", lambda _: None)
     failing(RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        residence.place(SPLIT, DataConfig(source="unused"), GPU)
+        setup.cache_images(SPLIT, DataConfig(source="unused"), GPU)
     failing(torch.OutOfMemoryError("CUDA out of memory"))
-    assert residence.place(SPLIT, DataConfig(source="unused"), GPU)[0] is None
+    assert setup.cache_images(SPLIT, DataConfig(source="unused"), GPU)[0] is None
     with pytest.raises(EnvironmentProblem, match="has no room"):
-        residence.place(SPLIT, DataConfig(source="unused", cache_on_device=True), GPU)
+        setup.cache_images(SPLIT, DataConfig(source="unused", cache_on_device=True), GPU)

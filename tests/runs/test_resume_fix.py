@@ -11,9 +11,9 @@ from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.schedule import settled_at
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.experiment.diagnosis.cause import Diagnosis
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.experiment.planning.plan import plan_mode
 from unified_vae.experiment.request import RunRequest
+from unified_vae.pipeline.fit import fit
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
 COLLAPSE = {

@@ -7,12 +7,11 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
-import unified_vae.experiment.fitting.fit as running
 from unified_vae.config.data import DataConfig
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.fitting import sampling
-from unified_vae.experiment.fitting.fit import fit
 from unified_vae.models.pretrained import load_pretrained, open_pretrained
+from unified_vae.pipeline import finalize, setup
+from unified_vae.pipeline.fit import fit
 from unified_vae.training.latents import posteriors
 
 SHORT = {"training": {"epochs": 1, "samples": {"count": 4}}}
@@ -55,14 +54,15 @@ def posteriors_of(model, source, folder):
 
 
 def test_the_seconds_of_a_run_are_those_of_its_end_too(tmp_path, monkeypatch):
-    late, real, recorder = [0.0], sampling.fit_density, Recorder()
+    late, real, recorder = [0.0], finalize.fit_density, Recorder()
 
     def slow(*words):
         late[0] += 1000
         return real(*words)
 
-    monkeypatch.setattr(sampling, "fit_density", slow)
-    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: late[0]))
+    monkeypatch.setattr(finalize, "fit_density", slow)
+    for module in (setup, finalize):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: late[0]))
     fit(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [recorder])
     assert recorder.finished.seconds == 1000
 
@@ -71,7 +71,7 @@ def test_a_fit_that_fails_costs_nothing_but_the_density(tmp_path, monkeypatch):
     def broken(*_):
         raise ArithmeticError("not positive definite")
 
-    monkeypatch.setattr(sampling, "fit_density", broken)
+    monkeypatch.setattr(finalize, "fit_density", broken)
     seen = Recorder()
     fit(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [seen])
     assert any("not positive definite" in line for line in seen.finished.advice)
@@ -81,7 +81,7 @@ def test_a_fit_that_fails_costs_nothing_but_the_density(tmp_path, monkeypatch):
 def test_an_interrupted_fit_is_made_up_by_the_same_command(tmp_path, monkeypatch):
     some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT)
     with monkeypatch.context() as broken:
-        broken.setattr(sampling, "fit_density", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(finalize, "fit_density", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fit(some, [])
     assert fit(some, []).outcome == "finished"
@@ -110,7 +110,7 @@ def test_neither_statistics_nor_a_card_can_end_a_run(tmp_path, monkeypatch, brok
     def fails(*_):
         raise OSError("no space")
 
-    monkeypatch.setattr(sampling, broken, fails)
+    monkeypatch.setattr(finalize, broken, fails)
     seen = Recorder()
     some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT)
     assert fit(some, [seen]).exit_code == 0

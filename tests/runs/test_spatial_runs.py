@@ -9,10 +9,10 @@ from lives import Recorder, request, write_images
 from unified_vae.config.model import SpatialConfig
 from unified_vae.config.run import RunConfig
 from unified_vae.experiment.diagnosis.preflight import Preflight
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.experiment.fitting.resume_fix import revive
 from unified_vae.models.build import build_model
 from unified_vae.models.pretrained import load_pretrained
+from unified_vae.pipeline.fit import fit
+from unified_vae.pipeline.resume_fix import reinit_dead_units
 
 SHAPE = {"downsample_factor": 4, "latent_channels": 2, "base_channels": 8, "layers_per_block": 1}
 SETTINGS = {
@@ -77,9 +77,10 @@ def test_a_run_is_cured(tmp_path):
 def test_a_channel_is_revived_where_none_of_its_units_carries_anything():
     config = RunConfig(model=SpatialConfig(image_size=16, channels=3, **SHAPE))
     model, before = (build_model(config.model, seed=0) for _ in range(2))
-    parts = SimpleNamespace(model=model, ema=SimpleNamespace(model=build_model(config.model, seed=0)))
+    train_step = SimpleNamespace(model=model, ema=SimpleNamespace(model=build_model(config.model, seed=0)))
     data = SimpleNamespace(validation=[0, 1])
+    job = SimpleNamespace(train_step=train_step, config=config, data=data, pca=(), preflight=None)
     idle = [False] * 16  # each channel has 16 units
-    assert revive(parts, config, data, [True, *idle[1:], *idle], None, None) == 16
+    assert reinit_dead_units(job, [True, *idle[1:], *idle]) == 16
     rows = (model.encoder.quant_conv.weight != before.encoder.quant_conv.weight).flatten(1).any(1)
     assert rows.tolist() == [False, True, False, True]  # means, then logarithms of variances

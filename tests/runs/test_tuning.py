@@ -3,18 +3,22 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lives import Recorder, outcome, request, write_images
 from pydantic import ValidationError
 
+from unified_vae.config.run import RunConfig
 from unified_vae.config.training import TrainingConfig
-from unified_vae.experiment.fitting.continuation import differences
-from unified_vae.experiment.fitting.fit import fit
-from unified_vae.experiment.fitting.tuning import LONG_SECONDS, LONG_STEPS, _kept, choose
 from unified_vae.experiment.run_folder import RunFolder, RunRecord
-from unified_vae.training.runtime import Runtime
+from unified_vae.pipeline import autotune
+from unified_vae.pipeline.autotune import LONG_SECONDS, LONG_STEPS, choose_kernels, with_kernels
+from unified_vae.pipeline.build import ResolvedConfig
+from unified_vae.pipeline.fit import fit
+from unified_vae.pipeline.resume import differences
+from unified_vae.training.distributed import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 GPU = Runtime(torch.device("cuda"), torch.bfloat16)  # said, never used: the trial below answers for it
@@ -33,15 +37,23 @@ class Trial:
         return self.compiled if compiled else self.seconds[memory_format, False]
 
 
+def resumed(requested, recorded):
+    """Memory format and compilation of a run that goes on."""
+    data = SimpleNamespace(train=range(6400))
+    resolved = ResolvedConfig(RunConfig(training=requested), (), {})
+    training = with_kernels(resolved, data, GPU, recorded, Recorder()).config.training
+    return training.memory_format, training.compile
+
+
 def test_a_cpu_measures_nothing_so_that_two_starts_are_the_same():
     trial = Trial(0.1, 0.05)
-    found = choose(TrainingConfig(), CPU, 10**6, trial)
+    found = choose_kernels(TrainingConfig(), CPU, 10**6, trial)
     assert (found.memory_format, found.compile, trial.asked) == ("contiguous", False, [])
 
 
 def test_a_short_run_measures_nothing():
     trial = Trial(0.1, 0.05)
-    found = choose(TrainingConfig(), GPU, LONG_STEPS - 1, trial)
+    found = choose_kernels(TrainingConfig(), GPU, LONG_STEPS - 1, trial)
     assert (found.memory_format, found.compile, trial.asked) == ("channels_last", False, [])
 
 
@@ -50,21 +62,21 @@ def test_a_short_run_measures_nothing():
     [(0.1, 0.05, "channels_last"), (0.05, 0.1, "contiguous"), (0.099, 0.1, "channels_last")],
 )
 def test_a_long_run_takes_the_faster_format_and_the_usual_one_where_they_are_equal(contiguous, channels_last, taken):
-    found = choose(TrainingConfig(), GPU, LONG_STEPS, Trial(contiguous, channels_last))
+    found = choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(contiguous, channels_last))
     assert found.memory_format == taken
-    assert f"{1e3 * contiguous:.1f} ms a step contiguous" in found.format_reason
+    assert f"{1e3 * contiguous:.1f} ms per step contiguous" in found.format_reason
 
 
 @pytest.mark.parametrize(("compiled", "taken"), [(0.08, True), (0.099, False), (None, False)])
 def test_a_run_long_enough_compiles_where_that_was_measured_to_help(compiled, taken):
     trial = Trial(0.2, 0.1, compiled)
-    found = choose(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) + 1, trial)
+    found = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) + 1, trial)
     assert (found.compile, trial.asked[-1]) == (taken, ("channels_last", True))
 
 
 def test_a_run_of_minutes_says_that_it_does_not_compile():
     trial = Trial(0.2, 0.1)
-    found = choose(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) - 1, trial)
+    found = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) - 1, trial)
     assert not found.compile and ("channels_last", True) not in trial.asked
     assert found.compile_reason == "auto: a run of about 20 min is too short to repay compiling"
 
@@ -74,35 +86,33 @@ def test_a_run_of_minutes_says_that_it_does_not_compile():
     [
         ({"deterministic": True}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
         ({"deterministic": True, "memory_format": "contiguous"}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
-        ({}, 10**6, Trial(None, None), "memory does not suffice"),
-        ({"memory_format": "contiguous"}, 10**6, Trial(None, None), "memory does not suffice"),
-        ({}, 10**6, Trial(0.2, 0.1, None), "memory does not suffice"),
+        ({}, 10**6, Trial(None, None), "not enough memory"),
+        ({"memory_format": "contiguous"}, 10**6, Trial(None, None), "not enough memory"),
+        ({}, 10**6, Trial(0.2, 0.1, None), "not enough memory"),
         ({}, 999, Trial(0.2, 0.1), "999 steps do not repay a trial"),
     ],
 )
 def test_the_record_says_why_a_run_is_not_compiled(asked, steps, trial, why):
-    found = choose(TrainingConfig(**asked), GPU, steps, trial)
+    found = choose_kernels(TrainingConfig(**asked), GPU, steps, trial)
     assert not found.compile and why in found.compile_reason and "too short" not in found.compile_reason
 
 
 def test_kernels_chosen_by_timing_and_the_same_bits_are_not_both_to_be_had():
     with pytest.raises(ValidationError, match=r"training\.compile=true .* leave one of them out"):
         TrainingConfig(compile=True, deterministic=True)
-    asked = TrainingConfig(deterministic=True)
-    kept = _kept(asked, TrainingConfig(memory_format="channels_last", compile=True))
-    found = choose(asked.model_copy(update=kept), GPU, 10**6, Trial(0.2, 0.1, 0.05))
-    assert (found.memory_format, found.compile) == ("channels_last", False)
+    recorded = TrainingConfig(memory_format="channels_last", compile=True)
+    assert resumed(TrainingConfig(deterministic=True), recorded) == ("channels_last", False)
 
 
 def test_a_run_that_is_to_be_compiled_has_its_formats_measured_so():
     trial = Trial(0.1, 0.1, 0.05)
-    found = choose(TrainingConfig(compile=True), GPU, LONG_STEPS, trial)
+    found = choose_kernels(TrainingConfig(compile=True), GPU, LONG_STEPS, trial)
     assert trial.asked == [("contiguous", True), ("channels_last", True)]
     assert found.compile is True and found.format_reason.endswith("compiled")
 
 
 def test_no_memory_for_a_trial_leaves_the_usual():
-    assert choose(TrainingConfig(), GPU, LONG_STEPS, Trial(0.1, None)).memory_format == "channels_last"
+    assert choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(0.1, None)).memory_format == "channels_last"
 
 
 @pytest.mark.parametrize(
@@ -112,18 +122,16 @@ def test_no_memory_for_a_trial_leaves_the_usual():
         (TrainingConfig(memory_format="channels_last", compile=True), ("channels_last", True)),
     ],
 )
-def test_a_run_that_goes_on_measures_nothing(recorded, taken):
-    trial = Trial(0.1, 0.05, 0.01)
-    kept = TrainingConfig(**_kept(TrainingConfig(), recorded))
-    found = choose(kept, GPU, 10**6, trial)
-    assert ((found.memory_format, found.compile), trial.asked) == (taken, [])
-    asked = TrainingConfig(memory_format="channels_last", compile=False)
-    assert _kept(asked, recorded) == {}, "what is asked for now is taken"
+def test_a_resumed_run_measures_nothing(recorded, taken, monkeypatch):
+    monkeypatch.setattr(autotune, "_seconds_per_step", lambda *_: pytest.fail("a step was timed"))
+    assert resumed(TrainingConfig(epochs=10**6), recorded) == taken
+    requested = TrainingConfig(memory_format="channels_last", compile=False)
+    assert resumed(requested, recorded) == ("channels_last", False), "what is requested now is taken"
 
 
 def test_what_is_asked_for_is_taken():
     asked = TrainingConfig(memory_format="contiguous", compile=True)
-    found = choose(asked, GPU, 10**6, Trial(0.2, 0.1))
+    found = choose_kernels(asked, GPU, 10**6, Trial(0.2, 0.1))
     assert (found.memory_format, found.compile) == ("contiguous", True)
 
 
@@ -131,8 +139,8 @@ def test_a_run_channels_last_is_continued_in_the_same_bits_also_when_nothing_say
     """Its record has what `auto` came to; here the words of the first start stand for a GPU's measurement."""
     torch.set_num_threads(1)
     source = write_images(tmp_path / "images.npy")
-    laid_out = {"training": {"memory_format": "channels_last"}}
-    fit(request(tmp_path / "whole", source, laid_out), [Recorder()])
+    with_memory_format = {"training": {"memory_format": "channels_last"}}
+    fit(request(tmp_path / "whole", source, with_memory_format), [Recorder()])
     stopping = request(tmp_path / "cut", source, {"training": {"memory_format": "channels_last"}})
     fit(stopping, [_StopAt(7)])
     fit(request(tmp_path / "cut", source), [Recorder()])

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from steps import small_step, take
 
+from unified_vae.config.loss import LossConfig, MSEConfig
+from unified_vae.config.model import ConvConfig
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.training import step
-from unified_vae.training.compiler import its_failures_told
+from unified_vae.training.compile import translate_compile_errors
 
 pytestmark = pytest.mark.slow  # torch's compiler takes half a minute to load
 
@@ -44,16 +46,15 @@ def backend(backward):
 )
 def test_a_backward_pass_that_fails(backward, kind, words):
     loss = torch.compile(lambda x: (x * x).sum(), backend=backend(backward))(torch.ones(2, requires_grad=True))
-    with pytest.raises(kind, match=words), its_failures_told():
+    with pytest.raises(kind, match=words), translate_compile_errors():
         loss.backward()
 
 
-def test_a_step_tells_of_a_backward_pass_that_cannot_be_compiled(monkeypatch):
-    compile_it, some = torch.compile, backend(without_a_compiler)
-    monkeypatch.setattr(torch, "compile", lambda function, **how: compile_it(function, backend=some, **how))
-    stepper = step.Stepper.__new__(step.Stepper)
-    stepper._compiled = step.with_the_compiler(lambda model, objective, images, noise: ((images * noise).sum(), {}))
-    stepper.model = stepper.objective = None
-    loss, _ = stepper._forward(torch.ones(2, requires_grad=True), torch.ones(2))
+def test_a_step_whose_backward_pass_cannot_be_compiled(monkeypatch):
+    original, failing = torch.compile, backend(without_a_compiler)
+    monkeypatch.setattr(torch, "compile", lambda function, **how: original(function, backend=failing, **how))
+    images = torch.rand(2, 3, 16, 16)
+    model = ConvConfig(image_size=16, latents=2, base_channels=4, channels=3, pca_init=False)
+    train_step = small_step(model, LossConfig(mse=MSEConfig(weight=1.0)), images, compile=True)
     with pytest.raises(EnvironmentProblem, match=r"torch\.compile does not work here"):
-        stepper._differentiate(loss)
+        take(train_step, images, 0)

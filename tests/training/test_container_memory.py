@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unified_vae.training.container_memory import left_in_container
+from unified_vae.training.memory import memory_left_in_container
 
 FORMS = {
     2: ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -23,19 +23,19 @@ def container(root: Path, form: int, limit: str, used: int, details: str | None)
 @pytest.mark.parametrize("form", FORMS)
 def test_pages_of_files_that_are_given_back_on_demand_count_as_free(tmp_path, form):
     details = f"anon 60\nfile 35\n{FORMS[form][3]} 30\nactive_file 5"
-    assert left_in_container(container(tmp_path, form, "100", 95, details)) == 35
+    assert memory_left_in_container(container(tmp_path, form, "100", 95, details)) == 35
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("details", [None, "", "anon 60", "no numbers here at all"])
 def test_without_such_details_all_that_is_used_counts(tmp_path, form, details):
-    assert left_in_container(container(tmp_path, form, "100", 95, details)) == 5
+    assert memory_left_in_container(container(tmp_path, form, "100", 95, details)) == 5
 
 
 def test_it_is_never_negative(tmp_path):
-    assert left_in_container(container(tmp_path, 2, "100", 120, "inactive_file 10")) == 0
+    assert memory_left_in_container(container(tmp_path, 2, "100", 120, "inactive_file 10")) == 0
 
 
 def test_no_container_and_no_limit_leave_the_question_to_the_machine(tmp_path):
-    assert left_in_container(tmp_path / "none") is None
-    assert left_in_container(container(tmp_path, 2, "max", 95, "inactive_file 30")) is None
+    assert memory_left_in_container(tmp_path / "none") is None
+    assert memory_left_in_container(container(tmp_path, 2, "max", 95, "inactive_file 30")) is None

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from unified_vae.training.host_memory import OF_MALLOC, TUNABLES, USERS_WORD
+from unified_vae.core.malloc import OF_MALLOC, TUNABLES, USERS_WORD
 
 pytestmark = [
     pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc"),
@@ -18,7 +18,7 @@ pytestmark = [
 BLOCK, TIMES, PAGE = 64 * 2**20, 5, os.sysconf("SC_PAGE_SIZE")
 LIFE = f"""
 import ctypes, json, resource, sys
-from unified_vae.training.host_memory import keep_freed_memory, return_freed_memory
+from unified_vae.core.malloc import keep_freed_memory, return_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -31,8 +31,12 @@ small_pages = ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0  # no huge pages: as 
 told = None
 if sys.argv[1] == "keep":
     told = keep_freed_memory()
-elif sys.argv[1] == "compute":
-    from unified_vae.training.runtime import open_runtime
+elif sys.argv[1] == "train":
+    from unified_vae.cli.start import set_process_defaults
+
+    set_process_defaults(None)
+elif sys.argv[1] == "library":
+    from unified_vae.training.distributed import open_runtime
 
     open_runtime("cpu", "fp32").__enter__()
 bytearray({BLOCK})
@@ -63,9 +67,13 @@ def test_a_block_that_comes_back_costs_no_pages() -> None:
     assert kept["given"] > 0.9 * BLOCK and usual["given"] < 0.1 * BLOCK
 
 
-def test_computing_on_the_cpu_keeps_it() -> None:
-    found = life("compute")
-    assert found["faults"] < 0.01 * TIMES * BLOCK / PAGE and found["given"] > 0.9 * BLOCK
+def test_the_training_commands_keep_it() -> None:
+    result = life("train")
+    assert result["faults"] < 0.01 * TIMES * BLOCK / PAGE and result["given"] > 0.9 * BLOCK
+
+
+def test_the_library_leaves_the_process_as_it_is() -> None:
+    assert life("library")["faults"] > 0.9 * TIMES * BLOCK / PAGE
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from unified_vae.config.data import AffineConfig, AugmentConfig, ColorJitterConf
 from unified_vae.core.device import to_device
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import gather_cached
-from unified_vae.training.host_copy import HostCopy
+from unified_vae.training.checkpointer import PinnedStaging
 
 STRONG = AugmentConfig(
     horizontal_flip=True,
@@ -54,7 +54,7 @@ def augment_batch(device):
 
 
 def save(device):
-    HostCopy().take({"model": {"weight": torch.zeros(3, device=device)}})
+    PinnedStaging().copy_({"model": {"weight": torch.zeros(3, device=device)}})
 
 
 # PyTorch without MPS cannot index even fake tensors of it: augmentation runs on another device that is not CUDA
@@ -77,4 +77,4 @@ def test_images_reach_cuda_without_waiting():
 def test_no_other_code_copies_without_waiting():
     root = Path(unified_vae.__file__).parent
     files = [path for path in root.rglob("*.py") if "non_blocking" in path.read_text(encoding="utf-8")]
-    assert {path.relative_to(root).as_posix() for path in files} == {"core/device.py", "training/host_copy.py"}
+    assert {path.relative_to(root).as_posix() for path in files} == {"core/device.py", "training/checkpointer.py"}

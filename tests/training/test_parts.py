@@ -1,4 +1,4 @@
-"""The small parts of training: averaged weights, optimizer state, the metrics file, noise, the run's numbers."""
+"""The small parts of training: averaged weights, optimizer state, the metrics file, noise, the training state."""
 
 import json
 import math
@@ -9,10 +9,10 @@ from torch import nn
 
 from unified_vae.config.optim import AdamWConfig, SGDConfig
 from unified_vae.core.errors import CheckpointError
-from unified_vae.optim.build import build_optimizer
+from unified_vae.optim.build import build_optimizers
+from unified_vae.training.checkpointer import OptimizerState
 from unified_vae.training.ema import EMA
-from unified_vae.training.metrics_log import MetricsLog
-from unified_vae.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from unified_vae.training.loggers import MetricsLog
 from unified_vae.training.random import fixed_noise, latent_noise
 from unified_vae.training.state import TrainState
 
@@ -66,13 +66,14 @@ def test_a_restored_optimizer_takes_the_same_next_step(config):
             optimizer.step()
 
     first = small_model()
-    first_optimizer = build_optimizer(config, first, fused=True)
+    first_optimizer = build_optimizers(config, first, fused=True)["main"]
     steps(first, first_optimizer, 3)
-    saved = {name: value.clone() for name, value in optimizer_tensors(first_optimizer, first).items()}
+    tensors = OptimizerState([first_optimizer], first).state_dict()
+    saved = {name: value.clone() for name, value in tensors.items()}
     second = small_model()
     second.load_state_dict(first.state_dict())
-    second_optimizer = build_optimizer(config, second, fused=True)
-    load_optimizer_tensors(second_optimizer, second, saved)
+    second_optimizer = build_optimizers(config, second, fused=True)["main"]
+    OptimizerState([second_optimizer], second).load_state_dict(saved)
     steps(first, first_optimizer, 2)
     steps(second, second_optimizer, 2)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -80,12 +81,12 @@ def test_a_restored_optimizer_takes_the_same_next_step(config):
 
 def test_another_model_s_optimizer_state_is_refused():
     model = small_model()
-    optimizer = build_optimizer(AdamWConfig(), model, fused=True)
+    state = OptimizerState(build_optimizers(AdamWConfig(), model, fused=True).values(), model)
     with pytest.raises(CheckpointError, match="other"):
-        load_optimizer_tensors(optimizer, model, {"other.weight/exp_avg": torch.zeros(1)})
+        state.load_state_dict({"other.weight/exp_avg": torch.zeros(1)})
 
 
-def test_the_metrics_file_forgets_the_lost_stretch_only(tmp_path):
+def test_the_metrics_file_is_cut_to_the_kept_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path, 0, print)
     for step in range(5):
@@ -110,7 +111,7 @@ def test_noise_is_a_function_of_seed_and_step_whatever_the_ranks():
     assert torch.equal(fixed_noise(1, "a", 4, 3, CPU), fixed_noise(1, "a", 4, 3, CPU))
 
 
-def test_the_run_s_numbers_survive_json_bit_for_bit():
+def test_training_state_survives_json_bit_for_bit():
     state = TrainState(step=7, best_psnr=1 / 3, log_sums={"x": 0.1 + 0.2}, log_count=2)
     assert TrainState.from_json(json.loads(json.dumps(state.to_json(), allow_nan=False))) == state
     state.plateau.best = 21.123456789
@@ -119,7 +120,7 @@ def test_the_run_s_numbers_survive_json_bit_for_bit():
 
 def test_patience_counts_validations_without_gain():
     state = TrainState()
-    seen = [(state.judge(psnr, 0.1), state.waited) for psnr in (20.0, 20.05, 20.2, 19.0)]
+    seen = [(state.update_best(psnr, 0.1), state.num_bad_epochs) for psnr in (20.0, 20.05, 20.2, 19.0)]
     assert seen == [(True, 0), (True, 1), (True, 0), (False, 1)]
     assert state.best_psnr == 20.2
     assert math.isinf(TrainState().plateau.best)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.training.runtime import open_runtime
-from unified_vae.training.signals import watching
+from unified_vae.training.distributed import open_runtime
+from unified_vae.training.signals import handle_signals
+from unified_vae.training.trainer import TrainControl
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -46,15 +47,17 @@ def test_memory_is_counted():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP and no SIGUSR1")
-def test_signals_set_flags_while_they_are_watched_and_only_then():
+def test_signals_set_flags_while_handled_and_only_then():
     before = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")}
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
-        with watching() as signals:
+        control = TrainControl()
+        with handle_signals(control):
             os.kill(os.getpid(), getattr(signal, name))
-            assert signals.stop == getattr(signal, name) and not signals.save
-    with watching() as signals:
+            assert control.stop_reason == name and not control.save_requested
+    control = TrainControl()
+    with handle_signals(control):
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert signals.save and signals.stop == 0
+        assert control.save_requested and not control.stop_reason
     assert {name: signal.getsignal(getattr(signal, name)) for name in before} == before
 
 
@@ -68,7 +71,7 @@ def test_a_second_interrupt_leaves_at_once(heard):
             os.dup2(write, 2)
             os.close(write)
             os.close(read)
-        with watching():
+        with handle_signals(TrainControl()):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             os._exit(1)

@@ -17,12 +17,12 @@ from safetensors.numpy import load_file
 
 from unified_vae.cli.commands.edit import spread
 from unified_vae.core.errors import ConfigError, DataError, UserError
+from unified_vae.core.events import Observer
 from unified_vae.experiment.subject.subject import find
 from unified_vae.experiment.using import attributes as module
 from unified_vae.experiment.using import edit as verb
 from unified_vae.experiment.using.attributes import Attribute, Directions, choose, is_table, read_table, roc_auc
 from unified_vae.experiment.using.edit import Edited
-from unified_vae.training.observers import Observer
 
 
 def world(count: int, correlated: bool) -> tuple[np.ndarray, list[Attribute], np.ndarray]:

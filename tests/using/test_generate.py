@@ -9,11 +9,11 @@ from made_models import LATENTS, write_model
 from PIL import Image
 
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.events import Observer
 from unified_vae.experiment.using.edit import edit
 from unified_vae.experiment.using.generate import interpolate, reconstruct, sample
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.pretrained import save_density
-from unified_vae.training.observers import Observer
 
 FIT = {"log_likelihood": {"normal": -1.0, "gaussian": -2.0, "mixture": -3.0}, "asked": {"fit": "auto"}, "note": ""}
 

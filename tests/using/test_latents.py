@@ -22,11 +22,11 @@ from safetensors.numpy import load_file, save_file
 
 from unified_vae import VAE
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem, UserError
+from unified_vae.core.events import Observer
 from unified_vae.experiment.using import latents as verbs
 from unified_vae.experiment.using.image_set import natural_key
 from unified_vae.experiment.using.latent_files import batches, open_latents
 from unified_vae.experiment.using.latents import Result, file_names, image_noise
-from unified_vae.training.observers import Observer
 
 IMAGES = COUNT + 1
 EARLIER = Path(__file__).parent / "fixtures" / "latents-format-1"

@@ -9,7 +9,7 @@ from unified_vae.cli.text import WIDTH, table, value_text, wrapped, wrapped_befo
 from unified_vae.cli.time_left import clock_text
 from unified_vae.config.base import leaves
 from unified_vae.config.run import ComposedRun
-from unified_vae.training.observers import Difference, RunFinished, RunStarted, TermRow
+from unified_vae.core.events import Difference, RunFinished, RunStarted, TermRow
 
 _FOLDERS = re.compile(r"[^\s()]*[/\\]([^\s()/\\]+\.json)")
 

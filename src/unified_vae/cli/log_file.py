@@ -7,7 +7,7 @@ import sys
 from typing import TextIO
 
 from unified_vae.cli.run_lines import RunLines
-from unified_vae.training.observers import RunFinished, RunStarted
+from unified_vae.core.events import RunFinished, RunStarted
 
 
 class LogFile(RunLines):

@@ -10,7 +10,7 @@ from unified_vae.cli.text import gibibytes, number, table, wrapped
 
 if TYPE_CHECKING:
     from unified_vae.experiment.model_figures import ModelFigures
-    from unified_vae.experiment.profiling.profile import Profile
+    from unified_vae.pipeline.profile import Profile
 
 
 def model_lines(figures: ModelFigures, batch_size: int | None, pieces: int) -> list[str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from unified_vae.cli.run_lines import RunLines, loss_cells, memory_text, pace_cells
 from unified_vae.cli.text import joined
 from unified_vae.cli.time_left import clock_text
-from unified_vae.training.observers import LossesLogged, RunFinished, RunStarted, StepDone
+from unified_vae.core.events import LossesLogged, RunFinished, RunStarted, StepDone
 
 
 class TerminalProgress(RunLines):

@@ -9,15 +9,15 @@ from typing import TextIO
 from unified_vae.cli.display import finished_lines, started_lines
 from unified_vae.cli.text import gibibytes, joined, number, wrapped
 from unified_vae.cli.time_left import PhasePace, TimeLeft, clock_text
-from unified_vae.training.observers import (
+from unified_vae.core.events import (
     LossesLogged,
     Memory,
     Observer,
+    RolledBack,
     RunFinished,
     RunStarted,
     StepDone,
     Validated,
-    WentBack,
 )
 
 HEARTBEAT_SECONDS = 30.0
@@ -86,7 +86,7 @@ class RunLines(Observer):
     def validated(self, event: Validated) -> None:
         self.show(self._epoch_lines(event))
 
-    def went_back(self, event: WentBack) -> None:
+    def rolled_back(self, event: RolledBack) -> None:
         self.time_left = TimeLeft(self.clock)
 
     def run_finished(self, event: RunFinished) -> None:
@@ -125,10 +125,10 @@ class RunLines(Observer):
 
     @staticmethod
     def _patience_cell(event: Validated, patience: int) -> str:
-        if not event.armed:
+        if not event.selecting:
             return "patience waits"
-        too_little = event.best and event.epochs_without_gain > 0
-        return f"patience {event.epochs_without_gain}/{patience}{' (too small a gain)' if too_little else ''}"
+        too_little = event.best and event.num_bad_epochs > 0
+        return f"patience {event.num_bad_epochs}/{patience}{' (too small a gain)' if too_little else ''}"
 
     def _pace_lines(self, event: LossesLogged) -> list[str]:
         total = self.started.total_steps if self.started else event.step

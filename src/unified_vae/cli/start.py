@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 
@@ -14,6 +15,8 @@ from unified_vae.cli.options import Shared
 from unified_vae.cli.profile_lines import model_lines, profile_lines
 from unified_vae.cli.run_lines import RunLines
 from unified_vae.cli.text import wrapped
+from unified_vae.core.malloc import keep_freed_memory
+from unified_vae.data.cache import cache_root
 from unified_vae.experiment.planning.plan import Plan, check, has_its_model
 from unified_vae.experiment.request import RunRequest
 
@@ -43,11 +46,25 @@ def start(plan: Plan, shared: Shared, command: str) -> int:
         for watcher in watchers:
             open_until_the_end.callback(watcher.close)
             watcher.show(lines)
-        from unified_vae.experiment.fitting.fit import (
-            fit,
-        )  # imports torch: seconds, so only now that the config is good
+        from unified_vae.pipeline.fit import fit  # imports torch: seconds, so only now that the settings are good
 
+        set_process_defaults(plan.run.config.data.cache_dir)
         return fit(request, watchers).exit_code
+
+
+def set_process_defaults(cache_dir: str | None) -> None:
+    """What a training process is better off with, and a library must not do: memory, caches, a quiet thread."""
+    keep_freed_memory()
+    # compiled kernels outlast the machine's restart, which clears the temporary folder that torch takes
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root(cache_dir) / "compiled"))
+    hook = threading.excepthook
+
+    def quiet_hook(args: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread hands its error on to whoever writes next; printed, it would look like a crash."""
+        if type(args.thread).__name__ != "_AsyncWriterThread" or not isinstance(args.exc_value, OSError):
+            hook(args)
+
+    threading.excepthook = quiet_hook
 
 
 def _only_show(plan: Plan, lines: Sequence[str]) -> int:
@@ -67,8 +84,9 @@ def _profile(plan: Plan, lines: Sequence[str]) -> int:
     with closing(to_screen()) as screen:
         screen.show(lines)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks to stderr; read when torch is loaded
-        from unified_vae.experiment.profiling.profile import profile, profile_folder
+        from unified_vae.pipeline.profile import profile, profile_folder
 
+        set_process_defaults(plan.run.config.data.cache_dir)
         folder = profile_folder(plan.run_dir)
         found = profile(plan.run, folder, screen)
     return show(profile_lines(found, folder))

@@ -58,6 +58,21 @@ class SGDConfig(Config):
 OptimizerConfig = Annotated[AdamWConfig | AdamConfig | SGDConfig, Field(discriminator="kind")]
 
 
+class ParameterGroupConfig(Config):
+    """Parameters with a learning rate, a decay or an optimizer of their own."""
+
+    pattern: str = Field(min_length=1)
+    """Shell pattern of the parameters' names, e.g. `encoder.*`. The first group that matches takes a parameter."""
+    lr_factor: float = Field(default=1.0, gt=0)
+    """The learning rate is multiplied by this."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Weight decay; null takes the optimizer's. Biases and norm gains are exempt."""
+    frozen: bool = False
+    """Leave these parameters as they are."""
+    optimizer: OptimizerConfig | None = None
+    """An optimizer of its own; null takes `training.optimizer`."""
+
+
 class ConstantLR(Config):
     """The peak rate after a linear warm-up."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from unified_vae.config.base import Config
-from unified_vae.config.optim import AdamWConfig, CosineLR, LRScheduleConfig, OptimizerConfig
+from unified_vae.config.optim import AdamWConfig, CosineLR, LRScheduleConfig, OptimizerConfig, ParameterGroupConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
@@ -94,6 +94,8 @@ class TrainingConfig(Config):
     bits as one that was not; slower there. On the CPU all runs do. Nothing is compiled then, as the compiler may choose
     kernels by their timing."""
     optimizer: OptimizerConfig = AdamWConfig()
+    parameter_groups: list[ParameterGroupConfig] = Field(default=[])
+    """Parameters that are trained in another way, or not at all, by their names; the rest take `optimizer`."""
     lr_schedule: LRScheduleConfig = CosineLR()
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Bound on the gradient's norm; null for none."""

@@ -1,9 +1,121 @@
-"""Copies from host memory to a device."""
+"""Devices and precision: where tensors are computed, in which dtype and memory format."""
 
 from __future__ import annotations
 
+import gc
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import psutil
 import torch
 from torch import Tensor
+
+from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.events import Memory
+from unified_vae.core.malloc import return_freed_memory
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU_BF16 = ("avx512_bf16", "amx_bf16")  # of torch.cpu.get_capabilities; other CPUs were not measured
+
+Self = TypeVar("Self", bound="ComputeDevice")
+
+
+@dataclass(frozen=True)
+class ComputeDevice:
+    """A device and how a network is computed on it.
+
+    Attributes:
+        device: of the tensors.
+        dtype: of the network under autocast; float32 means no autocast.
+        memory_format: of the network's images and weights.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def with_memory_format(self: Self, name: str) -> Self:
+        """The same with the memory format that `training.memory_format` names."""
+        return replace(self, memory_format=MEMORY_FORMATS[name])
+
+    @property
+    def accumulation_dtype(self) -> torch.dtype:
+        """float64, but float32 on MPS, which lacks it."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the host has to wait for the device to read a number from it."""
+        return self.device.type != "cpu"
+
+    @property
+    def fused(self) -> bool:
+        """Whether fused optimizers, which can skip an update on the device, are used."""
+        return self.device.type in ("cpu", "cuda")
+
+    @property
+    def supports_bf16(self) -> bool:
+        """Whether this is a CPU in fp32 that has instructions for bf16."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return False
+        read = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 may lack it
+        capabilities: dict[str, Any] = dict(read()) if read else {}
+        return any(capabilities.get(name) for name in CPU_BF16)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The network's arithmetic."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def to_device(self, values: Tensor) -> Tensor:
+        """Copy from host memory to this device; on CUDA without waiting."""
+        return to_device(values, self.device)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was asked for: for clocks, never in a step."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def empty_cache(self) -> None:
+        """Give unused memory of the device back, so that tensors of another size find room."""
+        gc.collect()  # what only cycles still hold
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+        else:
+            return_freed_memory()
+
+    def reset_peak_memory(self) -> None:
+        """Count the device's peak memory from now on."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def free_device_memory(self) -> int:
+        """Bytes of the GPU's own memory that are free; 0 on a device that shares the main memory."""
+        return int(torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else 0
+
+    def memory(self) -> Memory:
+        """Bytes in use now, and the device's peak."""
+        process = psutil.Process().memory_info().rss
+        if self.device.type != "cuda":
+            return Memory(process)
+        return Memory(
+            process,
+            torch.cuda.memory_allocated(self.device),
+            torch.cuda.memory_reserved(self.device),
+            torch.cuda.max_memory_allocated(self.device),
+            torch.cuda.get_device_properties(self.device).total_memory,
+        )
+
+    def describe(self) -> str:
+        """Device and precision, for the user."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        details = name or f"{torch.get_num_threads()} threads"
+        return f"{self.device} ({details}), {next(key for key, value in DTYPES.items() if value == self.dtype)}"
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -13,3 +125,47 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     neither: what is freed before the copy has run arrives as other bytes (pytorch issues 139550, 189690).
     """
     return values.to(device, non_blocking=device.type == "cuda")
+
+
+def choose_device(name: str | torch.device, local_rank: int = 0) -> torch.device:
+    """The device that a user names: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Args:
+        local_rank: of this process on its machine, for `auto` and `cuda`.
+
+    Raises:
+        ConfigError: there is no such kind of device.
+        EnvironmentProblem: this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {str(name)!r}: use auto, cpu, cuda, cuda:N or mps.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        if (device.index or 0) >= count:
+            raise EnvironmentProblem(
+                f"--device {name}: torch sees {count} CUDA device(s) here. Use --device cpu, or fix the driver."
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise EnvironmentProblem("--device mps: torch sees no Apple GPU here. Use --device cpu.")
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of `training.precision`; `auto` is bf16 on a CUDA device that has it, else fp32.
+
+    Raises:
+        ConfigError: the device cannot compute in it.
+    """
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float32
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("training.precision fp16 needs a GPU. Use bf16, fp32 or auto on the CPU.")
+    return DTYPES[precision]

@@ -123,7 +123,7 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
     try:
         _refuse_larger(config, weights)
         model = build_model(config)
-        model.load_state_dict(model.complete(weights))
+        model.load_state_dict(model.upgrade_state_dict(weights))
     except (RuntimeError, MemoryError, ValueError) as problem:
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS} do not fit the model that {CONFIG} describes. "

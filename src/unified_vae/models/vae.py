@@ -186,7 +186,7 @@ class VAE(nn.Module):
         head.bias[self.latents : self.latents + kept] = logvar.to(head.bias)
         self.decoder.begin_beside_linear_path(kept)
 
-    def complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def upgrade_state_dict(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a file, with the gains that files of earlier versions lack."""
         own = self.state_dict()
         before = {name: torch.full_like(own[name], gain) for name, gain in GAINS_BEFORE.items() if name in own}

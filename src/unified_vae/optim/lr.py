@@ -18,23 +18,23 @@ class PlateauState:
     Attributes:
         reductions: how often the rate was reduced.
         best: best PSNR so far, dB.
-        waited: validations since then without a gain.
+        num_bad_epochs: validations since then without a gain.
     """
 
     reductions: int = 0
     best: float = -math.inf
-    waited: int = 0
+    num_bad_epochs: int = 0
 
     def validated(self, schedule: LRScheduleConfig, psnr: float) -> None:
         """Count a validation; reduce the rate after `patience` of them without a gain."""
         if not isinstance(schedule, PlateauLR):
             return
         if psnr > self.best:
-            self.best, self.waited = psnr, 0
+            self.best, self.num_bad_epochs = psnr, 0
             return
-        self.waited += 1
-        if self.waited >= schedule.patience:
-            self.reductions, self.waited = self.reductions + 1, 0
+        self.num_bad_epochs += 1
+        if self.num_bad_epochs >= schedule.patience:
+            self.reductions, self.num_bad_epochs = self.reductions + 1, 0
 
 
 def lr_factor(schedule: LRScheduleConfig, progress: float, reductions: int = 0) -> float:

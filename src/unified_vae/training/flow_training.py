@@ -13,8 +13,7 @@ from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.models.density.flow import FlowDensity
 from unified_vae.models.density.gaussian import GaussianDensity, some
 from unified_vae.models.density.mixture import draw
-from unified_vae.optim.build import build_optimizer
-from unified_vae.optim.light_start import take_step
+from unified_vae.optim.build import build_optimizers
 from unified_vae.training.density_judge import Judge, generator
 from unified_vae.training.ema import EMA
 
@@ -35,7 +34,7 @@ def train_flow(base: GaussianDensity, posteriors: DiagonalGaussian, judge: Judge
     """
     flow = FlowDensity.started_as(base, key(seed, "density", "flow"))
     source = generator(seed, "flow")
-    optimizer = build_optimizer(OPTIMIZER, flow, fused=False)
+    optimizer = build_optimizers(OPTIMIZER, flow, fused=False)["main"]
     average = EMA(flow, DECAY)
     best, best_nats, best_step = copy.deepcopy(average.model), float(judge.log_likelihoods(flow).mean()), 0
     for step in range(1, steps + 1):
@@ -44,7 +43,7 @@ def train_flow(base: GaussianDensity, posteriors: DiagonalGaussian, judge: Judge
         optimizer.zero_grad()
         (-flow.log_prob_standard(values).mean()).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(flow.parameters(), CLIP_NORM)
-        take_step(optimizer)
+        optimizer.step()
         average.update(step)
         if step % LOOK_EVERY == 0 or step == steps:
             nats = float(judge.log_likelihoods(average.model).mean())

@@ -1,74 +1,107 @@
-"""Running out of memory, met with smaller micro-batches of the same batch."""
+"""Out-of-memory: retry with smaller micro-batches of the same batch; memory left on a machine or in a container."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
+
+import psutil
 
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.out_of_memory import is_out_of_memory
-from unified_vae.training.runtime import Runtime
+from unified_vae.training.distributed import Runtime
 
 T = TypeVar("T")
 
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+"""Limit, use, statistics, and the name among these of reclaimable file pages, in version 2 and 1."""
 
-def attempted(work: Callable[[], T], runtime: Runtime, why: Callable[[str], None] | None = None) -> T | None:
-    """What `work` returns; None where memory did not suffice, and then what it held is free again.
+
+def try_or_none_on_oom(
+    work: Callable[[], T], runtime: Runtime, on_error: Callable[[str], None] | None = None
+) -> T | None:
+    """Return what `work` returns; None on out-of-memory, and then what it held is free again.
 
     Args:
-        why: told the first line of the error.
+        on_error: receives the first line of the error.
     """
     try:
         return work()
-    except (RuntimeError, MemoryError) as problem:
-        if not is_out_of_memory(problem):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        if why:
-            why(reason(problem))
-    runtime.free_memory()  # outside of the clause above, where the traceback still holds the tensors
+        if on_error:
+            on_error(reason(error))
+    runtime.empty_cache()  # outside of the clause above, where the traceback still holds the tensors
     return None
 
 
 class MicroBatches:
-    """In how many pieces each device takes its share of a batch: more where memory does not suffice, for good.
+    """How many micro-batches each rank splits its share of a batch into: more after out-of-memory, for good.
 
     Attributes:
-        pieces: micro-batches of a share.
+        count: micro-batches per share.
     """
 
-    def __init__(self, runtime: Runtime, pieces: int) -> None:
+    def __init__(self, runtime: Runtime, count: int = 1) -> None:
         self.runtime = runtime
-        self.pieces = pieces
-        self._problem = ""
+        self.count = count
 
-    def fit(self, share: int, work: Callable[[int], T]) -> T:
-        """The result of `work(pieces)`, tried with twice as many pieces until memory suffices on all processes.
+    def run_with_oom_retry(self, share: int, work: Callable[[int], T]) -> T:
+        """Return `work(count)`, retried with twice as many micro-batches until memory suffices on all ranks.
 
         Args:
-            share: images of one device, the most pieces there can be.
-            work: may be cut short and called again; it must not talk to other processes.
+            share: images on this rank, the most micro-batches there can be.
+            work: may be cut short and called again; it must not talk to other ranks.
 
         Raises:
             EnvironmentProblem: one image at a time is still too much.
         """
+        errors: list[str] = []
         while True:
-            pieces = min(self.pieces, share)
-            result = attempted(lambda: work(pieces), self.runtime, self._note)  # noqa: B023  # called at once
-            (ran_out,) = self.runtime.agree([int(result is None)])
+            count = min(self.count, share)
+            result = try_or_none_on_oom(lambda: work(count), self.runtime, errors.append)  # noqa: B023  # called at once
+            (ran_out,) = self.runtime.all_reduce_max([int(result is None)])
             if not ran_out:
                 assert result is not None
                 return result
-            self._halve(share)
+            if self.count >= share:
+                details = f" ({errors[-1]})" if errors else ""
+                raise EnvironmentProblem(
+                    f"out of memory with one image at a time{details}. Use a smaller model (a model preset, or "
+                    "--set model.base_channels), smaller images, --precision bf16, or close what else uses the device. "
+                    "Saved checkpoints are kept."
+                )
+            self.count = min(2 * self.count, share)
 
-    def _note(self, problem: str) -> None:
-        self._problem = f" ({problem})"
 
-    def _halve(self, share: int) -> None:
-        if self.pieces >= share:
-            raise EnvironmentProblem(
-                f"the device ran out of memory with one image at a time{self._problem}. Take a smaller model (a model "
-                "preset, or --set model.base_channels), smaller images, --precision bf16, or close what else uses the "
-                "device. What was saved before is kept."
-            )
-        self.pieces = min(2 * self.pieces, share)
+def available_memory(root: Path = CGROUP_ROOT) -> int:
+    """Bytes of main memory that this machine, or the container it is, has left."""
+    free, left = psutil.virtual_memory().available, memory_left_in_container(root)
+    return free if left is None else min(free, left)
+
+
+def memory_left_in_container(root: Path = CGROUP_ROOT) -> int | None:
+    """Bytes below the memory limit of a Linux container; None where there is no limit. psutil knows the machine only.
+
+    Pages of files that were read or written and not used since are reclaimed as soon as memory is needed, so they count
+    as free, as in Kubernetes' "working set". Otherwise a container that has just packed its images would seem full.
+    """
+    for limit, used, statistics, reclaimable in CGROUP_FILES:
+        try:
+            most, now = int((root / limit).read_text()), int((root / used).read_text())
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+        try:
+            rows = dict(line.split() for line in (root / statistics).read_text().splitlines())
+            cached = int(rows.get(reclaimable, 0))
+        except (OSError, ValueError):
+            cached = 0
+        return max(most - now + cached, 0)
+    return None

@@ -1,4 +1,4 @@
-"""What a run remembers beside its tensors. Plain numbers, saved as JSON; importing this does not import torch."""
+"""Training state other than tensors: plain numbers, saved as JSON. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ from pydantic import TypeAdapter
 from unified_vae.core.errors import CheckpointError
 from unified_vae.optim.lr import PlateauState
 
+RENAMED = {
+    "waited": "num_bad_epochs",
+    "pieces": "num_micro_batches",
+    "validation_pieces": "validation_micro_batches",
+    "skipped": "skipped_steps",
+    "skipped_in_a_row": "consecutive_skips",
+    "lost_step": "rollback_step",
+    "norms": "grad_norms",
+    "spikes": "grad_spikes",
+}
+"""Names in checkpoints of earlier versions -> names of today."""
+
 
 @dataclass
 class TrainState:
@@ -23,27 +35,27 @@ class TrainState:
     Attributes:
         step: optimizer steps taken.
         validated_step: step of the last validation; -1 before the first.
-        best_psnr: dB, of the best weights so far; None before the choice has begun.
+        best_psnr: dB, of the best weights so far; None before the selection has started.
         best_step: step of those weights.
         mean_image_psnr: dB of answering with the mean image, at the last validation.
-        reference_psnr: dB, of the last gain that counted for patience; None before the choice has begun.
-        waited: validations since then without such a gain.
-        stopped_early: patience ran out.
+        reference_psnr: dB, of the last gain that counted for early stopping; None before the selection has started.
+        num_bad_epochs: validations since then without such a gain.
+        stopped_early: early stopping ended the run.
         plateau: state of the plateau schedule of the learning rate.
-        log_sums: sums of the training numbers since they were last logged.
+        log_sums: sums of the training metrics since they were last logged.
         log_count: steps in those sums.
         metrics_rows: rows of the metrics file that belong to this state.
         seconds: time spent training, over all starts of the run.
-        pieces: micro-batches of a device's share that memory asked for; 0 where it did not ask.
-        validation_pieces: the same of a micro-batch in validation.
-        good_step: step of the checkpoint that the run goes back to when its numbers are no longer finite.
-        skipped: steps that were skipped because a number was not finite, also those since undone.
-        skipped_in_a_row: how many of them were the last ones.
-        rollbacks: how often the run went back.
-        lost_step: step at which the last of these was decided; -1 before the first.
+        num_micro_batches: micro-batches of a rank's share after out-of-memory; 0 where there was enough.
+        validation_micro_batches: the same of a micro-batch in validation.
+        good_step: step of the checkpoint that a run with NaN/Inf rolls back to.
+        skipped_steps: steps that were skipped because of NaN/Inf, also those since undone.
+        consecutive_skips: how many of them were the last ones.
+        rollbacks: how often the run was rolled back.
+        rollback_step: step at which the last rollback was decided; -1 before the first.
         lr_scale: what the learning rate is multiplied by since then.
-        norms: of the last gradients.
-        spikes: gradients that were far longer than those before, also those since undone.
+        grad_norms: of the last steps.
+        grad_spikes: gradients far above those before, also those since undone.
     """
 
     step: int = 0
@@ -52,23 +64,23 @@ class TrainState:
     best_step: int | None = None
     mean_image_psnr: float | None = None
     reference_psnr: float | None = None
-    waited: int = 0
+    num_bad_epochs: int = 0
     stopped_early: bool = False
     plateau: PlateauState = field(default_factory=PlateauState)
     log_sums: dict[str, float] = field(default_factory=dict)
     log_count: int = 0
     metrics_rows: int = 0
     seconds: float = 0.0
-    pieces: int = 0
-    validation_pieces: int = 1
+    num_micro_batches: int = 0
+    validation_micro_batches: int = 1
     good_step: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+    skipped_steps: int = 0
+    consecutive_skips: int = 0
     rollbacks: int = 0
-    lost_step: int = -1
+    rollback_step: int = -1
     lr_scale: float = 1.0
-    norms: list[float] = field(default_factory=list)
-    spikes: int = 0
+    grad_norms: list[float] = field(default_factory=list)
+    grad_spikes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; floats survive the round trip bit for bit."""
@@ -79,43 +91,45 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainState:
-        """The inverse of `to_json`.
+        """The inverse of `to_json`, for checkpoints of earlier versions too.
 
         Raises:
             CheckpointError: an entry is missing, unknown or of another type.
         """
         try:
-            plateau = dict(values["plateau"])
+            values = {RENAMED.get(name, name): value for name, value in values.items()}
+            plateau = {RENAMED.get(name, name): value for name, value in values["plateau"].items()}
             if plateau["best"] is None:
                 plateau["best"] = -math.inf
             state = cls(**{**values, "plateau": PlateauState(**plateau)})
-            _check().validate_json(json.dumps(dataclasses.asdict(state)), strict=True)
-        except (KeyError, TypeError, ValueError) as problem:
-            why = " ".join(str(problem).split())
-            raise CheckpointError(f"the numbers that the checkpoint holds cannot be read ({why}).") from problem
+            _checker().validate_json(json.dumps(dataclasses.asdict(state)), strict=True)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            why = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint's training state cannot be read ({why}).") from error
         return state
 
-    def go_back_to(self, earlier: TrainState, lost_step: int, lr_factor: float) -> None:
-        """Become an earlier state of the same run, except for what was learnt since: a lower rate, smaller pieces."""
-        kept = {name: getattr(self, name) for name in ("pieces", "validation_pieces", "skipped", "spikes", "rollbacks")}
+    def roll_back_to(self, earlier: TrainState, rollback_step: int, lr_factor: float) -> None:
+        """Become an earlier state of the same run, except for what was learned since: a lower rate, micro-batches."""
+        names = ("num_micro_batches", "validation_micro_batches", "skipped_steps", "grad_spikes", "rollbacks")
+        kept = {name: getattr(self, name) for name in names}
         lr_scale = self.lr_scale * lr_factor
-        vars(self).update(vars(earlier) | kept, lr_scale=lr_scale, lost_step=lost_step, skipped_in_a_row=0)
+        vars(self).update(vars(earlier) | kept, lr_scale=lr_scale, rollback_step=rollback_step, consecutive_skips=0)
         self.rollbacks += 1
 
-    def forget_best(self) -> None:
-        """Begin the choice of the best weights anew."""
+    def reset_best(self) -> None:
+        """Start the selection of the best weights anew."""
         self.best_psnr = self.best_step = self.reference_psnr = None
-        self.waited = 0
+        self.num_bad_epochs = 0
 
-    def judge(self, psnr: float, min_delta: float) -> bool:
-        """Count a validation whose turn has come; returns whether it is the best so far.
+    def update_best(self, psnr: float, min_delta: float) -> bool:
+        """Count a validation after the selection has started; returns whether it is the best so far.
 
-        Any gain makes the best weights; only one of more than `min_delta` dB renews the patience.
+        Any gain makes the best weights; only one of more than `min_delta` dB resets early stopping.
         """
         if self.reference_psnr is None or psnr > self.reference_psnr + min_delta:
-            self.reference_psnr, self.waited = psnr, 0
+            self.reference_psnr, self.num_bad_epochs = psnr, 0
         else:
-            self.waited += 1
+            self.num_bad_epochs += 1
         best = self.best_psnr is None or psnr > self.best_psnr
         if best:
             self.best_psnr, self.best_step = psnr, self.step
@@ -123,6 +137,6 @@ class TrainState:
 
 
 @functools.cache
-def _check() -> TypeAdapter[TrainState]:
+def _checker() -> TypeAdapter[TrainState]:
     """Compares types. Made when it is first needed: it takes 30 ms."""
     return TypeAdapter(TrainState)

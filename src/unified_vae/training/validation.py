@@ -1,25 +1,29 @@
-"""One pass over the validation set: what the averaged weights do, in numbers that no weight or warm-up moves."""
+"""One pass over the validation set with the averaged weights: metrics that no loss weight or warm-up changes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from unified_vae.config.loss import LIKELIHOOD_METRICS
+from unified_vae.core.events import Observer
 from unified_vae.core.vae_output import VAEOutput
+from unified_vae.data.batches import validation_batches
+from unified_vae.data.dataset import PackedSplit
 from unified_vae.losses.objective import Objective
 from unified_vae.metrics.aggregate import AggregateSums
 from unified_vae.metrics.latent import LatentSums
 from unified_vae.metrics.reconstruction import ReconstructionSums
 from unified_vae.metrics.sharpness import SpectrumSums
 from unified_vae.models.vae import VAE
+from unified_vae.training.distributed import Runtime
 from unified_vae.training.memory import MicroBatches
-from unified_vae.training.runtime import Runtime
-from unified_vae.training.step import in_unit_range
+from unified_vae.training.state import TrainState
+from unified_vae.training.train_step import VAEStep, to_unit_range
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,16 @@ class ValidationResult:
 
 
 @dataclass
-class Measured:
+class MetricSums:
     """The sums of one pass: everything that needs no objective."""
 
-    pictures: ReconstructionSums
+    images: ReconstructionSums
     spectrum: SpectrumSums
     latents: LatentSums
     aggregate: AggregateSums
 
     @classmethod
-    def empty(cls, model: VAE, device: torch.device, dtype: torch.dtype) -> Measured:
+    def empty(cls, model: VAE, device: torch.device, dtype: torch.dtype) -> MetricSums:
         """Sums over no image."""
         return cls(
             ReconstructionSums.empty(model.channels, model.image_size, device, dtype),
@@ -58,22 +62,22 @@ class Measured:
 
     def add(self, output: VAEOutput, images: Tensor) -> None:
         """Count a batch and what the model made of it."""
-        self.pictures.add(output.reconstruction, images)
+        self.images.add(output.reconstruction, images)
         self.spectrum.add(output.reconstruction, images)
         self.latents.add(output.posterior)
         self.aggregate.add(output.posterior)
 
     def tensors(self) -> list[Tensor]:
         """The sums, for adding them up over devices in place."""
-        parts = (self.pictures, self.spectrum, self.latents, self.aggregate)
+        parts = (self.images, self.spectrum, self.latents, self.aggregate)
         return [tensor for part in parts for tensor in part.tensors()]
 
     def values(self) -> dict[str, float]:
         """The figures by their names in the metrics file."""
         rate, gap = self.latents.rate(), self.aggregate.gap()
         return {
-            "psnr": self.pictures.psnr(),
-            "psnr.mean_image": self.pictures.mean_image_psnr(),
+            "psnr": self.images.psnr(),
+            "psnr.mean_image": self.images.mean_image_psnr(),
             "sharpness": self.spectrum.sharpness(),
             "rate.nats": rate,
             "active_units": float(self.latents.active().sum()),
@@ -82,7 +86,7 @@ class Measured:
         }
 
 
-def reconstructions(model: VAE, batches: Iterable[Tensor], runtime: Runtime) -> Iterator[tuple[VAEOutput, Tensor]]:
+def reconstruct_batches(model: VAE, batches: Iterable[Tensor], runtime: Runtime) -> Iterator[tuple[VAEOutput, Tensor]]:
     """Each batch decoded from the means of its posteriors, and its images in [0, 1], on the device.
 
     Args:
@@ -93,7 +97,7 @@ def reconstructions(model: VAE, batches: Iterable[Tensor], runtime: Runtime) -> 
     model.eval()
     try:
         for raw in batches:
-            images = in_unit_range(raw.to(runtime.device), runtime.layout)
+            images = to_unit_range(raw.to(runtime.device), runtime.memory_format)
             with torch.no_grad(), runtime.autocast():
                 output = model(images)
             yield output, images
@@ -105,34 +109,41 @@ def reconstructions(model: VAE, batches: Iterable[Tensor], runtime: Runtime) -> 
 def validate(
     model: VAE,
     objective: Objective,
-    batches: Callable[[int], Iterable[Tensor]],
+    split: PackedSplit,
     batch_size: int,
     micro_batches: MicroBatches,
     progress: float,
     pca_psnr: float | None = None,
 ) -> ValidationResult:
-    """Reconstruct every image from the mean of its posterior.
+    """Reconstruct every image of a split from the mean of its posterior; every rank takes its share.
 
     Args:
         model: evaluated as it is; its train/eval mode is put back afterwards.
         objective: the one that trains, its calibrated scale left alone.
-        batches: pieces -> this rank's images, uint8 [b, channels, size, size], b at most `batch_size / pieces`.
-        batch_size: images at once where memory suffices.
-        micro_batches: how many pieces; where memory does not suffice, the pass begins anew with more of them.
+        batch_size: images at once where memory suffices; on out-of-memory the pass begins anew with smaller batches.
         progress: part of the run that is done, for the weights in `loss.total`.
         pca_psnr: dB of as many principal components as there are latents, where that is known.
     """
     runtime = micro_batches.runtime
 
-    def own_images(pieces: int) -> tuple[Measured, Tensor]:
-        return _measured(model, objective, batches(pieces), runtime, progress)
+    def local_sums(num_micro_batches: int) -> tuple[MetricSums, Tensor]:
+        sums = MetricSums.empty(model, runtime.device, runtime.accumulation_dtype)
+        losses = torch.zeros(1 + len(objective.terms), device=runtime.device, dtype=runtime.accumulation_dtype)
+        size = math.ceil(batch_size / num_micro_batches)
+        batches = validation_batches(split, batch_size=size, rank=runtime.rank, world_size=runtime.world_size)
+        for output, images in reconstruct_batches(model, batches, runtime):
+            value = objective(output, images, progress)
+            terms = [value.terms[name] for name in objective.terms]
+            losses += len(images) * torch.stack([value.nll, *terms]).to(losses)
+            sums.add(output, images)
+        return sums, losses
 
-    measured, losses = micro_batches.fit(batch_size, own_images)
-    runtime.sum_in_place([losses, *measured.tensors()])
-    means = losses / measured.pictures.images
+    sums, losses = micro_batches.run_with_oom_retry(batch_size, local_sums)
+    runtime.all_reduce_sum_([losses, *sums.tensors()])
+    means = losses / sums.images.images
     nll, *terms = means.tolist()
-    loss = objective.of_means(means[0], measured.latents.kl_per_unit().to(means), progress).item()
-    values = measured.values()
+    loss = objective.of_means(means[0], sums.latents.kl_per_unit().to(means), progress).item()
+    values = sums.values()
     if pca_psnr is not None:
         values["psnr.above_pca"] = values["psnr"] - pca_psnr
     values |= {
@@ -144,22 +155,39 @@ def validate(
     }
     if not objective.is_likelihood:
         values = {name: value for name, value in values.items() if name not in LIKELIHOOD_METRICS}
-    return ValidationResult(values, measured.latents.kl_per_unit().tolist(), measured.latents.active().tolist())
+    return ValidationResult(values, sums.latents.kl_per_unit().tolist(), sums.latents.active().tolist())
 
 
-def _measured(
-    model: VAE, objective: Objective, batches: Iterable[Tensor], runtime: Runtime, progress: float
-) -> tuple[Measured, Tensor]:
-    """The sums over this rank's images: of everything measured, and of the NLL and each term."""
-    device, dtype = runtime.device, runtime.sums_dtype
-    measured = Measured.empty(model, device, dtype)
-    losses = torch.zeros(1 + len(objective.terms), device=device, dtype=dtype)
-    for output, images in reconstructions(model, batches, runtime):
-        value = objective(output, images, progress)
-        terms = [value.terms[name] for name in objective.terms]
-        losses += len(images) * torch.stack([value.nll, *terms]).to(dtype)
-        measured.add(output, images)
-    return measured, losses
+class VAEValidator:
+    """Validates the averaged weights of a `VAEStep`, in smaller batches than training where memory asks for that.
+
+    Args:
+        split: the validation images.
+        batch_size: images of a training step on this rank.
+        pca_psnr: see `validate`.
+    """
+
+    def __init__(
+        self, train_step: VAEStep, split: PackedSplit, batch_size: int, observer: Observer, pca_psnr: float | None
+    ) -> None:
+        self.train_step = train_step
+        self.split = split
+        self.batch_size = batch_size
+        self.observer = observer
+        self.pca_psnr = pca_psnr
+
+    def __call__(self, state: TrainState) -> ValidationResult:
+        """Validate; on out-of-memory the smaller batches are kept in `state`."""
+        step = self.train_step
+        size = math.ceil(self.batch_size / step.micro_batches.count)
+        micro_batches = MicroBatches(step.runtime, state.validation_micro_batches)
+        progress = state.step / step.total_steps
+        result = validate(step.ema.model, step.objective, self.split, size, micro_batches, progress, self.pca_psnr)
+        if micro_batches.count != state.validation_micro_batches:
+            state.validation_micro_batches = micro_batches.count
+            at_once = math.ceil(size / micro_batches.count)
+            self.observer.notice(f"out of memory while validating: from now on {at_once} images at once")
+        return result
 
 
 def in_bits(rate: float, nll: float, dimensions: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from unified_vae.cli.start import show, to_screen
 from unified_vae.core.errors import DataError
 
 if TYPE_CHECKING:
-    from unified_vae.training.observers import Observer
+    from unified_vae.core.events import Observer
 
 Model = Annotated[
     str,

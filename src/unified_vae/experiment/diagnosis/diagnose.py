@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import DataError, EnvironmentProblem
+from unified_vae.core.events import Observer
 from unified_vae.data.batches import gather
 from unified_vae.data.dataset import DataSets, PackedSplit
 from unified_vae.experiment.diagnosis import preflight
@@ -29,11 +30,10 @@ from unified_vae.experiment.subject.images import open_images, refuse_other_chan
 from unified_vae.experiment.subject.subject import Subject, find
 from unified_vae.metrics.sharpness import DETAIL, RadialSpectrum
 from unified_vae.models.vae import VAE
-from unified_vae.training.observers import Observer
+from unified_vae.training.distributed import Runtime, open_runtime
 from unified_vae.training.random import fixed_noise
-from unified_vae.training.runtime import Runtime, open_runtime
 from unified_vae.training.sheets import to_pixels
-from unified_vae.training.validation import Measured, reconstructions
+from unified_vae.training.validation import MetricSums, reconstruct_batches
 
 BATCH = 64  # images at a time
 SHOWN = 4  # images of each strip
@@ -123,14 +123,14 @@ def diagnose(request: DiagnoseRequest, observer: Observer) -> Report:
 class Look:
     """What one pass saw: the sums, and the mean squared error of each image."""
 
-    measured: Measured
+    measured: MetricSums
     errors: Tensor
 
 
 def look(model: VAE, split: PackedSplit, runtime: Runtime, at_most: int | None = None) -> Look:
     """Reconstruct the images of a split, or the first `at_most` of it, which are in no order (of content hashes)."""
-    measured, errors = Measured.empty(model, runtime.device, runtime.sums_dtype), []
-    for output, images in reconstructions(model, _pieces(split, at_most), runtime):
+    measured, errors = MetricSums.empty(model, runtime.device, runtime.accumulation_dtype), []
+    for output, images in reconstruct_batches(model, _pieces(split, at_most), runtime):
         measured.add(output, images)
         errors.append((output.reconstruction.clamp(0, 1) - images).square().flatten(1).mean(1).cpu())
     return Look(measured, torch.cat(errors))
@@ -183,7 +183,7 @@ def _found(subject: Subject, data: DataSets, seen: Look, learned: Look, line: PC
         active_units=round(values["active_units"]),
         latents=subject.model.latents,
         images=len(data.validation),
-        training_psnr=learned.measured.pictures.psnr(),
+        training_psnr=learned.measured.images.psnr(),
         sharpness=values["sharpness"],
         gap=values["posterior.gap"],
         pixel_share=subject.pixel_share(),
@@ -238,7 +238,7 @@ def _views(subject: Subject, model: VAE, split: PackedSplit, seen: Look, found: 
 
 
 def _pairs(model: VAE, split: PackedSplit, numbers: np.ndarray, runtime: Runtime) -> list[np.ndarray]:
-    output, images = next(iter(reconstructions(model, [gather(split, numbers)], runtime)))
+    output, images = next(iter(reconstruct_batches(model, [gather(split, numbers)], runtime)))
     pairs = torch.stack([images, output.reconstruction], dim=1).flatten(0, 1)
     return list(to_pixels(pairs))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from unified_vae.core.durable import write_text
+from unified_vae.core.events import Observer
 from unified_vae.experiment.evaluation.comparison_picture import paint_plot, paint_sheet
 from unified_vae.experiment.evaluation.entrants import Entrant, Result, gather_entrants, measure_all
 from unified_vae.experiment.evaluation.evaluate import FORMAT, PRECISION, described, prove_writable
@@ -16,8 +17,7 @@ from unified_vae.experiment.evaluation.figure import Figure
 from unified_vae.experiment.evaluation.of_samples import FITTED
 from unified_vae.experiment.evaluation.request import CompareRequest
 from unified_vae.metrics import bootstrap
-from unified_vae.training.observers import Observer
-from unified_vae.training.runtime import open_runtime
+from unified_vae.training.distributed import open_runtime
 
 REPORT, SHEET, PLOT = "comparison.json", "comparison.png", "comparison-curves.png"
 SIZES_DIFFER = (

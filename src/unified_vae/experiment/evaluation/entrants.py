@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.events import Observer
 from unified_vae.core.printable import printable
 from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.evaluation.figure import Figure
@@ -19,7 +20,6 @@ from unified_vae.experiment.evaluation.pictures import Pictures, open_pictures
 from unified_vae.experiment.evaluation.request import CompareRequest, Group
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import Subject, find
-from unified_vae.training.observers import Observer
 from unified_vae.training.sheets import to_pixels
 
 SHOWN = 8  # images in a row of the sheet

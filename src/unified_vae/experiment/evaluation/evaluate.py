@@ -14,6 +14,7 @@ from typing import Any
 from unified_vae.config.training import Precision
 from unified_vae.core.durable import probe, reason, write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.events import Observer
 from unified_vae.experiment.environment import environment
 from unified_vae.experiment.evaluation import of_factors
 from unified_vae.experiment.evaluation.figure import Figure
@@ -23,8 +24,7 @@ from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Se
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import WORDS, Subject, WeightsName, find
 from unified_vae.metrics.bootstrap import LEVEL
-from unified_vae.training.observers import Observer
-from unified_vae.training.runtime import open_runtime
+from unified_vae.training.distributed import open_runtime
 
 FORMAT = 1
 ASKED: Mapping[Weights, WeightsName] = {Weights.EMA: "ema", Weights.RAW: "raw"}

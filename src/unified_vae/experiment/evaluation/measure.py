@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unified_vae.core.events import Observer
 from unified_vae.experiment.evaluation import of_factors, of_images, of_samples, seeing
 from unified_vae.experiment.evaluation.figure import Figure
 from unified_vae.experiment.evaluation.networks import Networks, at_hand
@@ -18,7 +19,6 @@ from unified_vae.experiment.subject.subject import Subject
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.vae import VAE
-from unified_vae.training.observers import Observer
 
 LIKELIHOOD_IMAGES = 500  # each is decoded once a draw
 

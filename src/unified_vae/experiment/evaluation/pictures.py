@@ -11,11 +11,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from unified_vae.core.errors import ConfigError, DataError
+from unified_vae.core.events import Observer
 from unified_vae.data.batches import gather
 from unified_vae.data.dataset import DataSets, PackedSplit, recorded_contents
 from unified_vae.experiment.subject.images import is_own, open_images, refuse_other_channels
 from unified_vae.experiment.subject.subject import Subject
-from unified_vae.training.observers import Observer
 
 MOST_VALUES = 1 << 22  # pixel values of a batch
 BATCH = 64

@@ -11,6 +11,7 @@ from torch import Tensor
 from unified_vae.api.card import CARD, half_precision
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem, UserError
+from unified_vae.core.events import Observer
 from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.data.batches import gather
 from unified_vae.experiment.export.request import ExportRequest
@@ -19,8 +20,7 @@ from unified_vae.experiment.subject.same_weights import finished_model_or_notice
 from unified_vae.experiment.subject.subject import Subject
 from unified_vae.models.half_precision import HalfAudit, audit
 from unified_vae.models.pretrained import CONFIG, describe
-from unified_vae.training.observers import Observer
-from unified_vae.training.runtime import open_runtime
+from unified_vae.training.distributed import open_runtime
 
 HALF_PRECISION = "half_precision"  # the entry of the config file
 

@@ -17,6 +17,7 @@ import torch
 from unified_vae.config.model import SpatialConfig
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.events import Observer
 from unified_vae.core.tensor_file import write_tensors
 from unified_vae.experiment.export.comparison import Checked, compare
 from unified_vae.experiment.export.diffusers_card import card
@@ -29,9 +30,8 @@ from unified_vae.models.half_precision import HalfAudit
 from unified_vae.models.latent_stats import LatentStats, measure
 from unified_vae.models.spatial import foreign_name
 from unified_vae.models.spatial_blocks import norm_groups
+from unified_vae.training.distributed import open_runtime
 from unified_vae.training.latents import posteriors
-from unified_vae.training.observers import Observer
-from unified_vae.training.runtime import open_runtime
 
 WEIGHTS, CONFIG, CARD = "diffusion_pytorch_model.safetensors", "config.json", "README.md"
 PIXELS = "float in [-1, 1], channels first"

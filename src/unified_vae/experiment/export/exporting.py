@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from unified_vae.core.events import Observer
 from unified_vae.core.version import __version__
 from unified_vae.experiment.export import diffusers_folder, model_folder, onnx_files, torch_programs
 from unified_vae.experiment.export.auditing import HALF_PRECISION, audited, keep, keep_with_run
@@ -18,7 +19,6 @@ from unified_vae.experiment.export.place import check, default_output, staged, w
 from unified_vae.experiment.export.request import ExportRequest, Format, Weights
 from unified_vae.experiment.subject.subject import Subject, WeightsName, find
 from unified_vae.models.half_precision import DTYPES, HalfAudit, half_copy
-from unified_vae.training.observers import Observer
 
 ASKED: dict[Weights, WeightsName] = {Weights.EMA: "ema", Weights.RAW: "raw"}
 

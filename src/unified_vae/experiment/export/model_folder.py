@@ -8,6 +8,7 @@ from typing import Any
 
 from unified_vae.api.card import CARD, SAMPLES, write_card
 from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.events import Observer
 from unified_vae.experiment.export.comparison import Checked, difference
 from unified_vae.experiment.export.parts import parts
 from unified_vae.experiment.subject.same_weights import Finished, finished_model_or_notice
@@ -16,7 +17,6 @@ from unified_vae.models.density.stored import TENSORS as DENSITY_TENSORS
 from unified_vae.models.latent_stats import STATS
 from unified_vae.models.pretrained import WEIGHTS, describe, load_pretrained, save_pretrained
 from unified_vae.models.vae import VAE
-from unified_vae.training.observers import Observer
 
 PIXELS = "float in [0, 1], channels first"
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unified_vae.core.events import Observer
 from unified_vae.experiment.export.comparison import Checked, compare
 from unified_vae.experiment.export.parts import Part
-from unified_vae.training.observers import Observer
 
 OPSET = 20
 ALLOWED = 1e-4  # relative: onnxruntime sums in another order

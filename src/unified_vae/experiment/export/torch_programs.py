@@ -11,9 +11,9 @@ import torch
 
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.events import Observer
 from unified_vae.experiment.export.comparison import Checked, compare
 from unified_vae.experiment.export.parts import Part
-from unified_vae.training.observers import Observer
 
 ENDING = ".pt2"
 ALLOWED_COMPILED = 1e-4  # relative: the compiler orders sums anew

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from unified_vae.core.errors import DataError
+from unified_vae.core.events import Observer
 from unified_vae.data.dataset import DataSets
 from unified_vae.data.prepare import open_data
 from unified_vae.data.sources.find import same_source
 from unified_vae.experiment.subject.subject import Subject
-from unified_vae.training.observers import Observer
 
 
 def is_own(subject: Subject, source: str | None) -> bool:

@@ -17,15 +17,16 @@ from unified_vae.config.data import DataConfig
 from unified_vae.config.loss import LossConfig
 from unified_vae.config.run import RunConfig
 from unified_vae.config.upgrade import upgrade_part
+from unified_vae.core import checkpoint_format
+from unified_vae.core.checkpoint_format import Checkpoint
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.core.paths import above
 from unified_vae.experiment.run_folder import RunFolder, RunRecord
 from unified_vae.models.build import build_model
 from unified_vae.models.pretrained import CONFIG, WEIGHTS, Pretrained, open_pretrained
 from unified_vae.models.vae import VAE
-from unified_vae.training import checkpoint, checkpoint_ring
-from unified_vae.training.checkpoint import Checkpoint
-from unified_vae.training.saver import load_weights, run_state
+from unified_vae.training import retention
+from unified_vae.training.checkpointer import load_weights, train_state
 from unified_vae.training.state import TrainState
 
 PIXEL_TERMS = ("mse", "l1", "charbonnier")  # means of pixel errors
@@ -109,15 +110,15 @@ def find(
 
 def _of_run(run_dir: Path, which: str | None, notice: Callable[[str], None], weights: WeightsName) -> Subject:
     root = RunFolder(run_dir).checkpoints
-    newest = checkpoint_ring.newest_good(root, notice, set_aside=False)
+    newest = retention.newest_good(root, notice, set_aside=False)
     if newest is None:
         raise CheckpointError(f"{run_dir} has no checkpoint yet: a run saves its first one after its first epoch.")
-    state = run_state(newest)
+    state = train_state(newest)
     saved, words = _chosen(root, which, newest, state)
-    record = RunRecord.from_json(saved.part("record"), run_dir)
+    record = RunRecord.from_json(saved.entry("record"), run_dir)
     model = build_model(record.resolved.model, seed=0)
-    load_weights(model, saved.group("ema" if weights == "ema" else "model"), "model")
-    means = {name.removeprefix("mean_"): value for name, value in saved.group("objective").items()}
+    load_weights(model, saved.tensors("ema" if weights == "ema" else "model"), "model")
+    means = {name.removeprefix("mean_"): value for name, value in saved.tensors("objective").items()}
     return Subject(
         name=f"{run_dir.as_posix()} at step {saved.step:,}{words}{'' if weights == 'ema' else ', raw weights'}",
         model=model.eval(),
@@ -140,13 +141,13 @@ def _chosen(root: Path, which: str | None, newest: Checkpoint, state: TrainState
         if state.best_step is None:
             raise CheckpointError(f"the run in {root.parent} has no best weights yet: its warm-ups are not over.")
         words = " (best)" if state.best_step != newest.step else " (best and last)"
-        return newest if state.best_step == newest.step else checkpoint.load(root, state.best_step), words
+        return newest if state.best_step == newest.step else checkpoint_format.load(root, state.best_step), words
     assert which is not None
-    steps = checkpoint_ring.saved_steps(root)
+    steps = retention.saved_steps(root)
     if not which.isdigit() or int(which) not in steps:
         have = ", ".join(str(step) for step in steps)
         raise ConfigError(f"--checkpoint {which}: the run in {root.parent} has best, last and the steps {have}")
-    return checkpoint.load(root, int(which)), ""
+    return checkpoint_format.load(root, int(which)), ""
 
 
 def _of_model(folder: Path, which: str | None, data: str | None, weights: WeightsName | None, looks: bool) -> Subject:

@@ -17,6 +17,7 @@ from unified_vae.api.vae import BATCH, VAE
 from unified_vae.core.counter import key, permutation
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError, DataError
+from unified_vae.core.events import Observer
 from unified_vae.core.tensor_file import write_tensors
 from unified_vae.data.sources.base import Quarantined
 from unified_vae.data.sources.folder import has_image_extension
@@ -40,8 +41,7 @@ from unified_vae.experiment.using.image_set import ImageSet, open_image_set
 from unified_vae.experiment.using.latents import encode_pixels, fingerprint
 from unified_vae.experiment.using.load import load_subject
 from unified_vae.models import vae as network
-from unified_vae.training.observers import Observer
-from unified_vae.training.runtime import Runtime, open_runtime
+from unified_vae.training.distributed import Runtime, open_runtime
 from unified_vae.training.sheets import sheet as draw_sheet
 from unified_vae.training.sheets import to_pixels
 

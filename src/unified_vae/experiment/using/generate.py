@@ -19,6 +19,7 @@ from unified_vae.api.vae import BATCH, DensityName
 from unified_vae.core.counter import key
 from unified_vae.core.durable import STAGE_PREFIX, discard, reason
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.events import Observer
 from unified_vae.data.sources.base import Quarantined
 from unified_vae.experiment.using.image_grids import (
     ImageGrid,
@@ -30,7 +31,6 @@ from unified_vae.experiment.using.image_grids import (
 from unified_vae.experiment.using.load import load_vae
 from unified_vae.metrics.similarity import psnr_of_images, squared_errors
 from unified_vae.models.pretrained import DENSITY
-from unified_vae.training.observers import Observer
 
 SAMPLE_COLUMNS, PAIR_COLUMNS, INTERPOLATION_COLUMNS = 8, 4, 12
 MOVIE_SUFFIXES = (".gif", ".webp", ".mp4")

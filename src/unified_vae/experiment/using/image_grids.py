@@ -12,8 +12,8 @@ from torch import Tensor
 
 from unified_vae.api.images import unusable
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.events import Observer
 from unified_vae.data.sources.base import Quarantined
-from unified_vae.training.observers import Observer
 from unified_vae.training.sheets import SMALLEST, sheet, to_pixels, write_picture
 
 MAX_IMAGES = 256

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from unified_vae.core.errors import ConfigError, DataError
+from unified_vae.core.events import Observer
 from unified_vae.data.dataset import PackedSplit
 from unified_vae.data.sources.base import SPLITS
 from unified_vae.experiment.subject.images import open_images
 from unified_vae.experiment.subject.subject import Subject
-from unified_vae.training.observers import Observer
 
 
 @dataclass(frozen=True)

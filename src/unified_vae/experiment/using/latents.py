@@ -33,6 +33,7 @@ from unified_vae.config.training import Precision
 from unified_vae.core.counter import key, uniforms
 from unified_vae.core.durable import discard, reason, sweep_stages, sync_file, sync_folder, write_text
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
+from unified_vae.core.events import Observer
 from unified_vae.core.paths import sibling
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.tensor_file import write_tensors
@@ -44,8 +45,7 @@ from unified_vae.experiment.using.image_set import open_image_set
 from unified_vae.experiment.using.latent_files import ABOUT, INDEX, Latents, batches, open_latents
 from unified_vae.experiment.using.load import load_subject
 from unified_vae.models.vae import VAE
-from unified_vae.training.observers import Observer
-from unified_vae.training.runtime import Runtime, open_runtime
+from unified_vae.training.distributed import Runtime, open_runtime
 from unified_vae.training.sheets import sheet, write_picture
 
 BATCH_SIZE = 64

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from unified_vae.api.place import HUB, is_hub_id, local_folder, model_folder
 from unified_vae.api.vae import VAE
+from unified_vae.core.checkpoint_format import MANIFEST
+from unified_vae.core.events import Observer
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import Subject, find
 from unified_vae.models.pretrained import CONFIG, WEIGHTS
-from unified_vae.training.manifest import MANIFEST
-from unified_vae.training.observers import Observer
 
 
 def load_subject(target: Path, checkpoint: str | None, data: str | None, observer: Observer) -> Subject:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run together: which are there, which one to use, which to delete, what a kill left behind."""
+"""The checkpoints of a run: which exist, which one to use, which to delete, what an interrupted save left behind."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from unified_vae.core.checkpoint_format import Checkpoint, OtherFormat, folder_name, load
 from unified_vae.core.durable import STAGE_PREFIX, discard, reason
 from unified_vae.core.errors import CheckpointError
-from unified_vae.training.checkpoint import Checkpoint, folder_name, load
-from unified_vae.training.manifest import OtherFormat
 
 DAMAGED_PREFIX = "damaged-"
 _STEP = "step-([0-9]{9}|[1-9][0-9]{9,})"
@@ -20,10 +19,7 @@ _REPLACED = re.compile(re.escape(f"{STAGE_PREFIX}old-") + f"({_STEP})-[0-9]+")
 
 
 def saved_steps(root: Path) -> list[int]:
-    """Steps of the checkpoints in `root`, newest first; whether they verify is not looked at.
-
-    Newest means most steps: neither a clock nor the times of files are asked.
-    """
+    """Steps of the checkpoints in `root`, newest (most steps) first; whether they verify is not checked."""
     return _steps(root, _NAME)
 
 
@@ -32,21 +28,21 @@ def _steps(root: Path, name: re.Pattern[str]) -> list[int]:
         matches = [name.fullmatch(entry.name) for entry in root.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as problem:
-        raise CheckpointError(f"{root} cannot be read: {reason(problem)}") from problem
+    except OSError as error:
+        raise CheckpointError(f"{root} cannot be read: {reason(error)}") from error
     return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
 def newest_good(
-    root: Path, notice: Callable[[str], None], set_aside: bool = True, at_most: int | None = None
+    root: Path, on_message: Callable[[str], None], set_aside: bool = True, at_most: int | None = None
 ) -> Checkpoint | None:
     """The newest checkpoint that verifies; None where there is none at all.
 
     Args:
         root: folder of the checkpoints.
-        notice: told of every damaged one that was passed over.
-        set_aside: give those another name, so that they are neither counted nor pruned as newest ones.
-        at_most: steps of those that are looked at; None for all.
+        on_message: receives a line for every damaged one that was passed over.
+        set_aside: rename those, so that they are neither counted nor pruned as newest ones.
+        at_most: steps of the newest one to consider; None for all.
 
     Raises:
         OtherFormat: the newest whole one is of another version.
@@ -56,16 +52,16 @@ def newest_good(
     damaged = []
     for step in steps:
         try:
-            found = load(root, step)
+            checkpoint = load(root, step)
         except OtherFormat:
             raise
-        except CheckpointError as problem:
-            notice(f"checkpoint of step {step} is not used: {problem}")
+        except CheckpointError as error:
+            on_message(f"checkpoint of step {step} is not used: {error}")
             damaged.append(step)
             continue
-        for passed_over in damaged if set_aside else ():
-            _set_aside(root, passed_over, notice)
-        return found
+        for bad in damaged if set_aside else ():
+            _set_aside(root, bad, on_message)
+        return checkpoint
     if steps:
         raise CheckpointError(
             f"all {len(steps)} checkpoints in {root} are damaged. Restore one from a backup, "
@@ -74,13 +70,13 @@ def newest_good(
     return None
 
 
-def _set_aside(root: Path, step: int, notice: Callable[[str], None]) -> None:
+def _set_aside(root: Path, step: int, on_message: Callable[[str], None]) -> None:
     aside = root / f"{DAMAGED_PREFIX}{folder_name(step)}"
     discard(aside)
     try:
         (root / folder_name(step)).rename(aside)
-    except OSError as problem:
-        notice(f"{root / folder_name(step)} cannot be set aside: {reason(problem)}")
+    except OSError as error:
+        on_message(f"{root / folder_name(step)} cannot be set aside: {reason(error)}")
 
 
 def prune(root: Path, keep_last: int, keep: Callable[[int], bool]) -> None:
@@ -118,10 +114,7 @@ def _delete(root: Path, step: int) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Clear what an interrupted save left behind.
-
-    Where a checkpoint was being replaced by one of the same step, and only the old one exists, it is put back.
-    """
+    """Clear what an interrupted save left behind; a checkpoint that was being replaced is put back."""
     entries = list(root.iterdir()) if root.is_dir() else []
     for path in (entry for entry in entries if entry.name.startswith(STAGE_PREFIX)):
         replaced = _REPLACED.fullmatch(path.name)

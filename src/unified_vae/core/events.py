@@ -1,7 +1,7 @@
-"""What watches a run: plain events, and the protocol of those who receive them.
+"""Events of a run, and the observers that receive them: screen, log files, TensorBoard.
 
-Observers never steer: they return nothing, and the numbers of a run are the same with or without them.
-Importing this does not import torch.
+Observers return nothing, and the numbers of a run are the same with or without them. Importing this does not import
+torch.
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ class Validated:
     Attributes:
         values: deterministic numbers (`psnr`, `rate.nats`, `active_units`, `loss.total`, ...).
         kl_per_unit: mean KL of each latent unit, nats.
-        best: whether this is the best so far; `armed` is whether the choice has begun (warm-ups over).
+        best: whether this is the best so far.
+        selecting: whether the selection of the best weights has started (warm-ups over).
+        num_bad_epochs: validations without gain.
+        patience: how many of them end the run; None for never.
     """
 
     step: int
@@ -116,8 +119,8 @@ class Validated:
     values: Mapping[str, float]
     kl_per_unit: Sequence[float]
     best: bool
-    armed: bool
-    epochs_without_gain: int
+    selecting: bool
+    num_bad_epochs: int
     patience: int | None
     seconds: float
 
@@ -139,33 +142,33 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class StepSkipped:
-    """A step changed nothing, because a number of it was not finite.
+    """A step changed nothing, because a metric of it was NaN/Inf.
 
     Attributes:
         step: counted from 1.
         epoch: pass over the images, from 0.
-        rollbacks: how often the run had gone back before.
-        terms: names of the numbers that were not finite.
+        rollbacks: how often the run was rolled back before.
+        metrics: names of those that were NaN/Inf.
         images: names of all images of the batch.
     """
 
     step: int
     epoch: int
     rollbacks: int
-    terms: Sequence[str]
+    metrics: Sequence[str]
     images: Sequence[str]
 
 
 @dataclass(frozen=True)
-class WentBack:
+class RolledBack:
     """The run returned to an earlier checkpoint; the steps after `step` are taken again."""
 
     step: int
 
 
 @dataclass(frozen=True)
-class SheetDrawn:
-    """A picture was written."""
+class ImagesWritten:
+    """A file of sample images was written."""
 
     step: int
     tag: str
@@ -203,10 +206,10 @@ class Observer:
     """Receives events; every method does nothing unless overridden.
 
     Attributes:
-        keeps: what it writes, for the line that says that it cannot.
+        writes: what it writes, for the line that says that it cannot.
     """
 
-    keeps: str = "what is shown"
+    writes: str = "the screen"
 
     def phase(self, text: str, done: int, total: int | None) -> None:
         """Long preparation is under way (reading images, packing, calibrating): `done` of `total`."""
@@ -226,9 +229,9 @@ class Observer:
 
     def step_skipped(self, event: StepSkipped) -> None: ...
 
-    def went_back(self, event: WentBack) -> None: ...
+    def rolled_back(self, event: RolledBack) -> None: ...
 
-    def sheet_drawn(self, event: SheetDrawn) -> None: ...
+    def images_written(self, event: ImagesWritten) -> None: ...
 
     def run_finished(self, event: RunFinished) -> None: ...
 
@@ -243,48 +246,23 @@ class Observers(Observer):
         self.members = list(members)
         self._failed: set[int] = set()
 
-    def _each(self, hand: Callable[[Observer], None]) -> None:
+    def _each(self, method: str, *args: object) -> None:
         for member in self.members:
             try:
-                hand(member)
-            except (OSError, EnvironmentProblem) as problem:
-                self._failing(member, problem)
+                getattr(member, method)(*args)
+            except (OSError, EnvironmentProblem) as error:
+                if id(member) not in self._failed:
+                    self._failed.add(id(member))
+                    self.notice(f"{member.writes} cannot be written ({reason(error)}): training continues without it")
 
-    def _failing(self, member: Observer, problem: Exception) -> None:
-        if id(member) in self._failed:
-            return
-        self._failed.add(id(member))
-        self.notice(f"{member.keeps} cannot be written ({reason(problem)}): the run goes on, and it is tried again")
 
-    def phase(self, text: str, done: int, total: int | None) -> None:
-        self._each(lambda member: member.phase(text, done, total))
+def _forward(name: str) -> Callable[..., None]:
+    def method(self: Observers, *args: object) -> None:
+        self._each(name, *args)
 
-    def notice(self, text: str) -> None:
-        self._each(lambda member: member.notice(text))
+    return method
 
-    def run_started(self, event: RunStarted) -> None:
-        self._each(lambda member: member.run_started(event))
 
-    def step_done(self, event: StepDone) -> None:
-        self._each(lambda member: member.step_done(event))
-
-    def losses_logged(self, event: LossesLogged) -> None:
-        self._each(lambda member: member.losses_logged(event))
-
-    def validated(self, event: Validated) -> None:
-        self._each(lambda member: member.validated(event))
-
-    def checkpoint_saved(self, event: CheckpointSaved) -> None:
-        self._each(lambda member: member.checkpoint_saved(event))
-
-    def step_skipped(self, event: StepSkipped) -> None:
-        self._each(lambda member: member.step_skipped(event))
-
-    def went_back(self, event: WentBack) -> None:
-        self._each(lambda member: member.went_back(event))
-
-    def sheet_drawn(self, event: SheetDrawn) -> None:
-        self._each(lambda member: member.sheet_drawn(event))
-
-    def run_finished(self, event: RunFinished) -> None:
-        self._each(lambda member: member.run_finished(event))
+for _name, _value in list(vars(Observer).items()):
+    if callable(_value) and not _name.startswith("_"):
+        setattr(Observers, _name, _forward(_name))

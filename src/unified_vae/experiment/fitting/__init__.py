@@ -1,1 +1,0 @@
-"""The verb `fit`: from a plan to a trained model, new, continued or cured."""

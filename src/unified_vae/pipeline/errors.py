@@ -1,0 +1,39 @@
+"""Errors of torch that the user of a run can do something about, as sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from unified_vae.core.durable import reason
+from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.out_of_memory import is_out_of_memory
+from unified_vae.training.distributed import is_nondeterministic, is_peer_lost
+
+
+@contextmanager
+def translate_runtime_errors() -> Iterator[None]:
+    """Used around all that a run does.
+
+    Raises:
+        EnvironmentProblem: a rank was lost, a kernel does not exist, or out of memory where no micro-batches help.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_peer_lost(error):
+            raise EnvironmentProblem(
+                "another process of this run has ended or cannot be reached. See its output; then run the same command "
+                "to resume from the newest checkpoint."
+            ) from error
+        if is_nondeterministic(error):
+            raise EnvironmentProblem(
+                f"training.deterministic: this device has no deterministic kernel for a part of this run "
+                f"({reason(error)}). Leave the setting out, or train on the CPU."
+            ) from error
+        if not is_out_of_memory(error):
+            raise
+        raise EnvironmentProblem(
+            f"out of memory outside of a training step ({reason(error)}). Use a smaller model or smaller images, or "
+            "close what else uses the memory. Saved checkpoints are kept."
+        ) from error

@@ -1,0 +1,430 @@
+"""Finalizers: what is done after the last step; and how a run ends, with the command that continues it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from unified_vae.api.card import FIGURES, write_card
+from unified_vae.config.loss import Capacity, Geco, KLConfig
+from unified_vae.config.model import DensityConfig
+from unified_vae.core.checkpoint_format import load
+from unified_vae.core.durable import reason, write_text
+from unified_vae.core.errors import CheckpointError, EnvironmentProblem
+from unified_vae.core.events import RunFinished
+from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.shell import uv_run
+from unified_vae.data.batches import gather, rank_slice
+from unified_vae.experiment.diagnosis.cause import HEALTHY, Diagnosis
+from unified_vae.experiment.diagnosis.history import History
+from unified_vae.experiment.diagnosis.pca_line import PCALine
+from unified_vae.experiment.diagnosis.preflight import Preflight, largest_beta_where
+from unified_vae.experiment.diagnosis.remedy import Situation, remedy
+from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.experiment.subject.subject import PIXEL_TERMS
+from unified_vae.metrics.reconstruction import ReconstructionSums
+from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density.stored import TENSORS
+from unified_vae.models.latent_stats import measure
+from unified_vae.models.pretrained import (
+    CONFIG,
+    DENSITY,
+    WEIGHTS,
+    load_pretrained,
+    save_density,
+    save_pretrained,
+    save_stats,
+)
+from unified_vae.models.vae import VAE
+from unified_vae.pipeline.setup import TrainJob
+from unified_vae.training.density_fit import FittedDensity, fit_density
+from unified_vae.training.latents import posteriors, views
+from unified_vae.training.sheets import paint_density
+from unified_vae.training.state import TrainState
+from unified_vae.training.validation import reconstruct_batches
+
+SAMPLES_FILE = "final-samples.png"
+MAX_TRAINING_IMAGES = 1000  # of the diagnosis: the gap to validation shows with fewer, and the pass stays short
+GECO_TOLERANCE = 0.5  # dB from the target that GECO is said to have missed
+ROUNDING = 1e-5  # of beta, which is logged as a product of numbers in fp32
+EXPORT_ERRORS = (OSError, SafetensorError, EnvironmentProblem)
+"""Raised where the disk is full or the folder cannot be written."""
+
+
+# --- finalizers ------------------------------------------------------------------------------------------
+
+
+def export_model(job: TrainJob) -> None:
+    """Write the averaged weights of the best validation as a folder that loads without this run.
+
+    Raises:
+        EnvironmentProblem: it could not be written; the sentence has the command that finishes the run.
+    """
+
+    def work() -> list[str]:
+        state, folder, config = job.state, job.folder, job.config
+        weights, step, psnr = job.train_step.ema.model.state_dict(), state.step, state.best_psnr
+        if state.best_step is not None and state.best_step != state.step:
+            try:
+                best = job.checkpointer.best_unsaved(state.best_step) or load(folder.checkpoints, state.best_step)
+                weights, step = dict(best.tensors("ema")), best.step
+            except CheckpointError as error:
+                job.observer.notice(f"the best weights cannot be read, so the last ones are exported: {error}")
+                psnr = None  # of the best, which these are not
+        row = History.read(folder.metrics, until=step).last
+        validation = {name: row[name] for name in FIGURES if row.get("step") == step and name in row}
+        about = {
+            "run": {
+                "name": folder.root.absolute().name,
+                "names": dict(job.request.run.names),
+                "data": job.data.description,
+                "license": config.license,
+                "step": step,
+                "psnr": psnr,
+                "trained_steps": state.step,
+                "validation": validation,
+            },
+            "loss": config.loss.model_dump(mode="json"),
+            "pixels": "float in [0, 1], channels first",
+            "background": config.data.background,
+        }
+        save_pretrained(folder.model, config.model, weights, about)
+        return []
+
+    job.findings += _on_main(job, work)
+
+
+def fit_latent_density(job: TrainJob) -> None:
+    """Fit what new images are sampled from, store it with the model with statistics and a card, and draw samples.
+
+    The model is complete before this begins, and nothing here changes it. Where no density can be fitted, N(0, I) is
+    kept, with a note.
+
+    Raises:
+        EnvironmentProblem: it could not be written; the sentence has the command that finishes the run.
+    """
+
+    def work() -> list[str]:
+        started, folder, config, observer = time.monotonic(), job.folder, job.config, job.observer
+        model = load_pretrained(folder.model, job.runtime.device)
+        try:
+            encoded: DiagonalGaussian | Exception = _encode_training_images(job, model, mirrored=False)
+        except Exception as error:  # the model is good without a density
+            encoded = error
+        fitted = _fit_density(job, model, encoded)
+        seconds = time.monotonic() - started
+        model.use_density(fitted.density)
+        sheet = None
+        try:
+            samples = config.training.samples
+            sheet = paint_density(model, folder.samples / SAMPLES_FILE, samples.count, config.seed)
+        except OSError as error:
+            observer.notice(f"{folder.samples / SAMPLES_FILE} cannot be written ({reason(error)})")
+        except torch.OutOfMemoryError:
+            observer.notice("out of memory: skipping the images of new samples; reduce training.samples.count")
+        _write_stats_and_card(job, model, encoded)
+        figures = {
+            "asked": config.density.model_dump(),
+            "log_likelihood": dict(fitted.nats),
+            "images": fitted.images,
+            "note": fitted.note,
+        }
+        save_density(folder.model, fitted.density, figures)  # last: with it the export is complete
+        lines = [_describe_density(fitted, seconds), *([fitted.note] if fitted.note else [])]
+        return [*lines, *([] if sheet is None else [f"new samples: {sheet.as_posix()}"])]
+
+    job.findings += _on_main(job, work)
+
+
+def _on_main(job: TrainJob, work: Callable[[], list[str]]) -> list[str]:
+    """Let the main process work; all ranks learn how it ended."""
+    lines: list[str] = []
+    problem: str | None = None
+    if job.runtime.is_main:
+        try:
+            lines = work()
+        except EXPORT_ERRORS as error:
+            problem = (
+                f"training is over, but the model could not be written to {job.folder.model} "
+                f"({reason(error).rstrip('.')}). {job.checkpointer.describe_last_checkpoint()} Free space or fix the "
+                f"permissions; this finishes the run: {job.request.command}"
+            )
+    lines, problem = job.runtime.broadcast_object((lines, problem))
+    if problem is not None:
+        raise EnvironmentProblem(problem)
+    return lines
+
+
+def _encode_training_images(job: TrainJob, model: VAE, mirrored: bool) -> DiagonalGaussian:
+    of = "mirrored training images" if mirrored else "training images"
+
+    def progress(done: int, total: int) -> None:
+        job.observer.phase(f"encoding {of} for the latent density", done, total)
+
+    config = job.config
+    return posteriors(model, job.data.train, config.density.max_images, config.seed, progress, mirrored)
+
+
+def _fit_density(job: TrainJob, model: VAE, encoded: DiagonalGaussian | Exception) -> FittedDensity:
+    """The density; N(0, I) with a note where none can be fitted, whatever the reason."""
+    config = job.config
+    if config.density.fit == "normal":
+        return FittedDensity(NormalDensity(model.latents), {}, 0)
+    try:
+        if isinstance(encoded, Exception):
+            raise encoded
+        seen = [encoded]
+        if views(model, job.data.train, config.density.max_images, config.data.augment) > 1:
+            seen.append(_encode_training_images(job, model, mirrored=True))
+        joined = DiagonalGaussian(torch.cat([p.mean for p in seen]), torch.cat([p.logvar for p in seen]))
+        return fit_density(joined, config.density, config.seed, job.observer.phase, len(seen))
+    except Exception as error:
+        note = f"no latent density could be fitted ({_first_line(error)}), so new images are sampled from N(0, I)"
+        return FittedDensity(NormalDensity(model.latents), {}, 0, note)
+
+
+def _describe_density(fitted: FittedDensity, seconds: float) -> str:
+    if fitted.density.kind == "normal":
+        likeliest = f", the likeliest of {len(fitted.nats)} densities" if len(fitted.nats) > 1 else ""
+        return f"new images are sampled from N(0, I){likeliest}"
+    gain = fitted.nats[fitted.density.kind] - fitted.nats["normal"] if fitted.nats else 0.0
+    better = f"; {gain:,.0f} nats per held-out image likelier than N(0, I)" if gain >= 0.5 else ""
+    density = f"{fitted.density.describe()}, fitted to the latents of {fitted.images:,} images in {seconds:.0f} s"
+    return f"new images are sampled from {density}{better}"
+
+
+def _write_stats_and_card(job: TrainJob, model: VAE, encoded: DiagonalGaussian | Exception) -> None:
+    """Statistics of the latents and the model card; a notice where they cannot be had, whatever the reason."""
+    folder, stats = job.folder.model, None
+    try:
+        if isinstance(encoded, Exception):
+            raise encoded
+        stats = measure(encoded)
+        save_stats(folder, stats)
+    except Exception as error:
+        job.observer.notice(f"the model has no statistics of its latents ({_first_line(error)})")
+    try:
+        write_card(folder, model, json.loads((folder / CONFIG).read_text(encoding="utf-8")), stats)
+    except Exception as error:
+        job.observer.notice(f"the model has no card ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def diagnose_run(job: TrainJob) -> None:
+    """Name the cause of blur or poor samples, in two lines: the last validation, the curves, some training images."""
+    training_psnr = _psnr_on_training_images(job)
+    if not job.runtime.is_main:
+        return
+    history, objective = History.read(job.folder.metrics), job.train_step.objective
+    if "psnr" not in history.last:  # the file is gone, or cannot be written
+        return
+    shares = {row.name: row.share for row in objective.rows(1.0) if row.share is not None}
+    beta = job.preflight.effective_beta(objective.config.kl, history.beta)
+    job.diagnosis = diagnosis = Diagnosis.of(
+        history.last,
+        job.train_step.model.latents,
+        images=len(job.data.validation),
+        training_psnr=training_psnr,
+        pixel_share=sum(shares.get(name, 0.0) for name in PIXEL_TERMS),
+        beta=history.beta,
+        sigma=history.sigma,
+        history=history,
+        line=PCALine.from_json(job.preflight.to_json(beta)),
+    )
+    row = next((row for row in diagnosis.evidence() if row.cause == diagnosis.cause), None)
+    figures = diagnosis.figures() if row is None else row.figures
+    more = "more" if diagnosis.cause == HEALTHY else "evidence and what to do"
+    job.findings += [
+        f"diagnosis: {diagnosis.cause} ({figures})",
+        f"{more}: {uv_run('diagnose.py', job.folder.root.as_posix())}",
+    ]
+
+
+def _psnr_on_training_images(job: TrainJob) -> float:
+    """dB of the averaged weights on as many training images as there are validation images, or MAX_TRAINING_IMAGES."""
+    step, runtime, train = job.train_step, job.runtime, job.data.train
+    model = step.ema.model
+    count = min(len(train), len(job.data.validation), MAX_TRAINING_IMAGES)
+    local = np.arange(count)[rank_slice(count, runtime.rank, runtime.world_size)]
+
+    def local_sums(num_micro_batches: int) -> ReconstructionSums:
+        sums = ReconstructionSums.empty(model.channels, model.image_size, runtime.device, runtime.accumulation_dtype)
+        size = job.schedule.micro_batch_size(runtime.world_size, num_micro_batches)
+        batches = (gather(train, local[start : start + size]) for start in range(0, len(local), size))
+        for output, images in reconstruct_batches(model, batches, runtime):
+            sums.add(output.reconstruction, images)
+        return sums
+
+    sums = step.micro_batches.run_with_oom_retry(job.schedule.batch_size // runtime.world_size, local_sums)
+    runtime.all_reduce_sum_(sums.tensors())
+    return sums.psnr()
+
+
+def report_geco_warnings(job: TrainJob) -> None:
+    """Say at the end of a run where GECO did not reach the error it was asked for."""
+    job.findings += geco_warnings(job.config.loss.kl, History.read(job.folder.metrics))
+
+
+def write_report(job: TrainJob) -> None:
+    """Keep the diagnosis and write the run's report page. Whatever goes wrong is only a notice: the model is
+    complete."""
+    from unified_vae.report import page  # loads matplotlib
+
+    if not job.runtime.is_main:
+        return
+    start, diagnosis = time.monotonic(), job.diagnosis
+    try:
+        if diagnosis is not None:
+            situation = Situation(job.config, job.folder.root, job.request.run.names, len(job.data.train))
+            advice = remedy(diagnosis, situation)
+            content = {
+                "step": job.state.step,
+                "cause": diagnosis.cause,
+                "advice": advice.advice,
+                "command": advice.command,
+                "evidence": [asdict(row) for row in diagnosis.evidence()],
+            }
+            write_text(job.folder.closing, json.dumps(content, indent=2) + "\n")
+        path = page.write_report([job.folder.root])
+    except Exception as error:
+        job.observer.notice(f"{job.folder.report} could not be written ({reason(error).rstrip('.')})")
+        return
+    job.findings.append(f"report: {path.as_posix()} (written in {time.monotonic() - start:.1f} s)")
+
+
+# --- GECO and capacity in words --------------------------------------------------------------------------
+
+
+def geco_warnings(kl: KLConfig, history: History) -> list[str]:
+    """What to say at the end of a run that did not reach the error it was asked for; empty where all is well.
+
+    GECO looks at training images, decoded from drawn latents: the loss that the metrics file has of them.
+    """
+    if not isinstance(kl.constraint, Geco) or not history.training or history.beta is None:
+        return []
+    geco, reached = kl.constraint, history.training[-1][1]
+    if abs(reached - geco.psnr) < GECO_TOLERANCE:
+        return []
+    words = f"GECO did not converge: training images are at {reached:.1f} dB, the target is {geco.psnr:g}"
+    if history.beta <= geco.min_beta * (1 + ROUNDING):
+        return [f"{words}, and beta is at its floor. Use more latents, train longer, or lower the target"]
+    if history.beta >= geco.max_beta * (1 - ROUNDING):
+        return [f"{words}, and beta is at its ceiling: --set loss.kl.constraint.max_beta={10 * geco.max_beta:g}"]
+    speed = f"--set loss.kl.constraint.speed={min(1.0, 4 * geco.speed):g}"
+    return [f"{words}, and beta ({history.beta:.3g}) is still moving. Train longer, or let it move faster: {speed}"]
+
+
+def constraint_facts(theory: Preflight, kl: KLConfig) -> list[tuple[str, str]]:
+    """What linear theory says about a constraint on the KL; empty where there is nothing to say."""
+    match kl.constraint:
+        case Capacity(capacity=nats) if theory.planned_beta(kl) == kl.weight:
+            expected = theory.linear(kl.weight).rate
+            text = (
+                f"beta {kl.weight:g} is too low to hold the KL at {nats:g} nats: linear theory expects {expected:.0f}"
+            )
+            return [("capacity", f"{text}. Use a higher --beta, ten times as much say")]
+        case Geco() as geco:
+            best = theory.linear(geco.min_beta)
+            if best.sigma**2 > geco.target:  # the error of training images, decoded from drawn latents
+                reached = -20 * math.log10(best.sigma)
+                text = (
+                    f"linear theory reaches {reached:.1f} dB with {theory.latents} latents: unless the network adds "
+                    f"the rest to {geco.psnr:g} dB, beta falls to {geco.min_beta:g} and the KL grows without need. Use "
+                    "more latents or a lower psnr"
+                )
+                return [("geco", text)]
+            beta = largest_beta_where(lambda beta: theory.linear(beta).sigma ** 2 <= geco.target)
+            beta = min(beta, geco.max_beta)
+            rate = theory.linear(beta).rate
+            return [("geco", f"linear theory meets {geco.psnr:g} dB at beta {beta:.3g}, with KL {rate:.0f} nats")]
+        case _:
+            return []
+
+
+# --- how a run ends --------------------------------------------------------------------------------------
+
+
+def is_over(job: TrainJob) -> bool:
+    """Whether nothing is left to do. A run that was interrupted before its export still has that to do, and one that is
+    asked for another latent density has that to fit."""
+    state = job.state
+    trained = state.step >= job.schedule.total_steps or state.stopped_early
+    return trained and is_exported(job.folder, state, job.request.run.config.density)
+
+
+def is_exported(folder: RunFolder, state: TrainState, density: DensityConfig) -> bool:
+    """Whether the exported model is that of this very state, with the latent density that is asked for."""
+    try:
+        about = json.loads((folder.model / CONFIG).read_text(encoding="utf-8"))
+        complete = all((folder.model / name).is_file() for name in (WEIGHTS, TENSORS))
+        complete = complete and about[DENSITY]["asked"] == density.model_dump()
+        return bool(about["run"]["trained_steps"] == state.step) and complete
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def interrupted(job: TrainJob, stop_reason: str) -> RunFinished:
+    """A signal, or somebody else, stopped the run; everything is saved."""
+    from unified_vae.pipeline.fit import exit_code_of
+
+    advice = (f"saved at step {job.state.step:,}. To resume: {job.request.command}",)
+    return _finished(job, "interrupted", advice, signal=stop_reason, exit_code=exit_code_of(stop_reason))
+
+
+def already_finished(job: TrainJob) -> RunFinished:
+    """The same command was given for a run that is over."""
+    how = "stopped early" if job.state.stopped_early else "finished"
+    advice = (
+        f"this run has already {how}: nothing to do.",
+        f"To train longer, give more --epochs than {job.config.training.epochs}; to start afresh, --no-resume.",
+    )
+    return _finished(job, "already finished", advice, seconds=0.0)
+
+
+def finished(job: TrainJob) -> RunFinished:
+    """The last step was taken, or early stopping ended the run."""
+    unsaved, findings = job.checkpointer.problem, list(job.findings)
+    if unsaved is not None:
+        findings.append(
+            f"{unsaved}. The model is complete; to train it longer, the run resumes at an earlier checkpoint"
+        )
+    advice = (
+        *findings,
+        f"sample images: {job.folder.samples}",
+        f"curves: {uv_run('tensorboard', '--logdir', job.folder.tensorboard)}",
+    )
+    outcome = "stopped early" if job.state.stopped_early else "finished"
+    return _finished(job, outcome, advice, exit_code=0 if unsaved is None else 3)
+
+
+def _finished(
+    job: TrainJob,
+    outcome: str,
+    advice: Sequence[str],
+    signal: str = "",
+    exit_code: int = 0,
+    seconds: float | None = None,
+) -> RunFinished:
+    state, folder = job.state, job.folder
+    return RunFinished(
+        outcome=outcome,
+        run_dir=folder.root,
+        step=state.step,
+        values={} if state.best_psnr is None else {"psnr": state.best_psnr},
+        best_step=state.best_step,
+        seconds=time.monotonic() - job.started if seconds is None else seconds,
+        model_dir=folder.model if folder.model.is_dir() else None,
+        signal=signal,
+        exit_code=exit_code,
+        advice=tuple(advice),
+    )

@@ -1,0 +1,82 @@
+"""Initializers: what a new run starts from; and the trainer of a run with its log files."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unified_vae.core.counter import key, permutation
+from unified_vae.data.batches import gather, validation_batches
+from unified_vae.experiment.diagnosis.preflight import start_at_pca
+from unified_vae.experiment.run_folder import leaves
+from unified_vae.pipeline.build import calibrate
+from unified_vae.pipeline.setup import TrainJob
+from unified_vae.training.loggers import MetricsLog, SkippedLog, TensorBoardLogger, TimingLog, tensorboard_problem
+from unified_vae.training.sheets import LATENTS_FROM, SheetPainter
+from unified_vae.training.trainer import Trainer
+from unified_vae.training.validation import VAEValidator
+
+
+def from_pca(job: TrainJob) -> None:
+    """Make a model with a linear path the optimal linear VAE of the training images; others keep random weights."""
+    assert job.pca is not None, "only a new run has one"
+    step = job.train_step
+    start_at_pca([step.model, step.ema.model], job.pca, job.preflight, job.config)
+
+
+def calibrate_scale(job: TrainJob) -> None:
+    """Give the distortion's scale its first value."""
+    calibrate(job.train_step, job.images, job.noise)
+
+
+def make_trainer(job: TrainJob) -> Trainer:
+    """The trainer of a job; the main process opens the log files and tells the observers that the run starts."""
+    from unified_vae.pipeline.run_header import run_header
+
+    config, state, folder, runtime = job.config, job.state, job.folder, job.runtime
+    metrics_log, painter = None, None
+    header = run_header(job)  # on every rank: the first losses are a mean over all of them
+    if runtime.is_main:
+        job.observer.members += [TimingLog(folder.timing), SkippedLog(folder.skipped, state.skipped_steps)]
+        if problem := tensorboard_problem(folder.tensorboard):
+            job.observer.notice(problem)
+        else:
+            plain = {
+                path: value if isinstance(value, bool | int | float | str) else str(value)
+                for path, value in leaves(config).items()
+            }
+            job.observer.members.append(TensorBoardLogger(folder.tensorboard, plain))
+        metrics_log = MetricsLog(folder.metrics, state.metrics_rows, job.observer.notice)
+        painter = _make_painter(job)
+    job.observer.run_started(header)
+    ema = job.train_step.ema
+    job.trainer = Trainer(
+        job.train_step,
+        job.schedule,
+        config.training,
+        job.data.train,
+        state,
+        job.checkpointer,
+        runtime=runtime,
+        observer=job.observer,
+        control=job.control,
+        validator=VAEValidator(
+            job.train_step,
+            job.data.validation,
+            job.schedule.micro_batch_size(runtime.world_size, 1),
+            job.observer,
+            job.preflight.psnr_pca,
+        ),
+        image_writer=None if painter is None else lambda step, name: painter.paint(ema.model, step, name),
+        metrics_log=metrics_log,
+        cached_images=job.cached_images,
+    )
+    return job.trainer
+
+
+def _make_painter(job: TrainJob) -> SheetPainter:
+    """Draws the sample images of a run, of its first validation images."""
+    seed, samples = job.schedule.seed, job.config.training.samples
+    count = min(samples.count, len(job.data.validation))
+    first = next(iter(validation_batches(job.data.validation, batch_size=count, rank=0, world_size=1)))
+    subset = np.sort(permutation(key(seed, "sheets"), len(job.data.train))[:LATENTS_FROM])
+    return SheetPainter(job.folder.samples, first, samples.count, seed, gather(job.data.train, subset))

@@ -1,0 +1,209 @@
+"""Profile: take some steps of a planned run, and say where their time goes. Nothing is trained or saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import profile as torch_profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from unified_vae.config.run import ComposedRun
+from unified_vae.core.durable import write_text
+from unified_vae.core.errors import ConfigError
+from unified_vae.core.events import Memory, Observer, Observers
+from unified_vae.core.paths import sibling
+from unified_vae.data.batches import train_batches
+from unified_vae.experiment.diagnosis.preflight import fly
+from unified_vae.pipeline import autotune
+from unified_vae.pipeline.build import build_vae_step, calibrate, make_schedule
+from unified_vae.pipeline.errors import translate_runtime_errors
+from unified_vae.pipeline.setup import cache_images, first_batch, open_images, resolve
+from unified_vae.training.distributed import Runtime, open_runtime
+from unified_vae.training.train_step import PARTS, VAEStep, forward_and_measure, scale_learning_rates
+
+WARM_UP_STEPS, TRACED_STEPS = 3, 2
+MIN_STEPS, MAX_STEPS, WANTED_SECONDS = 3, 50, 10.0
+SUFFIX = "-profile"  # of the folder: it holds neither config.json nor checkpoints, so nothing takes it for a run
+DATA, FORWARD, OTHER = "data: images", "forward", "noise, checks, and the rest"
+MATMUL_SIZE = {"cuda": 8192, "cpu": 1536}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a step of a run costs.
+
+    Attributes:
+        device: in words, with the precision.
+        steps: measured, as a whole and in parts.
+        step_seconds: median of a step as a run takes it.
+        parts: name -> seconds per step, on the GPU where there is one.
+        step_flops: operations of a step, all networks of the loss included.
+        peak_flops: of this machine per second, measured at products of matrices in the same precision.
+    """
+
+    device: str
+    batch_size: int
+    steps: int
+    step_seconds: float
+    parts: dict[str, float]
+    step_flops: float
+    peak_flops: float
+    memory: Memory
+
+    @property
+    def flops(self) -> float:
+        """Operations per second of a step."""
+        return self.step_flops / self.step_seconds
+
+
+def profile_folder(run_dir: Path) -> Path:
+    """Where the profile of a run goes: a folder of its own beside the run's."""
+    return sibling(run_dir, after=SUFFIX)
+
+
+def profile(run: ComposedRun, folder: Path, observer: Observer) -> Profile:
+    """Measure a planned run, and write `profile.json` and `trace.json` (chrome://tracing, ui.perfetto.dev) to `folder`.
+
+    Raises:
+        UserError: settings, data or environment that the user can fix.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--profile looks at one device: start it with python or uv run, without torchrun")
+    training = run.config.training
+    with (
+        translate_runtime_errors(),
+        open_runtime(run.config.device, training.precision, training.deterministic) as runtime,
+    ):
+        result = _measure(run, folder, runtime, observer)
+        content = {**dataclasses.asdict(result), "flops": result.flops}
+        write_text(folder / "profile.json", json.dumps(content, indent=2) + "\n")
+    return result
+
+
+def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observer) -> Profile:
+    # the step of the run as at its start
+    data = open_images(run, runtime, Observers([observer]))
+    cached, _ = cache_images(data.train, run.config.data, runtime)  # first, as in a run
+    observer.phase("computing the PCA of the training images", 0, None)
+    theory, _ = fly(run.config, data, runtime.device)
+    resolved = autotune.with_batch_size(resolve(run, data, runtime, None, theory), data, runtime, None)
+    resolved = autotune.with_kernels(resolved, data, runtime, None, observer)
+    runtime = runtime.with_memory_format(resolved.config.training.memory_format)
+    step = build_vae_step(resolved.config, data, runtime)
+    schedule = make_schedule(resolved.config, data, step.objective)
+    calibrate(step, *first_batch(step, data, schedule))
+    scale_learning_rates(step.optimizers.values(), 1e-6)
+
+    batches = train_batches(
+        data.train,
+        seed=schedule.seed,
+        start_step=0,
+        end_step=WARM_UP_STEPS + 2 * MAX_STEPS + TRACED_STEPS + 1,
+        batch_size=schedule.batch_size,
+        pin_memory=runtime.device.type == "cuda",
+        cached_images=cached,
+    )
+    with closing(batches):
+        number = 0
+
+        def take_step() -> float:
+            """Take a step as a run does, apart from validation, images and saves; returns its seconds."""
+            nonlocal number
+            runtime.synchronize()
+            started = time.perf_counter()
+            with record_function(DATA):
+                batch = next(batches)
+            step(batch, min(number, step.total_steps - 1))
+            runtime.synchronize()
+            number += 1
+            return time.perf_counter() - started
+
+        observer.phase("warming up", 0, None)
+        pace = [take_step() for _ in range(WARM_UP_STEPS)][-1]
+        count = int(min(max(WANTED_SECONDS / max(pace, 1e-6), MIN_STEPS), MAX_STEPS))
+        observer.phase(f"timing {count} steps as a whole, {count} in parts", 0, None)
+        seconds = statistics.median(take_step() for _ in range(count))
+        memory = runtime.memory()
+        forward, step._forward = step._forward, forward_and_measure  # operations inside compiled code are not counted
+        with FlopCounterMode(display=False) as counter:
+            take_step()
+        step._forward = forward
+        if not step.compiled:
+            _name_modules(step)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if runtime.device.type == "cuda" else [])]
+        with torch_profile(activities=activities) as seen:
+            total = sum(take_step() for _ in range(count))
+        parts = _seconds_by_part(seen, total, count)
+        with torch_profile(activities=activities) as seen:
+            for _ in range(TRACED_STEPS):
+                take_step()
+        folder.mkdir(parents=True, exist_ok=True)
+        seen.export_chrome_trace(str(folder / "trace.json"))
+    observer.phase("measuring the machine's peak", 0, None)
+    return Profile(
+        device=runtime.describe(),
+        batch_size=schedule.batch_size,
+        steps=count,
+        step_seconds=seconds,
+        parts=parts,
+        step_flops=float(counter.get_total_flops()),
+        peak_flops=peak_flops(runtime),
+        memory=memory,
+    )
+
+
+def _name_modules(step: VAEStep) -> None:
+    """Let the parts of the forward pass show up by name."""
+    modules = {"forward: encoder": step.model.encoder, "forward: decoder": step.model.decoder}
+    modules |= {f"loss: {name}": term for name, term in step.objective.terms.items()}
+    for name, module in modules.items():
+        open_records: list[Any] = []
+
+        def enter(*_: Any, name: str = name, records: list[Any] = open_records) -> None:
+            records.append(record_function(name))
+            records[-1].__enter__()
+
+        def leave(*_: Any, records: list[Any] = open_records) -> None:
+            records.pop().__exit__(None, None, None)
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+
+
+def _seconds_by_part(seen: Any, total: float, count: int) -> dict[str, float]:
+    """Seconds per step of each named part, without the parts inside of it; what is left of `total` is the last."""
+    seconds: dict[str, float] = {}
+    for event in seen.key_averages():
+        if event.key in PARTS or event.key == DATA or event.key.startswith(("forward: ", "loss: ")):
+            on_device = getattr(event, "device_time_total", 0.0)
+            seconds[event.key] = max(seconds.get(event.key, 0.0), 1e-6 * (on_device or event.cpu_time_total) / count)
+    inside = sum(value for name, value in seconds.items() if name.startswith(("forward: ", "loss: ")))
+    if FORWARD in seconds and inside:
+        seconds["forward: posterior and the rest"] = max(seconds.pop(FORWARD) - inside, 0.0)
+    seconds[OTHER] = max(total / count - sum(seconds.values()), 0.0)
+    return seconds
+
+
+def peak_flops(runtime: Runtime) -> float:
+    """Operations per second of the fastest of some products of square matrices, in the network's precision."""
+    side = MATMUL_SIZE.get(runtime.device.type, 4096)
+    left, right = (torch.ones(side, side, device=runtime.device, dtype=runtime.dtype) for _ in range(2))
+    torch.mm(left, right)
+    runtime.synchronize()
+    best, started, count = float("inf"), time.perf_counter(), 0
+    while count < 3 or time.perf_counter() - started < 1.0:
+        begun = time.perf_counter()
+        torch.mm(left, right)
+        runtime.synchronize()
+        best, count = min(best, time.perf_counter() - begun), count + 1
+    return 2 * side**3 / best

@@ -1,0 +1,179 @@
+"""What a run says before its first step: facts, beta and every loss weight, what changed since the checkpoint."""
+
+from __future__ import annotations
+
+from unified_vae.config import schedule
+from unified_vae.config.data import AugmentConfig
+from unified_vae.config.loss import Geco, KLConfig, TermConfig
+from unified_vae.core.events import RunStarted, TermRow
+from unified_vae.data.augment import describe
+from unified_vae.experiment.diagnosis import preflight
+from unified_vae.losses import constraint
+from unified_vae.losses.objective import Objective
+from unified_vae.pipeline.autotune import NOT_TIMED
+from unified_vae.pipeline.finalize import constraint_facts
+from unified_vae.pipeline.setup import TrainJob, first_losses, self_test
+from unified_vae.training.validation import in_bits
+
+FEW_IMAGES = 50_000
+MANY_EPOCHS = 10  # fewer do not overfit
+
+
+def announce(job: TrainJob) -> None:
+    """Show notices on data and losses, warn of predicted posterior collapse, and test the loss terms.
+
+    Raises:
+        ConfigError: collapse is predicted and `preflight` is `strict`, or a loss term has no gradient.
+    """
+    notice, requested, config = job.observer.notice, job.request.run.config.loss.kl, job.config
+    for note in job.data.notes:
+        notice(note)
+    for entry in job.resolved.substitutions:
+        since = " (as when this run began)" if job.resumed_from else ""
+        notice(
+            f"loss.{entry.term} is replaced by loss.{entry.replacement}{since}: {entry.reason.rstrip('.')}. "
+            f"To make this an error: --set loss.{entry.term}.missing=strict"
+        )
+    if requested.reduction != "nats":
+        beta = config.loss.kl.weight
+        notice(f"kl.weight {requested.weight:g} in the convention {requested.reduction} is beta {beta:.4g} here")
+    if job.data.quarantined and job.runtime.is_main:
+        notice(f"files that cannot be used are listed, with reasons, in {job.folder.quarantine}")
+    in_nats = "" if requested.reduction == "nats" else " with --set loss.kl.reduction=nats"
+    beta = job.preflight.planned_beta(config.loss.kl)
+    if warning := preflight.refuse_or_warn(job.preflight, beta, config.preflight == "strict", in_nats):
+        notice(warning)
+    self_test(job.train_step, job.images, job.noise)
+
+
+def run_header(job: TrainJob) -> RunStarted:
+    """The event that starts a run, new or resumed. Every rank takes part."""
+    config, state, schedule_, step = job.config, job.state, job.schedule, job.train_step
+    point = first_losses(step, job.images, job.noise, schedule_.progress(state.step))
+    planned = job.preflight.planned_beta(config.loss.kl)
+    return RunStarted(
+        run_dir=job.folder.root,
+        start_step=state.step,
+        total_steps=schedule_.total_steps,
+        steps_per_epoch=schedule_.steps_per_epoch,
+        batch_size=schedule_.batch_size,
+        resumed=state.step > 0,
+        facts=[
+            *_model_facts(job),
+            ("images", job.data_location),
+            *_resolved_facts(job),
+            _first_batch_fact(point, step.objective),
+            *preflight.lines(job.preflight, planned),
+            *constraint_facts(job.preflight, config.loss.kl),
+        ],
+        terms=term_rows(job, schedule_.progress(state.step)),
+        differences=tuple(job.differences),
+    )
+
+
+def _model_facts(job: TrainJob) -> list[tuple[str, str]]:
+    schedule_, model, data = job.schedule, job.train_step.model, job.data
+    count = sum(parameter.numel() for parameter in model.parameters())
+    fixed = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    fixed_words = f", {fixed:,} of them fixed" if fixed else ""
+    epochs = schedule_.total_steps / schedule_.steps_per_epoch
+    selection = f"selected by validation PSNR from step {schedule_.selection_start_step:,} on, after all warm-ups"
+    if schedule_.selection_start_step == schedule_.total_steps:
+        selection = "those of the last step: the objective changes until then, and early stopping is inactive"
+    facts = [
+        ("device", job.runtime.describe()),
+        ("data", data.description),
+        ("augmentation", augmentation_text(job.config.data.augment, len(data.train), epochs)),
+        ("model", f"{job.config.model.family}, {count:,} parameters{fixed_words}, {data.channels} channel(s)"),
+        (
+            "steps",
+            f"{schedule_.total_steps:,} of {schedule_.batch_size} images, {schedule_.steps_per_epoch:,} per epoch",
+        ),
+        ("best weights", selection),
+        ("self-test", "every enabled loss term has a gradient"),
+    ]
+    if (sigma := job.train_step.objective.sigma()) is not None:
+        facts.append(("sigma", f"{sigma:.4f} of the pixel range: the decoder's noise, calibrated as it trains"))
+    return facts
+
+
+def _resolved_facts(job: TrainJob) -> list[tuple[str, str]]:
+    """What the run resolved at its start or on its way, and continues with."""
+    training, reasons, state, facts = job.config.training, job.resolved.reasons, job.state, []
+    if reason := reasons.get("training.batch_size"):
+        facts.append(("batch size", f"{job.schedule.batch_size}, {reason}"))
+    if training.precision == "auto" and job.runtime.supports_bf16:
+        facts.append(("precision", "fp32; this CPU has bf16 too, often 1.5 times as fast: --precision bf16"))
+    for name, value in (
+        ("memory_format", training.memory_format),
+        ("compile", "on" if training.compile is True else "off"),
+    ):
+        reason = reasons.get(f"training.{name}", "")
+        if reason and not reason.startswith(("as asked", "auto: as when")) and NOT_TIMED not in reason:
+            facts.append((name.replace("_", " "), f"{value}, {reason}"))
+    if state.num_micro_batches:
+        size = job.schedule.micro_batch_size(job.runtime.world_size, state.num_micro_batches)
+        facts.append(("memory", f"micro-batches of at most {size} images, after out-of-memory"))
+    if state.lr_scale != 1:
+        facts.append(
+            ("learning rate", f"{state.lr_scale:g} times what the schedule says, since a rollback after NaN/Inf")
+        )
+    if state.skipped_steps:
+        facts.append(("skipped steps", f"{state.skipped_steps:,}, listed in skipped.jsonl"))
+    return facts
+
+
+def augmentation_text(config: AugmentConfig, images: int, epochs: float) -> str:
+    """What is changed in the images; where nothing is and they are few, what mirroring would bring."""
+    text = describe(config)
+    if config != AugmentConfig() or images >= FEW_IMAGES or epochs < MANY_EPOCHS:
+        return text
+    return (
+        f"{text}; {images:,} images, each seen {epochs:,.0f} times, are few. Where left and right may be exchanged, "
+        "mirror half of them: --set data.augment.horizontal_flip=true (+0.6 dB on 400 portraits)"
+    )
+
+
+def _first_batch_fact(point: tuple[float, float], objective: Objective) -> tuple[str, str]:
+    """KL of the model as it stands, and its distortion where that is a likelihood."""
+    nll, kl = point
+    bits = in_bits(kl, nll, objective.dimensions)
+    if not objective.is_likelihood:
+        return "first batch", f"KL {kl:,.1f} nats per image ({bits['rate.bits_per_dim']:.4f} bits per dimension)"
+    distortion = f"NLL {nll:,.0f} nats per image ({bits['distortion.bits_per_dim']:.3f} bits per dimension)"
+    total = bits["distortion.bits_per_dim"] + bits["rate.bits_per_dim"]
+    return "first batch", f"{distortion}, KL {kl:,.1f} nats ({bits['rate.bits_per_dim']:.4f}), together {total:.3f}"
+
+
+def term_rows(job: TrainJob, progress: float) -> list[TermRow]:
+    """Beta and every loss weight, also the weights that are 0."""
+    loss, objective = job.config.loss, job.train_step.objective
+    notes = {entry.term: f"replaced by {entry.replacement}" for entry in job.resolved.substitutions}
+    notes |= {
+        row.name: f"{row.share:.0%} of the distortion" for row in objective.rows(progress) if row.share is not None
+    }
+    notes["kl"] = _beta_note(loss.kl, objective, progress)
+    terms: dict[str, TermConfig | KLConfig] = {name: getattr(loss, name) for name in type(loss).model_fields}
+    return [
+        TermRow(
+            name=f"loss.{name}",
+            weight=term.weight,
+            schedule=schedule.describe(term.schedule),
+            # GECO moves beta by itself
+            factor=objective.beta(progress) / term.weight
+            if name == "kl" and term.weight > 0
+            else schedule.factor(term.schedule, progress),
+            note=notes.get(name, ""),
+        )
+        for name, term in terms.items()
+        if hasattr(term, "weight")
+    ]
+
+
+def _beta_note(kl: KLConfig, objective: Objective, progress: float) -> str:
+    parts = ["beta, per nat of KL"]
+    if bound := constraint.describe(kl.constraint, progress):
+        parts.append(bound)
+    if isinstance(kl.constraint, Geco):
+        parts.append(f"beta now {objective.beta(progress):.3g}")
+    return "; ".join(parts)
