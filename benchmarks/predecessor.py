@@ -28,7 +28,7 @@ from unified_vae.metrics.latent import LatentSums
 from unified_vae.metrics.reconstruction import ReconstructionSums
 from unified_vae.models.build import build_model
 from unified_vae.models.vae import VAE
-from unified_vae.optim.build import build_optimizer
+from unified_vae.optim.build import build_optimizers
 from unified_vae.optim.lr import lr_factor
 from unified_vae.training.random import latent_noise
 
@@ -66,7 +66,7 @@ def trained(config: RunConfig, data: DataSets, loss_of: Loss) -> VAE:
     """The network after all steps."""
     training, count = config.training, len(data.train)
     model = build_model(config.model.model_copy(update={"channels": data.channels}), seed=key(config.seed, "weights"))
-    optimizer = build_optimizer(training.optimizer, model, fused=False)
+    optimizer = build_optimizers(training.optimizer, model, fused=False)["main"]
     total = training.epochs * steps_per_epoch(count, training.batch_size)
     batches = train_batches(data.train, seed=config.seed, start_step=0, end_step=total, batch_size=training.batch_size)
     for step, batch in enumerate(batches):

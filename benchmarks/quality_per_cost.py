@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from unified_vae.optim.light_start import leave_the_compiler_alone
 
 from runs import NOT_ASKED, Job, train_all
 from script import overrides, parser, save, settle, source, start, table
@@ -79,7 +78,6 @@ def costs(
     options: argparse.Namespace, settings: dict[str, dict[str, object]], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Seconds of the processor of a step, and trained parameters, of each entrant; forward, backward and AdamW."""
-    leave_the_compiler_alone()
     keep_freed_memory()  # as a run does
     found: dict[str, dict[str, float]] = {}
     takers, seconds = {}, {name: [] for name in settings}

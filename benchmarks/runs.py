@@ -24,6 +24,7 @@ import torch
 from unified_vae.config.data import DataConfig
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.core.events import Observer, RunStarted, Validated
+from unified_vae.core.malloc import keep_freed_memory
 from unified_vae.data.dataset import DataSets
 from unified_vae.data.prepare import open_data
 from unified_vae.experiment.planning.plan import Plan, plan_mode, plan_presets
@@ -81,6 +82,7 @@ def train(job: Job, work_dir: Path) -> Figures:
     if known.is_file():
         return json.loads(known.read_text(encoding="utf-8"))
     watcher, begun = _Watcher(job.name), time.monotonic()
+    keep_freed_memory()  # as the training commands do
     ending = fit(RunRequest(plan.run, plan.run_dir, True, "the same again", plan.fix_from), [watcher])
     if ending.outcome == "interrupted":
         raise SystemExit(ending.exit_code)

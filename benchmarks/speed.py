@@ -9,7 +9,7 @@ round every contestant takes `--steps` steps while the others wait, in an order 
 ratio is the median over rounds of our seconds by theirs. Seconds are those of the contestant's threads where it
 computes on the CPU, as other programs share the machine, and those of the clock, with the device waited for, on a GPU.
 
-- `ours`: training.step.VAEStep in the trainer's runtime, with what the loop does after a step: numbers counted,
+- `ours`: training.train_step.VAEStep in the trainer's runtime, with what the loop does after a step: numbers counted,
   non-finite steps skipped.
 - `bare`: forward, MSE + KL, backward, clipping, fused AdamW, averaged weights (a fused lerp): a loop by hand.
 - `bare_kept`: the same in a process that keeps freed memory, as ours does: what is left is the loop's own cost.
@@ -41,6 +41,7 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -51,16 +52,17 @@ from unified_vae.config.model import ConvConfig, ResidualConfig, SpatialConfig
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.config.training import RecoveryConfig
 from unified_vae.core.malloc import keep_freed_memory
+from unified_vae.data.batches import TrainBatch
 from unified_vae.losses.build import build_objective
 from unified_vae.models.build import build_model
 from unified_vae.models.spatial_blocks import norm_groups
 from unified_vae.models.vae import VAE
-from unified_vae.optim.build import build_optimizer
+from unified_vae.optim.build import build_optimizers
 from unified_vae.training.anomalies import MetricAccumulator
 from unified_vae.training.distributed import Runtime, open_runtime
 from unified_vae.training.ema import EMA
 from unified_vae.training.state import TrainState
-from unified_vae.training.train_step import VAEStep, to_unit_range
+from unified_vae.training.train_step import VAEStep, scale_learning_rates, to_unit_range
 
 NAME = "speed"
 NETWORKS = {
@@ -134,19 +136,21 @@ def ours(course: Course) -> Step:
     model, images = course.model(), to_unit_range(course.batches[0], course.runtime.memory_format)
     with torch.no_grad():
         objective.observe(objective.measure(model(images, course.noise(len(images))), images))
-    optimizer = build_optimizer(AdamWConfig(lr=LR), model, fused=course.runtime.fused)
-    stepper = VAEStep(
-        course.runtime, model, EMA(model, DECAY), objective, optimizer, seed=0, accumulate=1, clip_norm=CLIP
+    optimizers = build_optimizers(AdamWConfig(lr=LR), model, fused=course.runtime.fused)
+    ema, total = EMA(model, DECAY), 1_000_000
+    train_step = VAEStep(
+        course.runtime, model, ema, objective, optimizers, seed=0, total_steps=total, max_grad_norm=CLIP
     )
-    state, batches = TrainState(), course.endless()
-    ledger = MetricAccumulator(stepper.names, state, RecoveryConfig(), False)
+    state, batches, indices = TrainState(), course.endless(), np.arange(len(images))
+    accumulator = MetricAccumulator(train_step.names, state, RecoveryConfig(), False)
 
     def step() -> None:
-        measured = stepper.take(next(batches), state.step, 0.5, LR)
+        scale_learning_rates(optimizers.values(), 1.0)
+        metrics = train_step(TrainBatch(indices, 0, next(batches)), state.step)
         state.step += 1
-        ledger.note(measured)
-        if not course.runtime.is_async or len(ledger) >= 20:
-            ledger.settle()
+        accumulator.add(metrics)
+        if not course.runtime.is_async or len(accumulator) >= 20:
+            accumulator.flush()
 
     return step
 
@@ -373,7 +377,7 @@ def compete(entry: Entry, pipe: Connection) -> None:
     opened = open_runtime(entry.device, entry.precision) if is_ours else contextlib.nullcontext(_plain_runtime(entry))
     with opened as runtime:
         course = _course(entry, runtime)
-        if entry.who == "bare_kept":
+        if is_ours or entry.who == "bare_kept":  # as the training commands do
             keep_freed_memory()
         if entry.who in TRAINERS:
             TRAINERS[entry.who](course, Turns(pipe, course.clock))

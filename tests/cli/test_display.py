@@ -174,12 +174,12 @@ def test_an_epoch_line_has_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("waited", "best", "said"),
+    ("num_bad_epochs", "best", "said"),
     [(0, True, "patience 0/10"), (1, False, "patience 1/10"), (1, True, "patience 1/10 (too small a gain)")],
 )
-def test_a_best_that_patience_does_not_count_is_told(waited: int, best: bool, said: str) -> None:
+def test_a_best_that_patience_does_not_count_is_told(num_bad_epochs: int, best: bool, said: str) -> None:
     stream = io.StringIO()
-    event = dataclasses.replace(validated(40, best=best), epochs_without_gain=waited)
+    event = dataclasses.replace(validated(40, best=best), num_bad_epochs=num_bad_epochs)
     RunLines(stream, Clock()).validated(event)
     assert stream.getvalue().rstrip().endswith(said)
 

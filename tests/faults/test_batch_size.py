@@ -1,5 +1,7 @@
 """`--batch-size auto`: the largest batch that fits on a GPU, a rule on a CPU; recorded, and the same on resume."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -79,11 +81,16 @@ def test_trials_are_not_compiled_also_where_the_run_is(opened, source, monkeypat
 
 
 def test_the_rule_follows_the_memory_that_is_available(opened, source, monkeypatch):
-    each = 2 * model_figures(request("unused", source).run.config.model).kept_bytes
-    for room, size, why in ((1000, 64, "no faster"), (20, 16, "half of the available memory"), (0, 1, "half of")):
-        monkeypatch.setattr(autotune, "available_memory", lambda room=room: 2 * room * each + 1)
-        found, reason = autotune._by_rule(*opened, 1000)
-        assert found == size and why in reason, reason
+    each, sizes, reason = 2 * model_figures(request("unused", source).run.config.model).kept_bytes, [], ""
+    for available in (0, *(each * 2**power for power in range(10))):
+        monkeypatch.setattr(autotune, "available_memory", lambda available=available: available)
+        size, reason = autotune._by_rule(*opened, 1000)
+        assert ("half of the available memory" if size < 64 else "no faster") in reason
+        assert size == 1 or 2 * size * each <= available, "with what the loss keeps, it is even more"
+        sizes.append(size)
+    assert all(after in (before, 2 * before) for before, after in itertools.pairwise(sizes))
+    assert (sizes[0], sizes[-1]) == (1, 64)
+    monkeypatch.setattr(autotune, "available_memory", lambda: 0)
     assert autotune._by_rule(*opened, 3)[0] == 1, "memory is the smaller bound"
 
 

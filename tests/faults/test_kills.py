@@ -127,7 +127,7 @@ def test_killed_anywhere_with_a_plateau_and_patience(kills, source, tmp_path):
     """Validations without gain, reductions of the rate and the early end are counted as in the run left alone."""
     alone = left_alone(request(tmp_path / "alone", source, merged(SAVE_ALWAYS, PATIENT)))
     numbers = state_of(max((tmp_path / "alone" / "checkpoints").iterdir()))["train"]
-    assert (numbers["step"], numbers["stopped_early"], numbers["waited"]) == (54, True, 10)
+    assert (numbers["step"], numbers["stopped_early"], numbers["num_bad_epochs"]) == (54, True, 10)
     assert numbers["plateau"]["reductions"] > 0
     toll = taken(kills, source, tmp_path, alone, random.Random(kills), PATIENT)
     assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])

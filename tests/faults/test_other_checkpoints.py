@@ -102,7 +102,7 @@ def test_the_nearest_fix_names_mode_or_preset(trained, source, then, now, fix):
 
 
 def test_the_door_shows_the_table_below_the_sentence(capsys):
-    assert door._fail("a  sentence", 2, ["  setting", "  model.latents"]) == 2
+    assert door._fail("a\n  sentence", 2, ["  setting", "  model.latents"]) == 2
     assert capsys.readouterr().err == "error: a sentence\n  setting\n  model.latents\n"
 
 

@@ -32,7 +32,7 @@ def live_and_tell(some: RunRequest, watcher: Recorder, told: Path, permissions: 
     except BaseException:
         answer = {"traceback": traceback.format_exc()}
     limit_file_size(None)
-    if failed := [notice for notice in watcher.notices if notice.startswith(f"{watcher.keeps} cannot be written")]:
+    if failed := [notice for notice in watcher.notices if notice.startswith(f"{watcher.writes} cannot be written")]:
         answer = {"traceback": f"the watcher itself failed, which a run passes over: {failed}"}
     told.write_text(json.dumps({**answer, "notices": watcher.notices, "seen": getattr(watcher, "seen", [])}))
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from injected import Poison, injected
 from lives import Recorder, outcome, request, write_images
 
 from unified_vae.config.loss import Geco, KLConfig
@@ -91,14 +92,19 @@ def test_a_run_may_take_up_geco_on_its_way(source, tmp_path):
     assert any(difference.path == "loss.kl.constraint.kind" for difference in again.started[0].differences)
 
 
-def test_another_first_beta_does_not_move_the_one_that_geco_has_found(source, tmp_path):
-    betas = []
+@pytest.mark.parametrize("rolled_back", [False, True])
+def test_another_first_beta_does_not_move_that_of_geco(rolled_back, source, tmp_path):
+    betas, schedule = [], {"lr_schedule": {"kind": "constant"}}
+    faults = [Poison((13, 14, 15, 16, 17), above=2e-3)] if rolled_back else []
     for epochs, weight in ((2, 1.0), (3, 10.0)):
         change = {"loss": {"kl": {**GECO["loss"]["kl"], "weight": weight, "schedule": {"kind": "constant"}}}}
-        fit(request(tmp_path / "run", source, {**change, "training": {"epochs": epochs}}), [Recorder()])
+        recorder = Recorder()
+        with injected(*faults):
+            fit(request(tmp_path / "run", source, {**change, "training": {"epochs": epochs, **schedule}}), [recorder])
         betas.append([row["beta"] for row in rows(tmp_path / "run", "train")])
     before, after = betas[0][-1], betas[1][len(betas[0])]
     assert 1 / 3 < after / before < 3, "10 times as much before"
+    assert any("rolled back to step 12" in notice for notice in recorder.notices) == rolled_back
 
 
 def test_a_target_that_geco_missed_is_told_at_the_end(whole):
@@ -180,4 +186,4 @@ def test_geco_says_before_the_start_what_its_target_costs_or_that_it_is_out_of_r
     assert f"KL {nats:.0f} nats" in fact(recorder, "predicted")
     sigma = json.loads((tmp_path / "plain" / "preflight.json").read_text())["predicted"]["sigma"]
     assert -20 * math.log10(sigma) == pytest.approx(25.0, abs=0.3)  # beta is told in three digits
-    assert "Give more latents or a lower psnr" in start(40.0, latents=1)
+    assert "Use more latents or a lower psnr" in start(40.0, latents=1)

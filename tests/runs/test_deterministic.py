@@ -52,9 +52,9 @@ def test_the_mode_ends_with_the_run():
 
 
 def test_a_part_without_such_a_kernel_is_refused_in_a_sentence(source, tmp_path, monkeypatch):
-    def take(*_):
+    def fail(*_):
         raise RuntimeError("max_pool3d_backward_cuda does not have a deterministic implementation, but you set ...")
 
-    monkeypatch.setattr(VAEStep, "take", take)
+    monkeypatch.setattr(VAEStep, "__call__", fail)
     with pytest.raises(EnvironmentProblem, match=r"no deterministic kernel .*max_pool3d_backward_cuda"):
         fit(request(tmp_path / "run", source, SAME_BITS), [Recorder()])

@@ -69,6 +69,7 @@ CHANGES = {
     "training.precision": ("bf16", {}),
     "training.memory_format": ("channels_last", {}),
     "training.optimizer": ({"kind": "sgd", "lr": 3e-3}, {}),
+    "training.parameter_groups": ([{"pattern": "encoder.*", "frozen": True}], {}),
     "training.lr_schedule": ({"kind": "plateau", "warmup": 0.5, "patience": 1}, {}),
     "training.max_grad_norm": (0.01, {"training": {"optimizer": {"kind": "sgd", "lr": 3e-3}}}),
     "training.ema_decay": (0.1, {}),

@@ -64,7 +64,7 @@ def test_commands_of_a_run_in_an_awkward_folder(tmp_path: Path, capsys: pytest.C
     other = request(run_dir, source, {"model": {"family": "residual"}})
     with pytest.raises(ConfigError) as caught:
         fit(other, [])
-    command = re.search(r"uv run .*(?= goes on)", str(caught.value))
+    command = re.search(r"uv run .*(?= continues)", str(caught.value))
     assert command and words_of(command[0])[1:] == ["--config", f"{place}/config.json", "--run-dir", place]
 
 

@@ -104,7 +104,9 @@ def difference_lines(differences: Sequence[Difference]) -> list[str]:
 
 def finished_lines(event: RunFinished) -> list[str]:
     """How the run ended, its figure, and what to do next."""
-    outcome = f"{event.outcome} by {event.signal}" if event.signal else event.outcome
+    outcome = event.outcome
+    if event.signal:  # or the reason that somebody gave
+        outcome += f" by {event.signal}" if event.signal.startswith("SIG") else f": {event.signal}"
     lines = ["", f"run {outcome} at step {event.step:,} after {clock_text(event.seconds)}"]
     if "psnr" in event.values:
         step = "" if event.best_step is None else f" at step {event.best_step:,}"

@@ -181,7 +181,7 @@ class RunFinished:
 
     Attributes:
         outcome: `finished`, `stopped early`, `already finished`, or `interrupted`.
-        signal: name of the signal that interrupted it, else "".
+        signal: name of the signal, or the reason, that interrupted it, else "".
         values: the figures of the best weights (`psnr`, ...); empty where nothing was validated.
         best_step: step of those weights.
         seconds: from the start of this process's work to its end, what comes before and after the steps included.

@@ -76,7 +76,8 @@ class OptimizerState:
                 for slot, value in slots.items():
                     kind = f"#{type(value).__name__}" if isinstance(value, bool | int | float) else ""
                     if value is not None:
-                        tensors[f"{names[id(parameter)]}/{slot}{kind}"] = torch.as_tensor(value)
+                        dtype = torch.float64 if isinstance(value, float) else None
+                        tensors[f"{names[id(parameter)]}/{slot}{kind}"] = torch.as_tensor(value, dtype=dtype)
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -108,6 +109,11 @@ class OptimizerState:
             state = {n: slots[names[id(p)]] for n, p in enumerate(updated) if names[id(p)] in slots}
             known |= {names[id(p)] for p in updated}
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            for number, saved in state.items():
+                for slot, value in saved.items():
+                    loaded = optimizer.state[updated[number]]
+                    if isinstance(value, Tensor) and loaded[slot].dtype != value.dtype:  # torch gives it the weights'
+                        loaded[slot] = value.to(loaded[slot].device)
         if unknown := sorted(slots.keys() - known):
             raise CheckpointError(
                 f"the checkpoint's optimizer state is of another model: {unknown[0]} is not trained here."

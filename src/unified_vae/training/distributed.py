@@ -162,8 +162,8 @@ def open_runtime(device: str, precision: str, deterministic: bool = False) -> It
 def _torch_flags(device: torch.device, deterministic: bool) -> Iterator[None]:
     """Set what a run needs of torch's flags, and put back what they were."""
     cudnn, filling = torch.backends.cudnn, getattr(torch.utils, "deterministic")  # noqa: B009  # a property of the module
-    before = (cudnn.benchmark, cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled())
-    warn_only, filled = torch.is_deterministic_algorithms_warn_only_enabled(), filling.fill_uninitialized_memory
+    before = (cudnn.benchmark, cudnn.allow_tf32)
+    mode, filled = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     current = torch.cuda.current_device() if device.type == "cuda" else None
     try:
@@ -173,12 +173,12 @@ def _torch_flags(device: torch.device, deterministic: bool) -> Iterator[None]:
             cudnn.allow_tf32 = False  # on by default: 10 bits of mantissa under the name of fp32
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-            torch.use_deterministic_algorithms(True)
+            torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import the compiler
             filling.fill_uninitialized_memory = False  # nothing here reads what it has not written
         yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32 = before[:2]
-        torch.use_deterministic_algorithms(before[2], warn_only=warn_only)
+        cudnn.benchmark, cudnn.allow_tf32 = before
+        torch.set_deterministic_debug_mode(mode)
         filling.fill_uninitialized_memory = filled
         if current is not None:
             torch.cuda.set_device(current)

@@ -107,8 +107,9 @@ def write_picture(picture: Image.Image, path: Path) -> Path:
     try:
         picture.save(stage, format="PNG")
         return stage.replace(path)
-    except OSError:
+    except OSError as error:
         discard(stage)
+        error.filename = str(path)  # a full disk is reported without a name
         raise
 
 

@@ -183,7 +183,9 @@ class Trainer:
         with contextlib.closing(self._batches()) as batches:
             for batch in batches:
                 state = self.state
-                scale_learning_rates(self.train_step.optimizers.values(), self._lr_factor(state.step), state.lr_scale)
+                progress = self.schedule.progress(state.step + 1)
+                factor = lr_factor(self.training.lr_schedule, progress, state.plateau.reductions)
+                scale_learning_rates(self.train_step.optimizers.values(), factor, state.lr_scale)
                 metrics = self.train_step(batch, state.step)
                 state.step += 1
                 self.count(metrics)
@@ -267,7 +269,7 @@ class Trainer:
         if state.log_count == 0:
             return
         values = self.train_step.metrics_to_log(self.accumulator.means(), state.step - 1)
-        values["lr"] = self.training.optimizer.lr * self._lr_factor(state.step - 1) * state.lr_scale
+        values["lr"] = next(iter(self.train_step.optimizers.values())).param_groups[0]["lr"]
         steps, seconds = state.step - self._clock_step, time.monotonic() - self._clock
         speed = steps * schedule.batch_size / seconds if seconds > 0 else 0.0
         waited = self._waited / seconds if seconds > 0 else 0.0
@@ -275,10 +277,6 @@ class Trainer:
             self.metrics_log.write("train", state.step, state.step / schedule.steps_per_epoch, values)
         self.observer.losses_logged(LossesLogged(state.step, values, speed, self.runtime.memory(), waited))
         self._reset_clock()
-
-    def _lr_factor(self, step: int) -> float:
-        """What the schedule multiplies the peak rate with in a step (counted from 0)."""
-        return lr_factor(self.training.lr_schedule, self.schedule.progress(step + 1), self.state.plateau.reductions)
 
     def _reset_clock(self) -> None:
         self._clock, self._clock_step, self._waited = time.monotonic(), self.state.step, 0.0
@@ -345,7 +343,7 @@ class Trainer:
         try:
             files = try_or_none_on_oom(lambda: writer(step, f"epoch-{epoch:04d}"), self.runtime)
         except OSError as error:  # images are no reason to end a run
-            self.observer.notice(f"sample images cannot be written ({reason(error)})")
+            self.observer.notice(f"sample images are skipped: {error.filename} cannot be written ({reason(error)})")
             return
         if files is None:
             self.observer.notice("out of memory: skipping sample images; reduce training.samples.count")
