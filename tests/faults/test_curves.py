@@ -74,7 +74,6 @@ def test_each_step_is_shown_once_and_none_is_missing(tmp_path: Path) -> None:
     some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), CHANGE)
     lives = [
         (Killed(11, saved=8),),  # three steps after a save
-        (Killed(23, saved=20),),
         (SlowDisk(0.5), Killed(25)),  # the validation of step 24 is in its file, the checkpoint is not: it comes again
     ]
     for faults in lives:

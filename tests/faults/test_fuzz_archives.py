@@ -16,7 +16,7 @@ from mutations import damaged
 
 from unified_vae.core.errors import UserError
 
-SEED, FEW, MANY = 1, 120, 20_000
+SEED, FEW, MANY = 1, 40, 20_000
 SLOWEST_SECONDS = 20.0
 PICTURES = {f"{n}.png": png(n) for n in range(20)}
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)

@@ -18,7 +18,7 @@ from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import UserError
 from unified_vae.experiment.planning.plan import check, plan_mode, plan_record
 
-SEED, FEW, MANY = 1, 300, 20_000
+SEED, FEW, MANY = 1, 100, 20_000
 SLOWEST_SECONDS, LONGEST_SENTENCE = 5.0, 2_000
 PATHS = field_paths(RunConfig)
 WORDS = [

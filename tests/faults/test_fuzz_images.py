@@ -24,7 +24,7 @@ from unified_vae.data.decode import PixelFormat, decode, quiet_pillow, read_head
 from unified_vae.data.sources.base import BadImage
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
-SEED, FEW, MANY = 1, 400, 20_000
+SEED, FEW, MANY = 1, 120, 20_000
 SLOWEST_SECONDS = 20.0  # of the processor, for one file
 PATIENCE_SECONDS = 200.0  # for one file, on a machine that does other things as well
 MOST_MEMORY = 3 * 2**30

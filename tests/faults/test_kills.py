@@ -106,13 +106,15 @@ def taken(kills: int, source, folder, reference, rng, more: dict) -> Toll:
     return toll
 
 
-@pytest.mark.parametrize("kills", [100, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "kills", [10, pytest.param(100, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.long)]
+)
 @pytest.mark.usefixtures("undisturbed")  # the fork server is warm
 def test_killed_anywhere(kills, source, tmp_path):
     alone = left_alone(request(tmp_path / "alone", source, merged(SAVE_ALWAYS, SHORT)))
     toll = taken(kills, source, tmp_path, alone, random.Random(kills), SHORT)
     assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
-    assert len(set(toll.steps_at_death)) > 5, "the kills should fall all over the run"
+    assert kills < 100 or len(set(toll.steps_at_death)) > 5, "the kills should fall all over the run"
     report(
         fault="SIGKILL at random instants",
         target="bit-identical end, no orphan files, no unreadable checkpoint",
@@ -121,7 +123,7 @@ def test_killed_anywhere(kills, source, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.long)])
 @pytest.mark.usefixtures("undisturbed")
 def test_killed_anywhere_with_a_plateau_and_patience(kills, source, tmp_path):
     """Validations without gain, reductions of the rate and the early end are counted as in the run left alone."""
@@ -131,7 +133,7 @@ def test_killed_anywhere_with_a_plateau_and_patience(kills, source, tmp_path):
     assert numbers["plateau"]["reductions"] > 0
     toll = taken(kills, source, tmp_path, alone, random.Random(kills), PATIENT)
     assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
-    assert len(set(toll.steps_at_death)) > kills // 4, "the kills should fall all over the run"
+    assert kills < 30 or len(set(toll.steps_at_death)) > kills // 4, "the kills should fall all over the run"
     report(
         fault="SIGKILL at random instants, plateau schedule and patience on",
         target="bit-identical end, best, patience and plateau among it",
@@ -183,7 +185,11 @@ def test_killed_twice_in_the_same_epoch(undisturbed, source, tmp_path):
 
 @pytest.mark.parametrize(
     "steps",
-    [(1, 6, 7, 35, 36), pytest.param(tuple(range(1, STEPS + 1)), marks=pytest.mark.long)],
+    [
+        (6, 35),
+        pytest.param((1, 6, 7, 35, 36), marks=pytest.mark.slow),
+        pytest.param(tuple(range(1, STEPS + 1)), marks=pytest.mark.long),
+    ],
     ids=["some steps", "every step"],
 )
 def test_resumed_from_a_step(steps, undisturbed, source, tmp_path):

@@ -27,7 +27,9 @@ def undisturbed(config, tmp_path_factory):
     return outcome(folder)
 
 
-@pytest.mark.parametrize("trials", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "trials", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)]
+)
 def test_the_second_start_is_refused_and_the_first_goes_on(trials, config, undisturbed, tmp_path):
     for number in range(trials):
         run_dir = tmp_path / f"run-{number}"

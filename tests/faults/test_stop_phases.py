@@ -168,7 +168,12 @@ def _code(phase: str, name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "names", [("SIGTERM",), pytest.param(("SIGTERM", "SIGINT", "SIGHUP"), marks=pytest.mark.long)], ids=["one", "all"]
+    "names",
+    [
+        pytest.param(("SIGTERM",), marks=pytest.mark.slow),
+        pytest.param(("SIGTERM", "SIGINT", "SIGHUP"), marks=pytest.mark.long),
+    ],
+    ids=["one", "all"],
 )
 def test_a_stop_in_each_phase_and_on_to_the_same_bits(names, pictures, tmp_path) -> None:
     """One folder goes through all of them: each start takes up what the stop before it left."""

@@ -37,7 +37,9 @@ WHOM = ((0,), (1,), (0, 1))
 STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")
 
 
-@pytest.mark.parametrize("trials", [3, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "trials", [1, pytest.param(3, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)]
+)
 def test_a_signal_to_some_ranks_stops_all_at_the_same_step(trials, config, undisturbed, tmp_path):
     rng, slowest = random.Random(trials), 0.0
     for number in range(trials):
@@ -63,7 +65,9 @@ def test_a_signal_to_some_ranks_stops_all_at_the_same_step(trials, config, undis
     )
 
 
-@pytest.mark.parametrize("trials", [2, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "trials", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.long)]
+)
 def test_the_death_of_one_rank_ends_the_other(trials, config, undisturbed, tmp_path):
     slowest = 0.0
     for number in range(trials):

@@ -57,7 +57,13 @@ def begin_and_go_on(plan_of):
     return second
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(m, marks=[pytest.mark.slow] if m in ("ultra_high_quality", "balanced_high_quality") else [])
+        for m in MODES
+    ],
+)
 def test_every_mode(mode, source, tmp_path):
     begin_and_go_on(lambda steps: plan_mode(BOOK, mode, shortened(source, steps, *NARROW), tmp_path / "run"))
 

@@ -64,6 +64,7 @@ def test_two_ranks_train_what_one_trains(source, of_two, tmp_path):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=0.05)
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together_and_go_on_to_the_same_bits(source, of_two, tmp_path):
     for run_dir in (tmp_path / f"cut-{number}" for number in range(5)):
         cut = command(run_dir, source, 2)
