@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified_vae.metrics.frechet import frechet_distance as frechet_distance  # beside the features it is taken in
+from unified_vae.metrics.sets import frechet_distance as frechet_distance  # beside the features it is taken in
 
 FEATURES = 64
 SIZE = 32  # pixels that the classifier sees

@@ -24,7 +24,7 @@ NAME = "overhead"
 PARTS = {
     "pre-flight": ("experiment/diagnosis/preflight.py",),
     "self-test": ("training/self_test.py",),
-    "diagnosis in validation": ("metrics/latent.py", "metrics/aggregate.py", "metrics/sharpness.py"),
+    "diagnosis in validation": ("metrics/latents.py", "metrics/images.py"),
     "diagnosis at the end": ("experiment/fitting/closing.py", "experiment/diagnosis/cause.py"),
 }
 OTHERS = {

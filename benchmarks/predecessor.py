@@ -24,8 +24,8 @@ from unified_vae.data.batches import steps_per_epoch, train_batches, validation_
 from unified_vae.data.dataset import DataSets
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.kl import rate
-from unified_vae.metrics.latent import LatentSums
-from unified_vae.metrics.reconstruction import ReconstructionSums
+from unified_vae.metrics.images import ReconstructionSums
+from unified_vae.metrics.latents import LatentSums
 from unified_vae.models.build import build_model
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizers

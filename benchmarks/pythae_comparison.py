@@ -27,8 +27,8 @@ from samples import drawn, opened, rebuilt
 from script import overrides, parser, save, settle, source, start, table
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.dataset import DataSets
-from unified_vae.metrics.reconstruction import psnr
-from unified_vae.metrics.sliced_wasserstein import distances
+from unified_vae.metrics.images import psnr
+from unified_vae.metrics.sets import patch_distances
 from unified_vae.models.density.normal import NormalDensity
 
 NAME = "pythae_comparison"
@@ -179,7 +179,7 @@ def _psnr(pictures: Tensor, originals: Tensor) -> float:
 
 
 def _distances(samples: dict[str, Tensor], real: Tensor) -> dict[str, float]:
-    return {kind: round(distances(real, some.cpu().clamp(0, 1))["mean"], 2) for kind, some in samples.items()}
+    return {kind: round(patch_distances(real, some.cpu().clamp(0, 1))["mean"], 2) for kind, some in samples.items()}
 
 
 def _three_channels(pictures: Tensor) -> Tensor:

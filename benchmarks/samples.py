@@ -25,7 +25,7 @@ from unified_vae.core.errors import ConfigError
 from unified_vae.data.dataset import DataSets
 from unified_vae.data.prepare import open_data
 from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.metrics.sliced_wasserstein import distances
+from unified_vae.metrics.sets import patch_distances
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.pretrained import load_pretrained
@@ -125,7 +125,7 @@ def compared(net: nn.Sequential, real: Tensor, pictures: dict[str, Tensor]) -> l
     rows = []
     for kind, some in pictures.items():
         count = min(len(some), len(real))
-        patches = distances(real[:count], some[:count])
+        patches = patch_distances(real[:count], some[:count])
         frechet = frechet_distance(features(net, real[:count]), features(net, some[:count]))
         levels = {level: round(value, 2) for level, value in patches.items()}
         rows.append({"kind": kind, "count": count, "sliced_wasserstein": levels, "frechet": round(frechet, 3)})

@@ -51,7 +51,7 @@ def test_every_metric_has_a_value_with_what_belongs_to_it_or_a_reason(both):
         expected = {"psnr.pooled", "psnr.image_mean", "ssim", "ms_ssim", "lpips.alex", "lpips.vgg", "sharpness", "rfid"}
         expected |= {"swd.reconstructions", "rate", "active_units", "posterior.gap", "elbo", "iwae.3"}
         expected |= {f"{name}.normal" for name in ("fid", "kid", "precision", "recall", "swd")}
-        expected |= {"mig", "sap", "dci.disentanglement", "dci.completeness", "dci.informativeness"}
+        expected |= {"mig", "dci.disentanglement", "dci.completeness", "dci.informativeness"}
         assert expected <= set(table)
         for row in table.values():
             assert (row["value"] is None) == bool(row["missing"])
@@ -151,9 +151,9 @@ def test_labels_of_two_factors_bring_disentanglement(run, tmp_path):
     settings = Settings(samples=4, max_images=60, draws=1, device="cpu", skip=frozenset(set(Group) - {Group.FACTORS}))
     where = EvaluateRequest(run, data="builtin", weights=Weights.EMA, file=tmp_path / "f.json", settings=settings)
     figures = evaluate(where, Observer()).figures[Weights.EMA]
-    assert [figure.name for figure in figures][:2] == ["mig", "sap"] and len(figures) == 5
+    assert [figure.name for figure in figures][:2] == ["mig", "dci.disentanglement"] and len(figures) == 4
     assert all(0 <= figure.value <= 1 and figure.images == 60 for figure in figures)
-    assert [figure.interval is None for figure in figures] == [False, False, True, True, False]
+    assert [figure.interval is None for figure in figures] == [False, True, True, False]
 
 
 def test_mistakes_are_told_in_a_sentence(run, tmp_path, capsys):

@@ -8,7 +8,7 @@ import torch
 from unified_vae.config.model import DensityConfig
 from unified_vae.core.errors import DataError
 from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
-from unified_vae.metrics.aggregate import AggregateSums
+from unified_vae.metrics.latents import LatentSums
 from unified_vae.models.density.stored import read_density, write_density
 from unified_vae.models.density.units import UnitsDensity, fit_units
 from unified_vae.training import density_fit
@@ -62,7 +62,7 @@ def test_units_may_be_asked_for_where_there_are_few_latents():
 
 
 def test_the_gap_of_many_units_is_the_sum_of_their_own():
-    few, many = (AggregateSums.empty(count, torch.device("cpu"), torch.float64) for count in (1, MANY))
+    few, many = (LatentSums.empty(count, torch.device("cpu"), torch.float64) for count in (1, MANY))
     column = posteriors(latents=1)
     few.add(column)
     many.add(DiagonalGaussian(column.mean.expand(-1, MANY), column.logvar.expand(-1, MANY)))

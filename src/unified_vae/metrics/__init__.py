@@ -1,1 +1,1 @@
-"""What is measured and never optimised."""
+"""What is measured and never optimized."""

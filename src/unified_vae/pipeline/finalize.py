@@ -29,7 +29,7 @@ from unified_vae.experiment.diagnosis.preflight import Preflight, largest_beta_w
 from unified_vae.experiment.diagnosis.remedy import Situation, remedy
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import PIXEL_TERMS
-from unified_vae.metrics.reconstruction import ReconstructionSums
+from unified_vae.metrics.images import ReconstructionSums
 from unified_vae.models.density.normal import NormalDensity
 from unified_vae.models.density.stored import TENSORS
 from unified_vae.models.latent_stats import measure

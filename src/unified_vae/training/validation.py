@@ -15,10 +15,8 @@ from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.dataset import PackedSplit
 from unified_vae.losses.objective import Objective
-from unified_vae.metrics.aggregate import AggregateSums
-from unified_vae.metrics.latent import LatentSums
-from unified_vae.metrics.reconstruction import ReconstructionSums
-from unified_vae.metrics.sharpness import SpectrumSums
+from unified_vae.metrics.images import ReconstructionSums, SpectrumSums
+from unified_vae.metrics.latents import LatentSums
 from unified_vae.models.vae import VAE
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.memory import MicroBatches
@@ -31,7 +29,7 @@ class ValidationResult:
     """Attributes:
     values: `psnr`, `psnr.mean_image` (dB), `sharpness`, `rate.nats`, `active_units`, `posterior.gap`,
         `distortion.nats`, ... and each term; of MSE or L1 alone also `loss.nll` and `bits_per_dim`. Images are decoded
-        from the means of their posteriors, so these lack the noise of the draw (metrics/likelihood.py has it).
+        from the means of their posteriors, so these lack the noise of the draw (evaluate has it).
     kl_per_unit: [latents], nats.
     active: [latents], whether each unit is active.
     """
@@ -48,7 +46,6 @@ class MetricSums:
     images: ReconstructionSums
     spectrum: SpectrumSums
     latents: LatentSums
-    aggregate: AggregateSums
 
     @classmethod
     def empty(cls, model: VAE, device: torch.device, dtype: torch.dtype) -> MetricSums:
@@ -57,7 +54,6 @@ class MetricSums:
             ReconstructionSums.empty(model.channels, model.image_size, device, dtype),
             SpectrumSums.empty(model.image_size, device, dtype),
             LatentSums.empty(model.latents, device, dtype),
-            AggregateSums.empty(model.latents, device, dtype),
         )
 
     def add(self, output: VAEOutput, images: Tensor) -> None:
@@ -65,16 +61,15 @@ class MetricSums:
         self.images.add(output.reconstruction, images)
         self.spectrum.add(output.reconstruction, images)
         self.latents.add(output.posterior)
-        self.aggregate.add(output.posterior)
 
     def tensors(self) -> list[Tensor]:
         """The sums, for adding them up over devices in place."""
-        parts = (self.images, self.spectrum, self.latents, self.aggregate)
+        parts = (self.images, self.spectrum, self.latents)
         return [tensor for part in parts for tensor in part.tensors()]
 
     def values(self) -> dict[str, float]:
         """The figures by their names in the metrics file."""
-        rate, gap = self.latents.rate(), self.aggregate.gap()
+        rate, gap = self.latents.rate(), self.latents.gap()
         return {
             "psnr": self.images.psnr(),
             "psnr.mean_image": self.images.mean_image_psnr(),

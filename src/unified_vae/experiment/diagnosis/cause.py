@@ -13,7 +13,7 @@ The causes are tried in the order of CAUSES, each on the understanding that none
 7. *loss-induced blur*: what else blurs a model at rest that generalises and has room: the mean of all that fits.
 8. *prior mismatch*: reconstructions have no fault left, but draws from N(0, I) are not what the decoder knows.
 
-Blur is lost power at high frequencies (metrics/sharpness.py), not a low PSNR. The thresholds and the reasons for
+Blur is lost power at high frequencies (metrics/images.py), not a low PSNR. The thresholds and the reasons for
 them stand beside them below; docs/objective.md has the table for users.
 """
 

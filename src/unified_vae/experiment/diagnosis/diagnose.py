@@ -28,7 +28,7 @@ from unified_vae.experiment.diagnosis.remedy import Remedy, Situation, remedy
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.images import open_images, refuse_other_channels
 from unified_vae.experiment.subject.subject import Subject, find
-from unified_vae.metrics.sharpness import DETAIL, RadialSpectrum
+from unified_vae.metrics.images import DETAIL
 from unified_vae.models.vae import VAE
 from unified_vae.training.distributed import Runtime, open_runtime
 from unified_vae.training.random import fixed_noise
@@ -70,7 +70,7 @@ class Views:
     """
 
     kl_per_unit: Sequence[float]
-    spectrum: RadialSpectrum
+    spectrum: Mapping[str, Sequence[float]]
     strips: Mapping[str, Sequence[np.ndarray]]
 
 
@@ -282,7 +282,7 @@ def _content(subject: Subject, found: Diagnosis, cure: Remedy, views: Views) -> 
         "figures": figures,
         "line": None if found.line is None else asdict(found.line),
         "kl_per_unit": list(views.kl_per_unit),
-        "spectrum": asdict(views.spectrum),
+        "spectrum": views.spectrum,
         "path": [] if found.history is None else [list(point) for point in found.history.path],
     }
 

@@ -27,7 +27,7 @@ from unified_vae.data.batches import validation_batches
 from unified_vae.data.dataset import DataSets, PackedSplit
 from unified_vae.data.patches import patch_components, patches
 from unified_vae.data.principal import principal_components
-from unified_vae.metrics.reconstruction import psnr
+from unified_vae.metrics.images import psnr
 from unified_vae.models.vae import VAE
 
 USUAL_COUNTS = (16, 32, 64, 128, 256, 512, 1024)

@@ -15,8 +15,7 @@ from unified_vae.experiment.evaluation.request import Group
 from unified_vae.losses import pretrained
 from unified_vae.losses.lpips import ARCHITECTURES, LPIPS
 from unified_vae.losses.pretrained import Announce, BadFile, NoDownload, WeightsUnavailable
-from unified_vae.metrics import inception
-from unified_vae.metrics.inception import InceptionFeatures
+from unified_vae.metrics.sets import INCEPTION_FILE, INCEPTION_OTHER_NAMES, InceptionFeatures, inception_url
 
 NETS: tuple[Literal["alex", "vgg"], ...] = ("alex", "vgg")
 
@@ -67,12 +66,12 @@ def _lpips(net: Literal["alex", "vgg"], size: int, device: torch.device, announc
 
 def _inception(device: torch.device, file: Path | None, announce: Announce) -> InceptionFeatures | str:
     try:
-        address = inception.address()
+        address = inception_url()
         weights = _state_dict(file) if file else _found(address, announce)
         return InceptionFeatures(weights, device)
     except BadFile as problem:
         if file is not None:
-            raise EnvironmentProblem(f"--inception: {problem}; give the file {inception.FILE}") from None
+            raise EnvironmentProblem(f"--inception: {problem}; give the file {INCEPTION_FILE}") from None
         return f"{problem}; delete it and {_cure(address)}"
     except NoDownload as problem:
         folder = pretrained.cache_folder()
@@ -84,17 +83,17 @@ def _inception(device: torch.device, file: Path | None, announce: Announce) -> I
 
 
 def _cure(address: str) -> str:
-    return f"put the file there ({pretrained.fetched_by_hand(inception.FILE, address)}) or name it with --inception"
+    return f"put the file there ({pretrained.fetched_by_hand(INCEPTION_FILE, address)}) or name it with --inception"
 
 
 def _found(address: str, announce: Announce) -> Mapping[str, Tensor]:
     """From the cache of downloaded weights, under either of its names; else downloaded into it."""
     folder = pretrained.cache_folder()
-    for name in (inception.FILE, *inception.OTHER_NAMES):
+    for name in (INCEPTION_FILE, *INCEPTION_OTHER_NAMES):
         if (folder / name).exists():
             return _state_dict(folder / name)
-    pretrained.download("Inception v3", folder / inception.FILE, lambda: address, announce)
-    return _state_dict(folder / inception.FILE)
+    pretrained.download("Inception v3", folder / INCEPTION_FILE, lambda: address, announce)
+    return _state_dict(folder / INCEPTION_FILE)
 
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:

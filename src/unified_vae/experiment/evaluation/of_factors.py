@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unified_vae.experiment.evaluation.figure import Figure
 from unified_vae.experiment.evaluation.request import Group
-from unified_vae.metrics import bootstrap, disentanglement
-from unified_vae.metrics.disentanglement import Factors, Latents
+from unified_vae.metrics import bootstrap
+from unified_vae.metrics import latents as latent_metrics
+from unified_vae.metrics.latents import Labels, Latents
 
-MOST_IMAGES = 1000  # of which half fit SAP and DCI: with 64 latents and 18 factors the trees of DCI take minutes
+MOST_IMAGES = 1000  # of which half fit DCI: with 64 latents and 18 factors the trees of DCI take minutes
 MIG_RESAMPLES = 100
 WORDS = "as disentanglement_lib defines it"
 
@@ -22,8 +22,8 @@ Told = Callable[[str, int, int], None]
 
 
 def of_factors(means: Latents, labels: Mapping[str, npt.NDArray[np.int64]], seed: int, told: Told) -> list[Figure]:
-    """MIG, SAP, and the three of DCI."""
-    mig, sap, *dci = rows()
+    """MIG, and the three of DCI."""
+    mig, *dci = rows()
     latents, factors = means[:MOST_IMAGES], _varied(labels)
     if why := _cannot(latents, factors):
         return [figure.unavailable(why) for figure in rows()]
@@ -31,13 +31,12 @@ def of_factors(means: Latents, labels: Mapping[str, npt.NDArray[np.int64]], seed
         import sklearn  # noqa: F401
     except ImportError:
         why = "it needs the package scikit-learn: uv sync --extra metrics"
-        return [_mig(mig, latents, factors, seed), *(figure.unavailable(why) for figure in (sap, *dci))]
+        return [_mig(mig, latents, factors, seed), *(figure.unavailable(why) for figure in dci)]
     half = len(latents) // 2
     split = (latents[:half], factors[:half], latents[half:], factors[half:])
     return [
         _mig(mig, latents, factors, seed),
-        _sap(sap, disentanglement.sap_answers(*split, partial(told, "SAP: a classifier for each factor")), seed),
-        *_dci(dci, disentanglement.importances(*split, partial(told, "DCI: a classifier for each factor")), seed),
+        *_dci(dci, *latent_metrics.dci(*split, partial(told, "DCI: a classifier for each factor")), seed),
     ]
 
 
@@ -50,56 +49,44 @@ def rows() -> list[Figure]:
     trees = "boosted trees of scikit-learn"
     return [
         row("mig", "MIG", "20 bins"),
-        row("sap", "SAP", "linear SVMs of scikit-learn"),
         row("dci.disentanglement", "DCI, disentanglement", trees),
         row("dci.completeness", "DCI, completeness", trees),
         row("dci.informativeness", "DCI, informativeness", f"{trees}, accuracy on the other half"),
     ]
 
 
-def _varied(labels: Mapping[str, npt.NDArray[np.int64]]) -> Factors:
+def _varied(labels: Mapping[str, npt.NDArray[np.int64]]) -> Labels:
     """The factors that vary, also among the first half: [images, factors]."""
     rows = [values[:MOST_IMAGES] for values in labels.values()]
     kept = [values for values in rows if len(np.unique(values[: len(values) // 2])) > 1]
     return np.stack(kept, 1) if kept else np.zeros((0, 0), dtype=np.int64)
 
 
-def _cannot(latents: Latents, factors: Factors) -> str:
+def _cannot(latents: Latents, factors: Labels) -> str:
     if factors.shape[1] < 2:
         have = "no label that varies" if factors.shape[1] == 0 else "one label"
         return f"it needs images labelled with two factors or more, and these have {have}; the built-in set has 18"
     return "" if latents.shape[1] > 1 else "it needs two latents or more"
 
 
-def _mig(figure: Figure, latents: Latents, factors: Factors, seed: int) -> Figure:
-    units = disentanglement.binned(latents)
-    value = disentanglement.mig(units, factors)
+def _mig(figure: Figure, latents: Latents, factors: Labels, seed: int) -> Figure:
+    units = latent_metrics.bin_latents(latents)
+    value = latent_metrics.mig(units, factors)
     found = [
-        disentanglement.mig(units[rows], factors[rows])
+        latent_metrics.mig(units[rows], factors[rows])
         for rows in bootstrap.resamples(len(units), seed, figure.name, MIG_RESAMPLES)
     ]
     return figure.measured(value, bootstrap.around(value, found), len(units))
 
 
-def _sap(figure: Figure, right: npt.NDArray[np.bool_], seed: int) -> Figure:
-    shape = right.shape[1:]
-
-    def gap(means: Any) -> float:
-        return disentanglement.sap(np.asarray(means).reshape(shape))
-
-    value = gap(right.mean(0))
-    flat = right.reshape(len(right), -1).astype(np.float64)
-    found = [gap(flat[rows].mean(0)) for rows in bootstrap.resamples(len(flat), seed, figure.name, MIG_RESAMPLES)]
-    return figure.measured(value, bootstrap.around(value, found), 2 * len(right), "interval over the tested half")
-
-
-def _dci(rows: list[Figure], found: disentanglement.Importances, seed: int) -> list[Figure]:
-    images = 2 * len(found.right)
-    right = found.right.mean(1)
+def _dci(
+    rows: list[Figure], importances: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_], seed: int
+) -> list[Figure]:
+    images, right = 2 * len(correct), correct.mean(1)
     interval = bootstrap.interval_of_means(right, seed, rows[2].name)
     none = "no interval: each resample would fit all trees anew"
     return [
-        rows[0].measured(disentanglement.disentanglement(found.matrix), None, images, none),
-        rows[1].measured(disentanglement.completeness(found.matrix), None, images, none),
+        rows[0].measured(latent_metrics.concentration(importances), None, images, none),
+        rows[1].measured(latent_metrics.concentration(importances.T), None, images, none),
         rows[2].measured(float(right.mean()), interval, images, "interval over the tested half"),
     ]

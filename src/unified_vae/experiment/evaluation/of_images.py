@@ -16,14 +16,10 @@ from unified_vae.experiment.evaluation.networks import Networks
 from unified_vae.experiment.evaluation.request import Group
 from unified_vae.experiment.evaluation.seeing import Originals, Seen
 from unified_vae.losses.lpips import ARCHITECTURES, LPIPS
-from unified_vae.metrics import bootstrap, similarity, sliced_wasserstein
-from unified_vae.metrics.aggregate import AggregateSums
-from unified_vae.metrics.frechet import frechet_distance
-from unified_vae.metrics.inception import EVALUATOR as INCEPTION
-from unified_vae.metrics.inception import InceptionFeatures
-from unified_vae.metrics.latent import ACTIVE_VARIANCE
-from unified_vae.metrics.likelihood import LatentDraws
-from unified_vae.metrics.reconstruction import psnr
+from unified_vae.metrics import bootstrap, sets
+from unified_vae.metrics.images import ms_ssim_scales, psnr, psnr_per_image
+from unified_vae.metrics.latents import ACTIVE_VARIANCE, LatentDraws, LatentSums
+from unified_vae.metrics.sets import INCEPTION, InceptionFeatures, frechet_distance
 
 FEW_RESAMPLES = 20  # of what takes seconds each: a spread to about a sixth of itself
 GAP_RESAMPLES = 100
@@ -55,12 +51,12 @@ def _likeness(seen: Seen, size: int, seed: int) -> list[Figure]:
     pooled = Figure("psnr.pooled", "PSNR, of the pooled error", group, "dB", "higher", resolution=seen_at)
     each = Figure("psnr.image_mean", "PSNR, mean over images", group, "dB", "higher", resolution=seen_at)
     metrics = f"torchmetrics {version('torchmetrics')}"
-    scales = similarity.scales_of(size)
+    scales = ms_ssim_scales(size)
     structure = Figure("ssim", "SSIM", group, "", "higher", f"{metrics}, window 11", seen_at)
     multi = Figure("ms_ssim", "MS-SSIM", group, "", "higher", f"{metrics}, {scales} of 5 scales", seen_at)
     return [
         pooled.averaged(errors.numpy(), seed, lambda mean: psnr(float(mean))),
-        each.averaged(similarity.psnr_of_images(errors).numpy(), seed),
+        each.averaged(psnr_per_image(errors).numpy(), seed),
         *(
             figure.averaged(seen.column(figure.name).numpy(), seed)
             if figure.name in seen.columns
@@ -127,7 +123,7 @@ def patches_figure(name: str, title: str, group: Group, originals: Originals) ->
     size = originals.pictures.size
     words = "Laplacian patches of 7 px (Karras et al. 2018), no network"
     figure = Figure(name, title, group, "thousandths", "lower", words, f"{size} px")
-    if not sliced_wasserstein.is_measurable(size):
+    if not sets.has_pyramid(size):
         return figure.unavailable("its pyramid needs images of 16, 32, 64, ... px")
     return figure
 
@@ -137,8 +133,8 @@ def patches_measured(
 ) -> Figure:
     """A sliced Wasserstein distance with an interval by its spread over resamples."""
     told(f"{figure.title}: the distance, and of {len(draws)} resamples")
-    value = sliced_wasserstein.distances(real, made, seed)["mean"]
-    found = sliced_wasserstein.means_of_resamples(real, made, draws, seed)
+    value = sets.patch_distances(real, made, seed)["mean"]
+    found = sets.resampled_patch_distances(real, made, draws, seed)
     return figure.measured(value, bootstrap.around(value, found), len(made))
 
 
@@ -183,7 +179,7 @@ def _gap(posterior: DiagonalGaussian, seed: int) -> Figure:
 
 
 def _gap_of(posterior: DiagonalGaussian) -> float:
-    sums = AggregateSums.empty(posterior.mean.shape[1], torch.device("cpu"), torch.float64)
+    sums = LatentSums.empty(posterior.mean.shape[1], torch.device("cpu"), torch.float64)
     sums.add(posterior)
     return sums.gap()
 

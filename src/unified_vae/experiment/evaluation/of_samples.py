@@ -23,10 +23,15 @@ from unified_vae.experiment.evaluation.of_images import (
 from unified_vae.experiment.evaluation.pictures import BATCH, MOST_VALUES
 from unified_vae.experiment.evaluation.request import SAMPLES, Group, Settings
 from unified_vae.experiment.evaluation.seeing import Originals, Progress
-from unified_vae.metrics import bootstrap, manifold
-from unified_vae.metrics.inception import EVALUATOR as INCEPTION
-from unified_vae.metrics.inception import InceptionFeatures
-from unified_vae.metrics.kernel_distance import kernel_distance, resampled_distances
+from unified_vae.metrics import bootstrap
+from unified_vae.metrics.sets import (
+    INCEPTION,
+    NEIGHBORS,
+    InceptionFeatures,
+    kernel_distance,
+    precision,
+    resampled_kernel_distances,
+)
 from unified_vae.models.density.base import LatentDensity
 from unified_vae.models.vae import VAE
 
@@ -150,7 +155,7 @@ def _kid(figure: Figure, real: Tensor, made: Tensor, draws: Draws) -> Figure:
     if min(len(real), len(made)) < 2:
         return figure.unavailable("it needs two images or more")
     value = 1e3 * kernel_distance(real, made)
-    found = [1e3 * distance for distance in resampled_distances(real, made, draws)]
+    found = [1e3 * distance for distance in resampled_kernel_distances(real, made, draws)]
     note = "unbiased over all pairs, not over subsets"
     interval = bootstrap.around(value, found, -math.inf)  # unbiased, and so of either sign
     return figure.measured(value, interval, min(len(real), len(made)), note)
@@ -158,11 +163,11 @@ def _kid(figure: Figure, real: Tensor, made: Tensor, draws: Draws) -> Figure:
 
 def _inside(figure: Figure, manifold_of: Tensor, tested: Tensor, seed: int) -> Figure:
     """The part of `tested` inside the manifold of the others; resampled with that manifold as it is."""
-    if len(manifold_of) <= manifold.NEIGHBOURS:
-        return figure.unavailable(f"it needs more than {manifold.NEIGHBOURS} images")
-    inside = manifold.precision(manifold_of, tested).double().numpy()
+    if len(manifold_of) <= NEIGHBORS:
+        return figure.unavailable(f"it needs more than {NEIGHBORS} images")
+    inside = precision(manifold_of, tested).double().numpy()
     interval = bootstrap.interval_of_means(inside, seed, figure.name)
-    note = f"k = {manifold.NEIGHBOURS}, in Inception's features"
+    note = f"k = {NEIGHBORS}, in Inception's features"
     return figure.measured(float(inside.mean()), interval, len(tested), note)
 
 

@@ -15,10 +15,10 @@ from unified_vae.experiment.evaluation.networks import Networks
 from unified_vae.experiment.evaluation.pictures import Pictures
 from unified_vae.experiment.evaluation.request import Group, Settings
 from unified_vae.losses.lpips import LPIPS
-from unified_vae.metrics import likelihood, similarity
-from unified_vae.metrics.inception import InceptionFeatures
-from unified_vae.metrics.likelihood import LatentDraws
-from unified_vae.metrics.sharpness import SpectrumSums
+from unified_vae.metrics import images as image_metrics
+from unified_vae.metrics.images import SpectrumSums
+from unified_vae.metrics.latents import LatentDraws, log_ratio
+from unified_vae.metrics.sets import InceptionFeatures
 from unified_vae.models.vae import VAE
 
 KEPT_VALUES = 1 << 27  # pixel values of a set that is kept for the sliced Wasserstein distance: half a GiB
@@ -106,12 +106,12 @@ def look(
 
 
 def _compare(seen: Seen, found: Tensor, images: Tensor, networks: Networks, spectrum: SpectrumSums) -> None:
-    seen.add("error", similarity.squared_errors(found, images))
-    seen.add("detail", torch.stack([spectrum.detail_powers(images), spectrum.detail_powers(found)], 1))
+    seen.add("error", image_metrics.squared_errors(found, images))
+    seen.add("detail", torch.stack([spectrum.detail_power(images), spectrum.detail_power(found)], 1))
     if images.shape[-1] >= SMALLEST_SSIM:
-        seen.add("ssim", similarity.ssim(found, images))
-    if similarity.scales_of(images.shape[-1]) > 1:
-        seen.add("ms_ssim", similarity.ms_ssim(found, images))
+        seen.add("ssim", image_metrics.ssim(found, images))
+    if image_metrics.ms_ssim_scales(images.shape[-1]) > 1:
+        seen.add("ms_ssim", image_metrics.ms_ssim(found, images))
     for net, network in networks.lpips.items():
         if isinstance(network, LPIPS):
             seen.add(f"lpips.{net}", network(found, images))
@@ -137,7 +137,7 @@ def draw_latents(
             rebuilt = model.decode(posterior.sample(noise))
             own_errors.append((rebuilt - batch).square().flatten(1).sum(1).cpu().double())
             on_host = DiagonalGaussian(posterior.mean.cpu(), posterior.logvar.cpu())
-            own_ratios.append(likelihood.log_ratio(on_host, noise.cpu()))
+            own_ratios.append(log_ratio(on_host, noise.cpu()))
         errors.append(torch.stack(own_errors, 1))
         ratios.append(torch.stack(own_ratios, 1))
         rates.append(posterior.kl_per_unit().flatten(1).cpu().double().sum(1))

@@ -29,7 +29,7 @@ from unified_vae.experiment.using.image_grids import (
     write_png,
 )
 from unified_vae.experiment.using.load import load_vae
-from unified_vae.metrics.similarity import psnr_of_images, squared_errors
+from unified_vae.metrics.images import psnr_per_image, squared_errors
 from unified_vae.models.pretrained import DENSITY
 
 SAMPLE_COLUMNS, PAIR_COLUMNS, INTERPOLATION_COLUMNS = 8, 4, 12
@@ -140,7 +140,7 @@ def reconstruct(
     grid, quality, used, left_out = ImageGrid(sheet), list[Tensor](), list[Path](), list[Quarantined]()
     for batch in batches(files, vae.form, BATCH, vae.device, left_out, skip_named=True):
         reconstructions = vae.reconstruct(batch.images)
-        quality.append(psnr_of_images(squared_errors(reconstructions, batch.images)))
+        quality.append(psnr_per_image(squared_errors(reconstructions, batch.images)))
         grid.add(torch.stack([batch.images, reconstructions], dim=1).flatten(0, 1))
         for picture, number in zip(to_pil(reconstructions) if names else (), batch.numbers, strict=False):
             write_png(picture, names[number])
