@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_vae.analysis.pca import extract_patches, patch_components, principal_components
 from unified_vae.config.loss import Capacity, Geco, KLConfig
 from unified_vae.config.model import SpatialConfig
 from unified_vae.config.run import RunConfig
@@ -25,8 +26,6 @@ from unified_vae.core.linear_gaussian import LinearVAE, Spectrum, optimum
 from unified_vae.core.principal_components import PrincipalComponents, compose, project
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.dataset import DataSets, PackedSplit
-from unified_vae.data.patches import patch_components, patches
-from unified_vae.data.principal import principal_components
 from unified_vae.metrics.images import psnr
 from unified_vae.models.vae import VAE
 
@@ -221,7 +220,7 @@ def _on_validation(
     measured = _Measured(torch.zeros(len(basis.eigenvalues), dtype=torch.float64), 0.0, dict.fromkeys(counts, 0.0))
     for raw in validation_batches(split, batch_size=max(1, PIECE_VALUES // math.prod(split.images.shape[1:]))):
         images, share = raw.to(device).float() / 255, len(raw) / len(split)
-        images = images if side == images.shape[-1] else patches(images, side)
+        images = images if side == images.shape[-1] else extract_patches(images, side)
         coordinates = project(images, basis)
         measured.squares += share * coordinates.double().square().mean(0).cpu()
         away = images - compose(coordinates[:, :0], basis, images.shape[-1])

@@ -5,9 +5,8 @@ import pytest
 import torch
 from test_principal import FLIP, PLAIN, Images, some_images
 
-from unified_vae.core.dct import dct_components
+from unified_vae.analysis.pca import dct_components, principal_components
 from unified_vae.core.principal_components import compose, project
-from unified_vae.data.principal import principal_components
 
 SIDE, LATENTS, COUNT = 16, 64, 128
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from unified_vae.analysis.pca import extract_patches, patch_components
 from unified_vae.config.data import AugmentConfig
 from unified_vae.core.principal_components import compose, project
-from unified_vae.data.patches import patch_components, patches
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ class Split:
 
 def test_patches_are_cut_in_rows_and_hold_every_pixel_once(pixels):
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    cut = patches(images, 8).unflatten(0, (len(images), 2, 2))
+    cut = extract_patches(images, 8).unflatten(0, (len(images), 2, 2))
     for row in (0, 1):
         for column in (0, 1):
             window = images[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
@@ -37,7 +37,7 @@ def test_patches_are_cut_in_rows_and_hold_every_pixel_once(pixels):
 
 def test_the_components_are_those_of_all_patches(pixels):
     basis = patch_components(Split(pixels), 4, 10, AugmentConfig(), seed=0)
-    rows = patches(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, 4).flatten(1).double()
+    rows = extract_patches(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, 4).flatten(1).double()
     away = rows - rows.mean(0)
     reference = torch.linalg.svdvals(away).square() / len(rows)
     torch.testing.assert_close(torch.from_numpy(basis.eigenvalues.copy()), reference[:10], rtol=1e-3, atol=1e-7)

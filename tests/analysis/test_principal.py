@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from unified_vae.analysis.pca import _truncated_svd, principal_components
 from unified_vae.config.data import AugmentConfig
 from unified_vae.core.principal_components import compose, project
-from unified_vae.data.principal import _leading, principal_components
 
 PLAIN = AugmentConfig()
 FLIP = AugmentConfig(horizontal_flip=True)
@@ -49,7 +49,7 @@ def test_the_spectrum_is_the_exact_one(channels):
 @pytest.mark.parametrize(
     ("count", "off"), [(12, 0.06), (30, 1e-4), (58, 1e-4)]
 )  # randomized, and exact where rows are few
-def test_a_spectrum_that_falls_slowly_is_told_to_its_end(count, off):
+def test_a_spectrum_that_falls_slowly_is_exact_to_its_end(count, off):
     rng = np.random.default_rng(1)
     split = Images(rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8))
     basis = principal_components(split, count, PLAIN, seed=0)
@@ -58,12 +58,12 @@ def test_a_spectrum_that_falls_slowly_is_told_to_its_end(count, off):
     torch.testing.assert_close(flat @ flat.T, torch.eye(count), atol=1e-5, rtol=0)
 
 
-def test_components_that_are_faint_beside_the_first_are_told_too():
+def test_components_that_are_faint_beside_the_first_are_exact():
     """A part of 1e-4 and less of the first one: its square is lost where products are formed in fp32."""
     rng, falls = np.random.default_rng(0), np.arange(1, 101.0) ** -2
     left, right = (np.linalg.qr(rng.normal(size=(side, 100)))[0] for side in (100, 400))
     rows = torch.from_numpy((left * falls) @ right.T).float()
-    singular, vectors = _leading(rows, 80, seed=0)
+    singular, vectors = _truncated_svd(rows, 80, seed=0)
     np.testing.assert_allclose(singular, np.linalg.svd(rows.double().numpy(), compute_uv=False)[:80], rtol=1e-4)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(80), atol=1e-5, rtol=0)
 
@@ -84,7 +84,7 @@ def test_fewer_images_than_components_give_what_they_have():
     assert len(single.eigenvalues) == 1 and float(single.eigenvalues[0]) == pytest.approx(0, abs=1e-9)
 
 
-def test_random_mirroring_gives_the_spectrum_of_the_images_and_all_their_mirror_images():
+def test_mirroring_gives_the_spectrum_with_all_mirror_images():
     split = some_images(count=200)
     basis = principal_components(split, 6, FLIP, seed=0)
     assert basis.images == 2 * 200
@@ -110,7 +110,7 @@ def test_large_images_are_averaged_down_and_keep_their_variance():
     assert basis.total == pytest.approx(64 * plain.total, rel=1e-4)
 
 
-def test_it_depends_on_the_seed_only_and_leaves_the_global_generator_alone():
+def test_it_depends_on_the_seed_and_leaves_torchs_generator_alone():
     split = some_images()
     before = torch.random.get_rng_state()
     first, again = (principal_components(split, 5, PLAIN, seed=3) for _ in range(2))

@@ -1,0 +1,1 @@
+"""What theory and measurement say of a model and its data."""
