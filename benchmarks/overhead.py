@@ -25,13 +25,13 @@ PARTS = {
     "pre-flight": ("experiment/diagnosis/preflight.py",),
     "self-test": ("training/self_test.py",),
     "diagnosis in validation": ("metrics/latents.py", "metrics/images.py"),
-    "diagnosis at the end": ("experiment/fitting/closing.py", "experiment/diagnosis/cause.py"),
+    "diagnosis at the end": ("pipeline/finalize.py:diagnose_run", "experiment/diagnosis/cause.py"),
 }
 OTHERS = {
     "all of validation": ("training/validation.py",),
-    "latent density": ("experiment/fitting/sampling.py",),
+    "latent density": ("pipeline/finalize.py:fit_latent_density",),
     "sheets of pictures": ("training/sheets.py",),
-    "checkpoints": ("training/saver.py",),
+    "checkpoints": ("training/checkpointer.py",),
 }
 TARGET = 0.02
 
@@ -77,11 +77,13 @@ def profiled(options: argparse.Namespace, seed: int) -> tuple[pstats.Stats, floa
     return pstats.Stats(profile), time.monotonic() - begun
 
 
-def seconds_in(stats: pstats.Stats, files: tuple[str, ...]) -> float:
-    """Of all calls into these files of the package from outside them."""
+def seconds_in(stats: pstats.Stats, places: tuple[str, ...]) -> float:
+    """Of all calls into these files of the package, or functions (`file:function`), from outside them."""
+    ends = tuple(f"unified_vae/{place}" for place in places)
 
     def inside(function: tuple[str, int, str]) -> bool:
-        return function[0].replace("\\", "/").endswith(tuple(f"unified_vae/{file}" for file in files))
+        file = function[0].replace("\\", "/")
+        return file.endswith(ends) or f"{file}:{function[2]}".endswith(ends)
 
     edges: dict[Any, Any] = stats.stats  # type: ignore[attr-defined]
     return sum(

@@ -33,9 +33,9 @@ metadata.Distribution.from_name = classmethod(from_name)
 from unified_vae.experiment.environment import environment
 from unified_vae.experiment.export import exporting
 from unified_vae.experiment.report import page
-from unified_vae.training import manifest
+from unified_vae.core import checkpoint_format
 
-manifest.write_manifest(Path("checkpoint"), 3)
+checkpoint_format.save(Path("checkpoints"), checkpoint_format.Checkpoint(3, {{}}, {{}}))
 print(json.dumps(environment()), flush=True)
 sys.argv = ["train.py", "--mode", "quick_test", "--dry-run"]
 runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
@@ -43,7 +43,7 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 
 
 def test_source_tree_runs_without_being_installed(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoints").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", NOT_INSTALLED],
         cwd=tmp_path,
@@ -56,7 +56,8 @@ def test_source_tree_runs_without_being_installed(tmp_path: Path) -> None:
     first, _, table = done.stdout.partition("\n")
     assert json.loads(first)["unified-vae"] == unified_vae.__version__
     assert "quick_test" in table
-    (written,) = (json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "checkpoint").iterdir())
+    (manifest,) = tmp_path.glob("checkpoints/*/MANIFEST.json")
+    written = json.loads(manifest.read_text(encoding="utf-8"))
     assert written["written_by"] == f"unified-vae {unified_vae.__version__}"
 
 

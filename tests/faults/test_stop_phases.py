@@ -55,9 +55,9 @@ def _settings(folder: Path, pictures: Path) -> Path:
 _HELD = """
 import runpy, sys, time
 from pathlib import Path
-from unified_vae.training import loop
+from unified_vae.training import validation
 
-inside, further, batches = Path(sys.argv[1]), Path(sys.argv[2]), loop.validation_batches
+inside, further, batches = Path(sys.argv[1]), Path(sys.argv[2]), validation.validation_batches
 
 def held(*given, **named):
     for number, batch in enumerate(batches(*given, **named)):
@@ -67,7 +67,7 @@ def held(*given, **named):
                 time.sleep(0.01)
         yield batch
 
-loop.validation_batches, sys.argv = held, sys.argv[3:]
+validation.validation_batches, sys.argv = held, sys.argv[3:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 """The command, but its validations wait in their second batch until a file is there: however fast the machine is."""
