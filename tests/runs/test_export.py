@@ -14,9 +14,8 @@ from unified_vae.cli.door import enter
 from unified_vae.core.errors import CheckpointError, ConfigError, EnvironmentProblem
 from unified_vae.core.tensor_file import write_tensors
 from unified_vae.data import prepare
-from unified_vae.experiment.evaluation.evaluate import evaluate
-from unified_vae.experiment.evaluation.request import EvaluateRequest, Group, Settings
-from unified_vae.experiment.evaluation.request import Weights as MetricSums
+from unified_vae.evaluation import Group
+from unified_vae.evaluation.evaluate import evaluate
 from unified_vae.experiment.export import diffusers_folder, model_folder, place
 from unified_vae.experiment.export.request import ExportRequest, Format, Half, Weights
 from unified_vae.experiment.subject.images import open_images
@@ -53,12 +52,12 @@ def test_exported_raw_weights_stay_raw_wherever_they_go(run, tmp_path):
     subject = find(first.folder, None, None, print, looks=False)
     assert subject.weights == "raw" and "raw weights" in subject.name
     images = str(run.parent / "images.npy")
-    settings = Settings(samples=4, max_images=8, device="cpu", skip=frozenset(set(Group) - {Group.LATENTS}))
-    found = evaluate(EvaluateRequest(first.folder, data=images, settings=settings), Recorder())
-    assert [weights.value for weights in found.figures] == ["raw"] and "raw weights alone" in found.notes[0]
-    for asked in (MetricSums.EMA, MetricSums.BOTH):
+    options = {"samples": 4, "max_images": 8, "device": "cpu", "skip": set(Group) - {Group.LATENTS}}
+    evaluation = evaluate([first.folder], data=images, **options, observer=Recorder())
+    assert list(evaluation.results) == ["raw"] and "raw weights alone" in evaluation.notes[0]
+    for weights in ("ema", "both"):
         with pytest.raises(ConfigError, match="raw weights alone"):
-            evaluate(EvaluateRequest(first.folder, data=images, weights=asked, settings=settings), Recorder())
+            evaluate([first.folder], data=images, weights=weights, **options, observer=Recorder())
     again, _ = exported(first.folder, "safetensors", output=tmp_path / "again", images=0)
     for folder in (first.folder, again.folder):
         assert json.loads((folder / "config.json").read_text())["run"]["weights"] == "raw"

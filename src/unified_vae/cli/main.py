@@ -11,11 +11,10 @@ import sys
 import typer
 
 from unified_vae.cli import run_diagnose
-from unified_vae.cli.commands.compare import compare
 from unified_vae.cli.commands.decode import decode
 from unified_vae.cli.commands.edit import edit
 from unified_vae.cli.commands.encode import encode
-from unified_vae.cli.commands.evaluate import evaluate
+from unified_vae.cli.commands.evaluate import compare, evaluate
 from unified_vae.cli.commands.export import export
 from unified_vae.cli.commands.pictures import interpolate, reconstruct, sample
 from unified_vae.cli.commands.report import report
@@ -31,7 +30,6 @@ VERBS = (
     decode,
     edit,
     evaluate,
-    compare,
     export,
     report,
 )
@@ -45,6 +43,7 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command()(verb)
+app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare)
 
 
 @app.callback()

@@ -1,8 +1,7 @@
-"""The verb `evaluate`: a model's figures, each with its interval, evaluator, resolution and count."""
+"""The verb `evaluate`: the metrics of one model, or of several side by side with their differences."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,119 +11,180 @@ import typer
 from unified_vae.cli.door import Job
 from unified_vae.cli.start import show, to_screen
 from unified_vae.cli.text import number, table, wrapped
-from unified_vae.experiment.evaluation.request import DRAWS, SAMPLES, EvaluateRequest, Group, Settings, Weights
+from unified_vae.core.errors import ConfigError
+from unified_vae.core.shell import uv_run
+from unified_vae.evaluation import Group, Weights
 
 if TYPE_CHECKING:
-    from unified_vae.experiment.evaluation.evaluate import Evaluation
-    from unified_vae.experiment.evaluation.figure import Figure
+    from unified_vae.evaluation.bootstrap import Difference, MetricResult
+    from unified_vae.evaluation.evaluate import Evaluation
 
-Target = Annotated[Path, typer.Argument(metavar="TARGET", help="Folder of a run, of its checkpoint, or of a model.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Other images, all of them; a model without its run needs it.", show_default="the run's validation"
-    ),
-]
-Checkpoint = Annotated[str | None, typer.Option(help="Weights of: best, last or a step.", show_default="best")]
-Which = Annotated[
-    Weights | None, typer.Option(help="Averaged (ema) or as stepped (raw).", show_default="both where there are both")
-]
-Samples = Annotated[
-    int | None,
-    typer.Option(min=2, help="New pictures to draw.", show_default=f"as many as images, at most {SAMPLES:,}"),
-]
-MaxImages = Annotated[int | None, typer.Option(min=2, help="Look at no more images.", show_default="all")]
-Draws = Annotated[int, typer.Option(min=1, help="Latents an image for the bounds on the likelihood.")]
-Skip = Annotated[list[Group] | None, typer.Option(help="Leave a group of metrics out; may be given again.")]
-Inception = Annotated[
-    Path | None,
-    typer.Option(help="File of Inception's weights, for FID and others.", show_default="the download cache"),
-]
-Report = Annotated[Path | None, typer.Option("--json", help="File of the report.", show_default="RUN/evaluation.json")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="the run's")]
-Seed = Annotated[int, typer.Option(help="Of samples, patches and resamples.")]
-
-HEADINGS = {
-    Group.RECONSTRUCTION: "reconstruction",
-    Group.LATENTS: "latents",
-    Group.LIKELIHOOD: "likelihood",
-    Group.SAMPLES: "new pictures",
-    Group.FACTORS: "disentanglement",
+HEADINGS: dict[Group, str] = {
+    Group.RECONSTRUCTION: "RECONSTRUCTION",
+    Group.LATENTS: "LATENTS",
+    Group.LIKELIHOOD: "LIKELIHOOD",
+    Group.SAMPLES: "NEW IMAGES",
+    Group.FACTORS: "DISENTANGLEMENT",
 }
+SIGNS = {"better": " +", "worse": " -", "": ""}
+LEGEND = (
+    "Behind ±: half of the 95 % interval. In brackets: the difference from the first model with its 95 % interval, "
+    "from the same resamples of the same images; + better, - worse, none: not told apart."
+)
 
 
 def evaluate(
-    target: Target,
-    data: Data = None,
-    checkpoint: Checkpoint = None,
-    weights: Which = None,
-    samples: Samples = None,
-    max_images: MaxImages = None,
-    draws: Draws = DRAWS,
-    skip: Skip = None,
-    inception: Inception = None,
-    json: Report = None,
-    device: Device = None,
-    seed: Seed = 0,
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="TARGET...", help="Folders of runs, of their checkpoints, or of models.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Images to measure on, all of them; a model without its run needs it.",
+            show_default="the run's validation images",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Weights of: best, last or a step.", show_default="best")
+    ] = None,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(
+            help="Averaged (ema) or as stepped (raw).", show_default="both where one model has both; of several ema"
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="New images to draw.", show_default="as many as images, at most 2,000")
+    ] = None,
+    max_images: Annotated[int | None, typer.Option(min=2, help="Use no more images.", show_default="all")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Latents per image for the bounds on the likelihood.")] = 16,
+    skip: Annotated[list[Group] | None, typer.Option(help="Leave a group of metrics out; may be given again.")] = None,
+    inception: Annotated[
+        Path | None,
+        typer.Option(help="File of Inception's weights, for FID and others.", show_default="the download cache"),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="File of the report.", show_default="RUN/evaluation.json, of several in the folder --output"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the files of several models.", show_default="comparison")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="the run's")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of samples, patches and resamples.")] = 0,
 ) -> Job:
-    """Measure a model: likeness, likelihood, samples, latents, each with a 95 % interval."""
-    settings = Settings(samples, max_images, draws, frozenset(skip or ()), inception, device, seed)
-    return functools.partial(_evaluate, EvaluateRequest(target, data, checkpoint, weights, json, settings))
+    """Measure models: likeness, likelihood, samples, latents, each with a 95 % interval; several side by side."""
+
+    def work(command: str) -> int:
+        from unified_vae.evaluation.evaluate import evaluate  # imports torch: seconds
+
+        watcher = to_screen()
+        try:
+            evaluation = evaluate(
+                targets, data=data, checkpoint=checkpoint, weights=weights, samples=samples, max_images=max_images,
+                draws=draws, skip=skip or (), inception=inception, report=json, output=output, device=device, seed=seed,
+                observer=watcher,
+            )  # fmt: skip
+        finally:
+            watcher.close()
+        return show(report_lines(evaluation))
+
+    return work
 
 
-def _evaluate(request: EvaluateRequest, command: str) -> int:
-    from unified_vae.experiment.evaluation.evaluate import evaluate  # imports torch: seconds
-
-    watcher = to_screen()
-    try:
-        found = evaluate(request, watcher)
-    finally:
-        watcher.close()
-    return show(report_lines(found))
+def compare(context: typer.Context) -> Job:
+    """Renamed: evaluate A B ..."""
+    command = uv_run("unified-vae", "evaluate", *context.args)
+    raise ConfigError(f"compare is now evaluate with several models: {command}")
 
 
-def report_lines(found: Evaluation) -> Iterator[str]:
-    """A table for each set of weights, what is missing below it."""
+def report_lines(evaluation: Evaluation) -> Iterator[str]:
+    """Yield the tables, what is missing below them, and the files."""
+    single = "sheet" not in evaluation.files
     yield ""
-    yield from wrapped(f"evaluation of {found.name}", "  ")
-    yield from wrapped(f"images: {found.images}", "  ")
-    for weights, figures in found.figures.items():
+    for label, name in evaluation.names.items():
+        if single and label == "raw" and len(evaluation.names) > 1:
+            continue
+        yield from wrapped(f"evaluation of {name}" if single else f"{label}: {name}", "  ")
+    yield from wrapped(f"images: {evaluation.images}", "  ")
+    if single:
+        for weights, results in evaluation.results.items():
+            yield ""
+            yield {"ema": "averaged weights (EMA)", "raw": "raw weights"}[weights]
+            yield from _single_table(results)
+            yield from _missing(results)
+    else:
         yield ""
-        yield {"ema": "averaged weights (EMA)", "raw": "raw weights"}[weights.value]
-        yield from _tables(figures)
-        yield from missing(figures)
+        yield from _comparison_table(evaluation)
+        yield from wrapped(LEGEND, "  ")
+        yield from _missing([result for results in evaluation.results.values() for result in results])
     yield ""
-    yield from (line for note in found.notes for line in wrapped(f"note: {note}", "  "))
-    yield from wrapped(f"report: {found.file.as_posix()}", "  ")
+    yield from (line for note in evaluation.notes for line in wrapped(f"note: {note}", "  "))
+    for kind, path in evaluation.files.items():
+        yield from wrapped(f"{kind}: {path.as_posix()}", "  ")
 
 
-def _tables(figures: Sequence[Figure]) -> Iterator[str]:
-    """One table, in which the groups' headings stand between the rows; below it, who measured."""
+def _single_table(results: Sequence[MetricResult]) -> Iterator[str]:
+    """One table, with the groups' headings between the rows; below it, who measured."""
     rows: list[Sequence[str]] = [("metric", "value", "95 % interval", "unit", "better", "images", "by")]
-    numbers: dict[str, int] = {}
+    footnotes: dict[str, int] = {}
     for group, heading in HEADINGS.items():
-        own = [figure for figure in figures if figure.group is group and not figure.missing]
-        rows += [(heading.upper(), *[""] * 6)] if own else []
-        for figure in own:
-            words = "; ".join(part for part in (figure.evaluator, figure.resolution, figure.note) if part)
-            rows.append(_cells(figure, numbers.setdefault(words, len(numbers) + 1)))
+        measured = [result for result in results if result.group == group and result.value is not None]
+        rows += [(heading, *[""] * 6)] if measured else []
+        for result in measured:
+            assert result.value is not None
+            words = "; ".join(part for part in (result.evaluator, result.resolution, result.note) if part)
+            footnote = footnotes.setdefault(words, len(footnotes) + 1)
+            limits = "" if result.interval is None else " to ".join(map(number, result.interval))
+            head = (result.title, number(result.value), limits, result.unit, result.better)
+            rows.append((*head, f"{result.images:,}", f"[{footnote}]"))
     yield from table(rows)
-    for words, place in numbers.items():
-        yield from wrapped(f"  [{place}] {words}", "      ")
+    for words, footnote in footnotes.items():
+        yield from wrapped(f"  [{footnote}] {words}", "      ")
 
 
-def _cells(figure: Figure, place: int) -> tuple[str, ...]:
-    assert figure.value is not None
-    limits = "" if figure.interval is None else f"{number(figure.interval.low)} to {number(figure.interval.high)}"
-    head = (figure.title, number(figure.value), limits)
-    return (*head, figure.unit, figure.better, f"{figure.images:,}", f"[{place}]")
+def _comparison_table(evaluation: Evaluation) -> list[str]:
+    """One row per metric, one column per model."""
+    tables = {label: {result.name: result for result in results} for label, results in evaluation.results.items()}
+    first = next(iter(evaluation.results.values()))
+    rows: list[Sequence[str]] = [("metric", "unit", "better", *tables)]
+    for group, heading in HEADINGS.items():
+        measured = [
+            result
+            for result in first
+            if result.group == group and any(results[result.name].value is not None for results in tables.values())
+        ]
+        rows += [(heading, "", "", *("" for _ in tables))] if measured else []
+        for result in measured:
+            cells = (
+                _cell(results[result.name], evaluation.differences.get(label, {}).get(result.name))
+                for label, results in tables.items()
+            )
+            rows.append((result.title, result.unit, result.better, *cells))
+    return table(rows)
 
 
-def missing(figures: Iterable[Figure]) -> Iterator[str]:
+def _cell(result: MetricResult, difference: Difference | None) -> str:
+    if result.value is None:
+        return "not available"
+    text = number(result.value)
+    if result.interval is not None:
+        text += f" ± {(result.interval[1] - result.interval[0]) / 2:.2g}"
+    if difference is not None:
+        limits = "" if difference.interval is None else ": {:+.3g} to {:+.3g}".format(*difference.interval)
+        text += f" ({difference.value:+.3g}{limits}){SIGNS[difference.verdict]}"
+    return text
+
+
+def _missing(results: Iterable[MetricResult]) -> Iterator[str]:
     """Metrics that share a reason share its line."""
-    reasons: dict[str, dict[str, None]] = {}
-    for figure in figures:
-        if figure.missing:
-            reasons.setdefault(figure.missing, {})[figure.title] = None
-    for why, titles in reasons.items():
-        yield from wrapped(f"not available: {'; '.join(titles)}: {why}", "    ")
+    titles: dict[str, dict[str, None]] = {}
+    for result in results:
+        if result.missing:
+            titles.setdefault(result.missing, {})[result.title] = None
+    for reason, names in titles.items():
+        yield from wrapped(f"not available: {'; '.join(names)}: {reason}", "    ")

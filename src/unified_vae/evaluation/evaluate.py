@@ -1,0 +1,407 @@
+"""Evaluates one model, or several on the same images with paired differences, and writes the report.
+
+It takes no lock and writes only its own files, so it may look at a run that is training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from unified_vae.core.durable import probe, reason, write_text
+from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.events import Observer
+from unified_vae.core.printable import printable
+from unified_vae.evaluation import Group, Weights
+from unified_vae.evaluation.bootstrap import LEVEL, Difference, MetricResult, paired_difference
+from unified_vae.evaluation.images import EvaluationImages, open_evaluation_images
+from unified_vae.evaluation.metrics import (
+    FITTED,
+    EvaluationContext,
+    build_context,
+    disentanglement_templates,
+    measure,
+)
+from unified_vae.experiment.diagnosis.history import History
+from unified_vae.experiment.environment import environment
+from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.experiment.subject.same_weights import finished_model_or_notice
+from unified_vae.experiment.subject.subject import WORDS, Subject, find
+from unified_vae.models.density.base import LatentDensity
+from unified_vae.models.density.normal import NormalDensity
+from unified_vae.training.distributed import open_runtime
+from unified_vae.training.sheets import below_one_another, sheet, to_pixels, write_picture
+
+FORMAT = 1
+SHOWN = 8  # images in a row of the sheet
+MAX_CAPTION = 70  # letters
+SIZES_DIFFER = (
+    "the models have different image sizes, each measured at its own: pixels of different sizes cannot be compared "
+    "with one another, so there are no differences"
+)
+
+Views = npt.NDArray[np.uint8]
+"""[n, height, width, 3]"""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be measured: its weights, and the images it is measured on.
+
+    Attributes:
+        label: `ema` or `raw` of a single model; of several models short and unique.
+    """
+
+    label: str
+    subject: Subject
+    images: EvaluationImages
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and where it is kept.
+
+    Attributes:
+        names: label -> name of the model with its step. Of one model the labels are `ema` and `raw`, its weights.
+        images: in words.
+        results: label -> its metrics; of several models the same ones for all.
+        differences: label of each model but the first -> metric -> how it differs from the first.
+        notes: lines to read with the table.
+        files: what was written: `report`, and of several models `sheet` and `plot`.
+    """
+
+    names: Mapping[str, str]
+    images: str
+    results: Mapping[str, Sequence[MetricResult]]
+    differences: Mapping[str, Mapping[str, Difference]]
+    notes: Sequence[str]
+    files: Mapping[str, Path]
+
+
+def evaluate(
+    targets: Sequence[Path],
+    *,
+    data: str | None = None,
+    checkpoint: str | None = None,
+    weights: Weights | None = None,
+    samples: int | None = None,
+    max_images: int | None = None,
+    draws: int = 16,
+    skip: Collection[Group] = (),
+    inception: Path | None = None,
+    report: Path | None = None,
+    output: Path | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    observer: Observer,
+) -> Evaluation:
+    """Measure in float32, and write the report; of several models also a sheet and a plot.
+
+    Args:
+        targets: folders of runs, of their checkpoints, or of exported models.
+        data: images to measure on; None takes the run's validation images, which have to be the same for all.
+        checkpoint: a step, `best` or `last`; None takes the best there is.
+        weights: None takes both where one model has both, and the averaged ones of several.
+        samples: new images for each density; None takes as many as there are images, at most MAX_SAMPLES.
+        max_images: use no more images; None uses all.
+        draws: latents per image for the bounds on the likelihood.
+        skip: groups of metrics to leave out.
+        inception: file of Inception's weights; None looks in the cache of downloaded weights.
+        report: file of the report; None is `evaluation.json` beside the run, of several `comparison.json` in `output`.
+        output: folder for the files of several models; None is `comparison`.
+        device: auto, cpu, ...; None as the first run had it.
+        seed: of everything that is drawn: latents, patches, resamples.
+
+    Raises:
+        UserError: there is no such model, checkpoint or image, the models are not on the same images, or the files
+            cannot be written.
+    """
+    single = len(targets) == 1
+    if single and output is not None:
+        raise ConfigError("--output is the folder for the files of several models: --json names the report of one")
+    if single:
+        subjects, notes = _read_weights(targets[0], data, checkpoint, weights, observer)
+    else:
+        subjects, notes = _read_models(targets, data, checkpoint, weights, observer), []
+
+    # prove that the files can be written before any work is done
+    first = next(iter(subjects.values()))
+    folder = output or Path("comparison")
+    report = report or (RunFolder(first.home).evaluation if single else folder / "comparison.json")
+    check_writable(report.parent, "--json" if single or report.parent != folder else "--output")
+    if not single:
+        check_writable(folder, "--output")
+
+    # the images of all, then one model after the other; what depends on the images alone is measured once per size
+    def open_images(subject: Subject) -> EvaluationImages:
+        whole = data is not None and not single
+        return open_evaluation_images(subject, data, max_images, observer, whole=whole)
+
+    if single:
+        shared = open_images(first)
+        candidates = [Candidate(label, subject, shared) for label, subject in subjects.items()]
+    else:
+        candidates = [Candidate(label, subject, open_images(subject)) for label, subject in subjects.items()]
+        for candidate in candidates[1:]:
+            _check_same_images(candidates[0], candidate)
+    results: dict[str, list[MetricResult]] = {}
+    contexts: dict[int, EvaluationContext] = {}
+    shown: dict[str, tuple[Views, Views, Views]] = {}
+    with open_runtime(device or first.config.device, "fp32") as runtime:
+        for candidate in candidates:
+            label, images = candidate.label, candidate.images
+            if images.size not in contexts:
+                contexts[images.size] = build_context(
+                    images, runtime.device, observer, samples=samples, draws=draws, skip=skip, inception=inception,
+                    seed=seed,
+                )  # fmt: skip
+            context = contexts[images.size]
+            if single:
+                results[label] = _measure_weights(candidate, context, len(results) > 0)
+            else:
+                results[label], shown[label] = _measure_model(candidate, context)
+
+    # the report
+    about = {
+        candidate.label: _describe(candidate, samples=samples, draws=draws, skip=skip, seed=seed)
+        for candidate in candidates
+    }
+    content: dict[str, Any] = {"format": FORMAT}
+    differences: dict[str, dict[str, Difference]] = {}
+    files = {"report": report}
+    if single:
+        rows = {label: [result.to_json() for result in metrics] for label, metrics in results.items()}
+        content |= {**about[candidates[0].label], "device": str(runtime.device), "notes": notes, "weights": rows}
+    else:
+        _complete(results)
+        if len(contexts) > 1:
+            notes = [SIZES_DIFFER]
+        else:
+            reference, *others = results
+            differences = {label: compare(results[reference], results[label]) for label in others}
+        models = [
+            {
+                "label": label,
+                "weights": candidate.subject.weights,
+                **about[label],
+                "figures": [result.to_json() for result in results[label]],
+            }
+            for label, candidate in zip(results, candidates, strict=True)
+        ]
+        entries = {
+            label: {name: asdict(difference) for name, difference in metrics.items()}
+            for label, metrics in differences.items()
+        }
+        content |= {"notes": notes, "reference": candidates[0].label, "differences": entries, "models": models}
+        files |= {"sheet": folder / "comparison.png", "plot": folder / "comparison-curves.png"}
+    write_text(report, json.dumps(content, indent=2) + "\n")
+    if not single:
+        draw_sheet(files["sheet"], shown)
+        _draw_plot(files["plot"], candidates, results)
+    names = {candidate.label: candidate.subject.name for candidate in candidates}
+    return Evaluation(names, candidates[0].images.description, results, differences, notes, files)
+
+
+def compare(reference: Sequence[MetricResult], results: Sequence[MetricResult]) -> dict[str, Difference]:
+    """Return metric -> how it differs from the reference, for all that both models have."""
+    by_name = {result.name: result for result in reference}
+    differences = {
+        result.name: paired_difference(by_name[result.name], result) for result in results if result.name in by_name
+    }
+    return {name: difference for name, difference in differences.items() if difference is not None}
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raise EnvironmentProblem where the folder cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe(folder)
+    except OSError as problem:
+        why = reason(problem)
+        raise EnvironmentProblem(f"{folder} cannot be written ({why}): name another place with {option}") from problem
+
+
+# --- which models ----------------------------------------------------------------------------------------
+
+
+def _read_weights(
+    target: Path, data: str | None, checkpoint: str | None, weights: Weights | None, observer: Observer
+) -> tuple[dict[str, Subject], list[str]]:
+    """One model with each of the weights asked for, and what to say of it."""
+    requested = None if weights == "both" else weights
+    subject = find(target, checkpoint, data, observer.notice, weights=requested, looks=False)
+    if requested is not None:
+        return {subject.weights: subject}, []
+    if subject.run_dir is None or subject.folder is not None:
+        words = WORDS[subject.weights]
+        if weights == "both":
+            raise ConfigError(f"{target} is an exported model, which has {words} weights alone: leave --weights out")
+        short = " (EMA)" if subject.weights == "ema" else ""
+        return {subject.weights: subject}, [f"this exported model has {words} weights{short} alone; its run has both"]
+    # the raw weights of the same step, whatever becomes the best or last one of a run that is training
+    raw = find(subject.run_dir, str(subject.step), data, lambda _: None, weights="raw", looks=False)
+    return {"ema": subject, "raw": raw}, []
+
+
+def _read_models(
+    targets: Sequence[Path], data: str | None, checkpoint: str | None, weights: Weights | None, observer: Observer
+) -> dict[str, Subject]:
+    """Several models by their labels."""
+    if weights == "both":
+        raise ConfigError("--weights both is of one model: give --weights raw, or leave it out for the averaged ones")
+    return {
+        label: find(target, checkpoint, data, observer.notice, weights=weights, looks=False)
+        for label, target in zip(unique_labels(targets), targets, strict=True)
+    }
+
+
+def unique_labels(targets: Sequence[Path]) -> list[str]:
+    """Return the last part of each path that tells them apart; a number behind what is named twice."""
+    paths = [target.resolve() for target in targets]
+    depth = next((n for n in range(1, 4) if len({path.parts[-n:] for path in paths}) == len(paths)), 3)
+    short = [printable("/".join(path.parts[-depth:])) for path in paths]
+    return [
+        f"{name} ({short[:index].count(name) + 1})" if short.count(name) > 1 else name
+        for index, name in enumerate(short)
+    ]
+
+
+def _check_same_images(a: Candidate, b: Candidate) -> None:
+    if a.images.channels != b.images.channels:
+        have = " and ".join(f"{each.images.channels} ({each.label})" for each in (a, b))
+        raise ConfigError(f"the models have images of different channels, {have}: compare those of one kind")
+    if a.images.content_hash() != b.images.content_hash():
+        raise ConfigError(
+            f"{a.label} and {b.label} validate on different images ({a.images.description}; {b.images.description}): "
+            "name images that all are to be measured on with --data"
+        )
+
+
+def _densities(subject: Subject, on_message: Callable[[str], None]) -> list[LatentDensity]:
+    """N(0, I), and the density that was fitted to these very weights, where there is one."""
+    fitted = subject.model.density
+    if fitted.kind == "normal":
+        consequence = "So samples are drawn from N(0, I) alone."
+        finished = finished_model_or_notice(subject, on_message, consequence)
+        fitted = fitted if finished is None else finished.content.model.density
+    normal = NormalDensity(subject.model.latents)
+    return [normal] if fitted.kind == "normal" else [normal, fitted]
+
+
+# --- measuring -------------------------------------------------------------------------------------------
+
+
+def _measure_weights(candidate: Candidate, context: EvaluationContext, is_second: bool) -> list[MetricResult]:
+    """One of the two weights of a model; the second without disentanglement, whose trees take minutes."""
+    subject, label = candidate.subject, ", raw weights" if candidate.label == "raw" else ""
+    densities = [] if Group.SAMPLES in context.skip else _densities(subject, context.observer.notice)
+    skip = [Group.FACTORS] if is_second else []
+    results = measure(subject.model.to(context.device), densities, context, label, skip)
+    subject.model.to("cpu")
+    if is_second and Group.FACTORS not in context.skip:
+        reason = "where both weights are measured, it is of the averaged ones alone; --weights raw measures these"
+        results += [result.with_missing(reason) for result in disentanglement_templates()]
+    return results
+
+
+def _measure_model(
+    candidate: Candidate, context: EvaluationContext
+) -> tuple[list[MetricResult], tuple[Views, Views, Views]]:
+    """One of several models: its metrics; originals, reconstructions and samples for the sheet."""
+    model = candidate.subject.model.to(context.device)
+    densities = _densities(candidate.subject, context.observer.notice)
+    measured = [] if Group.SAMPLES in context.skip else densities
+    results = measure(model, measured, context, f" ({candidate.label})")
+    images = next(candidate.images.batches(SHOWN))[:SHOWN].to(context.device).float() / 255
+    noise = torch.Generator().manual_seed(context.seed)
+    with torch.no_grad():
+        rebuilt = model(images).reconstruction
+        drawn = model.decode(densities[-1].sample(SHOWN, noise).to(context.device))
+    model.to("cpu")
+    return results, (to_pixels(images), to_pixels(rebuilt), to_pixels(drawn))
+
+
+def _complete(results: Mapping[str, list[MetricResult]]) -> None:
+    """Add a result without a value, and why, to each model for each metric that only others have."""
+    known = {result.name: result for metrics in results.values() for result in reversed(metrics)}
+    for label, metrics in results.items():
+        names = {result.name for result in metrics}
+        for name, result in known.items():
+            if name in names:
+                continue
+            reason = f"{label} has no such metric"
+            if name.endswith(f".{FITTED}"):
+                reason = (
+                    f"{label} draws new images from N(0, I) alone: no other latent density was fitted to these "
+                    "weights, or none was likelier"
+                )
+            empty = replace(
+                result, value=None, interval=None, resampled=None, images=0, resolution="", note="", missing=""
+            )
+            metrics.append(empty.with_missing(reason))
+
+
+def _describe(
+    candidate: Candidate, *, samples: int | None, draws: int, skip: Collection[Group], seed: int
+) -> dict[str, Any]:
+    """What has to be the same for two reports to be compared, and what they are of."""
+    model, images = candidate.subject.model, candidate.images
+    return {
+        "subject": candidate.subject.name,
+        "step": candidate.subject.step,
+        "model": {"image_size": model.image_size, "channels": model.channels, "latents": model.latents},
+        "images": {
+            "description": images.description,
+            "count": images.count,
+            "pixels_sha256": images.pixel_hash(),
+            "contents_sha256": images.content_hash(),
+        },
+        "settings": {"samples": samples, "draws": draws, "skipped": sorted(skip), "seed": seed, "precision": "fp32"},
+        "intervals": f"{LEVEL:.0%}, bootstrap over images",
+        "environment": environment(),
+    }
+
+
+# --- pictures of several models --------------------------------------------------------------------------
+
+
+def draw_sheet(path: Path, shown: Mapping[str, tuple[Views, Views, Views]]) -> None:
+    """Draw the same images: originals, then each model's reconstructions; below, samples of each.
+
+    Args:
+        shown: label -> originals, reconstructions, samples.
+    """
+    size = max(originals.shape[1] for originals, _, _ in shown.values())
+    largest = next(originals for originals, _, _ in shown.values() if originals.shape[1] == size)
+    rows: list[tuple[Views, str]] = [(largest, "originals")]
+    for index, words in ((1, "reconstructions"), (2, "new images")):
+        rows += [(views[index], f"{label} ({views[0].shape[1]} px): {words}") for label, views in shown.items()]
+    blocks = []
+    for images, caption in rows:
+        large = [Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST) for image in images]
+        short = caption if len(caption) <= MAX_CAPTION else "..." + caption[3 - MAX_CAPTION :]
+        blocks.append(sheet(np.stack([np.asarray(image) for image in large]), len(large), short))
+    write_picture(below_one_another(blocks), path)
+
+
+def _draw_plot(path: Path, candidates: Sequence[Candidate], results: Mapping[str, Sequence[MetricResult]]) -> None:
+    """Rate against PSNR, with the path of each run; PSNR over steps."""
+    from unified_vae.report.plots import draw_comparison
+
+    models = {}
+    for candidate in candidates:
+        values = {result.name: result.value for result in results[candidate.label]}
+        rate, psnr = values.get("rate"), values.get("psnr.pooled")
+        run_dir = candidate.subject.run_dir
+        history = History() if run_dir is None else History.read(RunFolder(run_dir).metrics)
+        measured = None if rate is None or psnr is None else (rate, psnr)
+        models[candidate.label] = (history.rates, measured, history.validation)
+    draw_comparison(path, models)

@@ -1,1 +1,0 @@
-"""Finished models measured: one (`evaluate`), or several side by side (`compare`)."""
