@@ -190,7 +190,7 @@ def test_killed_twice_in_the_same_epoch(undisturbed, source, tmp_path):
         pytest.param((1, 6, 7, 35, 36), marks=pytest.mark.slow),
         pytest.param(tuple(range(1, STEPS + 1)), marks=pytest.mark.long),
     ],
-    ids=["some steps", "every step"],
+    ids=["two steps", "some steps", "every step"],
 )
 def test_resumed_from_a_step(steps, undisturbed, source, tmp_path):
     """Also from the first, from the last of an epoch, from one with a validation, and from the last of all."""
