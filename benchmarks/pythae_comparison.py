@@ -29,7 +29,7 @@ from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data.dataset import DataSets
 from unified_vae.metrics.images import psnr
 from unified_vae.metrics.sets import patch_distances
-from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density import NormalDensity
 
 NAME = "pythae_comparison"
 SETS = {"cifar10": 32, "faces128": 64}

@@ -26,8 +26,7 @@ from unified_vae.data.dataset import DataSets
 from unified_vae.data.prepare import open_data
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.metrics.sets import patch_distances
-from unified_vae.models.density.base import LatentDensity
-from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density import LatentDensity, NormalDensity
 from unified_vae.models.pretrained import load_pretrained
 from unified_vae.models.vae import VAE
 

@@ -9,7 +9,7 @@ from small_models import RUN, config, posteriors
 
 from unified_vae import VAE
 from unified_vae.models.build import build_model
-from unified_vae.models.density.gaussian import fit_gaussian
+from unified_vae.models.density import fit_gaussian
 from unified_vae.models.latent_stats import measure
 from unified_vae.models.pretrained import save_density, save_pretrained, save_stats
 

@@ -13,7 +13,7 @@ from PIL import Image
 from unified_vae import VAE
 from unified_vae.api.card import card
 from unified_vae.core.errors import ConfigError
-from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density import NormalDensity
 
 
 def test_the_hub_reads_the_first_lines_and_people_the_rest(vae: VAE, tmp_path: Path) -> None:

@@ -95,6 +95,15 @@ def test_settings_that_are_gone_are_ignored_with_a_note(tmp_path: Path) -> None:
         from_command_line({}, ["data.workers=4"])
 
 
+def test_the_flow_is_refused_after_set_and_replaced_in_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"density.fit=flow: the coupling flow .* is gone; use .*=auto"):
+        from_command_line({}, ["density.fit=flow"])
+    mine = {"density": {"fit": "flow", "flow_steps": 20}}
+    run = load_with(tmp_path, mine).compose({}, from_command_line({}, []))
+    assert run.config.density.fit == "auto" and len(run.notes) == 2
+    assert upgrade_part("density", mine["density"]) == {"fit": "auto"}
+
+
 def test_an_old_name_beside_the_new_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine.json: training.clip_norm is now called max_grad_norm, and both"):
         load_with(tmp_path, {"training": {"clip_norm": 1.0, "max_grad_norm": 2.0}})

@@ -31,8 +31,8 @@ def from_name(cls, name):
 metadata.Distribution.from_name = classmethod(from_name)
 
 from unified_vae.experiment.environment import environment
-from unified_vae.experiment.export import exporting
-from unified_vae.experiment.report import page
+from unified_vae.export import export
+from unified_vae.report import page
 from unified_vae.core import checkpoint_format
 
 checkpoint_format.save(Path("checkpoints"), checkpoint_format.Checkpoint(3, {{}}, {{}}))

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from unified_vae.config.model import ConvConfig
-from unified_vae.experiment.export import onnx_files
-from unified_vae.experiment.export.parts import parts
+from unified_vae.export.formats import parts, write_onnx
 from unified_vae.models.build import build_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "exporting.md").read_text(encoding="utf-8")
@@ -25,7 +24,7 @@ def home(tmp_path_factory):
     decoder = next(part for part in parts(model) if part.name == "decoder")
     for kind in ("onnx", "torch"):
         (folder / "runs" / "NAME" / "exports" / kind).mkdir(parents=True)
-    onnx_files.write_part(folder / "runs" / "NAME" / "exports" / "onnx" / "decoder.onnx", decoder, {})
+    write_onnx(folder / "runs" / "NAME" / "exports" / "onnx" / "decoder.onnx", decoder, {})
     torch.export.save(decoder.traced(), folder / "runs" / "NAME" / "exports" / "torch" / "decoder.pt2")
     return folder
 

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from lives import Recorder, request, write_images
 
-from unified_vae.experiment.export.exporting import export
-from unified_vae.experiment.export.request import ExportRequest, Format
 from unified_vae.experiment.subject.subject import find
+from unified_vae.export.export import export
 from unified_vae.pipeline.fit import fit
 
 CHANGE = {"training": {"epochs": 2, "samples": {"count": 4}}}
@@ -26,7 +25,17 @@ def trained(folder, change=None):
 def exported(run, to, **more):
     """What `export` gives, and what it said."""
     seen = Recorder()
-    return export(ExportRequest(run, Format(to), **more), seen), seen
+    return export(run, to, **more, observer=seen), seen
+
+
+def outputs_of_parts(stage, parts, to, batches):
+    """What the fresh process of an export would read, without starting one."""
+    results = ((part, size, part.outputs(size)) for part in parts for size in batches[part.name])
+    return {
+        f"{part.name}/{size}/{number}": value.numpy()
+        for part, size, values in results
+        for number, value in enumerate(values)
+    }
 
 
 def model_of(run, weights="ema"):

@@ -18,7 +18,7 @@ from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.evaluation import Group
 from unified_vae.evaluation.evaluate import SIZES_DIFFER, _read_weights, draw_sheet, evaluate, unique_labels
 from unified_vae.experiment.subject import subject as subject_module
-from unified_vae.models.density.gaussian import fit_gaussian
+from unified_vae.models.density import fit_gaussian
 from unified_vae.models.pretrained import save_density
 from unified_vae.pipeline.fit import fit
 from unified_vae.training import retention

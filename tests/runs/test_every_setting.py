@@ -105,8 +105,7 @@ CHANGES = {
 ELSEWHERE = {
     "density.fit": "tests/runs/test_sampling.py",
     "density.max_images": "tests/runs/test_sampling.py",
-    "density.max_components": "tests/training/test_density_fit.py",
-    "density.flow_steps": "tests/training/test_density_fit.py",
+    "density.max_components": "tests/analysis/test_density_choice.py",
     "device": "tests/training/test_runtime.py",
     "license": "tests/runs/test_sampling.py",
     "preflight": "tests/runs/test_preflight.py",

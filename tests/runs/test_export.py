@@ -16,11 +16,10 @@ from unified_vae.core.tensor_file import write_tensors
 from unified_vae.data import prepare
 from unified_vae.evaluation import Group
 from unified_vae.evaluation.evaluate import evaluate
-from unified_vae.experiment.export import diffusers_folder, model_folder, place
-from unified_vae.experiment.export.request import ExportRequest, Format, Half, Weights
 from unified_vae.experiment.subject.images import open_images
 from unified_vae.experiment.subject.same_weights import finished_model
 from unified_vae.experiment.subject.subject import find
+from unified_vae.export import export
 from unified_vae.models.pretrained import load_pretrained
 
 
@@ -39,7 +38,7 @@ def test_safetensors_of_the_best_weights_are_the_runs_model_with_its_density(run
 
 
 def test_raw_weights_are_those_that_were_stepped_and_bring_no_density(run, tmp_path):
-    done, seen = exported(run, "safetensors", output=tmp_path / "out", weights=Weights.RAW)
+    done, seen = exported(run, "safetensors", output=tmp_path / "out", weights="raw")
     raw, again = model_of(run, "raw"), load_pretrained(done.folder)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in raw.state_dict().items())
     assert any(not torch.equal(value, raw.state_dict()[name]) for name, value in model_of(run).state_dict().items())
@@ -48,7 +47,7 @@ def test_raw_weights_are_those_that_were_stepped_and_bring_no_density(run, tmp_p
 
 def test_exported_raw_weights_stay_raw_wherever_they_go(run, tmp_path):
     """In the figures of the folder, in what is exported of it, and beside the run's own model of averaged weights."""
-    first, _ = exported(run, "safetensors", output=tmp_path / "raw", weights=Weights.RAW, images=0)
+    first, _ = exported(run, "safetensors", output=tmp_path / "raw", weights="raw", images=0)
     subject = find(first.folder, None, None, print, looks=False)
     assert subject.weights == "raw" and "raw weights" in subject.name
     images = str(run.parent / "images.npy")
@@ -62,7 +61,7 @@ def test_exported_raw_weights_stay_raw_wherever_they_go(run, tmp_path):
     for folder in (first.folder, again.folder):
         assert json.loads((folder / "config.json").read_text())["run"]["weights"] == "raw"
         assert json.loads((folder / "export.json").read_text())["weights"] == "raw"
-    exported(run, "safetensors", output=first.folder, weights=Weights.RAW, images=0)  # over what evaluate wrote
+    exported(run, "safetensors", output=first.folder, weights="raw", images=0)  # over what evaluate wrote
 
 
 def test_the_folder_of_the_same_weights_is_told_by_the_weights(run, tmp_path):
@@ -87,7 +86,7 @@ def test_the_images_of_a_run_are_packed_once_for_all_that_looks_at_them(run, mon
     for source in (None, f"{run.parent}/../{run.parent.name}/images.npy"):
         assert open_images(subject, source, Recorder()).channels == 3
     raw = find(run, None, None, print, weights="raw")  # without statistics, which are measured
-    assert diffusers_folder._statistics(raw, ExportRequest(run, Format.DIFFUSERS), Recorder()).images > 0
+    assert export._measure_stats(raw, None, None, Recorder()).images > 0
 
 
 def test_the_verdict_is_in_the_export_and_in_the_runs_model(run, tmp_path):
@@ -116,7 +115,7 @@ def test_a_model_folder_alone_is_exported_without_images(run, tmp_path):
     assert "not audited" in done.verdicts[0]
     assert load_pretrained(done.folder).density.kind == "gaussian"
     with pytest.raises(ConfigError, match="name some with --data"):
-        exported(tmp_path / "model", "torch", half=Half.FP16)
+        exported(tmp_path / "model", "torch", half="fp16")
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else_is(run, tmp_path):
@@ -131,7 +130,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(run, tmp_path):
 
 
 def test_where_the_comparison_fails_nothing_is_left(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_folder, "difference", lambda *_: (0.5, 0.5))
+    monkeypatch.setattr(export, "difference", lambda *_: (0.5, 0.5))
     with pytest.raises(EnvironmentProblem, match="other numbers"):
         exported(run, "safetensors", output=tmp_path / "below" / "out", images=0)
     assert not list((tmp_path / "below").iterdir())
@@ -144,7 +143,7 @@ def test_half_precision_that_is_not_safe_is_refused_with_the_layer(run, tmp_path
         model.decoder.head.weight *= 1e7
     write_tensors(tmp_path / "run" / "model" / "model.safetensors", model.state_dict())
     with pytest.raises(ConfigError, match=r"fp16: overflows at decoder\.head: use (bf16|fp32)"):
-        exported(tmp_path / "run" / "model", "torch", half=Half.FP16, output=tmp_path / "out")
+        exported(tmp_path / "run" / "model", "torch", half="fp16", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -174,10 +173,10 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert (given, error.count("\n")) == (code, 1), (words, error)
         assert part in error, (words, error)
-    monkeypatch.setattr(place.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="uv sync --extra onnx"):
         exported(run, "onnx")
-    monkeypatch.setattr(place.shutil, "which", lambda name: None)
+    monkeypatch.setattr(export.shutil, "which", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="no compiler here"):
         exported(run, "aoti")
 

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from exports import exported, model_of, relative_differences, trained
+from exports import exported, model_of, outputs_of_parts, relative_differences, trained
 
 from unified_vae.config.model import SpatialConfig
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.export import comparison
-from unified_vae.experiment.export.parts import parts
+from unified_vae.export import export
+from unified_vae.export.formats import parts
 from unified_vae.models.build import build_model
 
 WITH_TORCH = """
@@ -35,26 +35,16 @@ def run(tmp_path_factory):
 
 def test_a_process_with_torch_alone_gets_equal_numbers(run, tmp_path, monkeypatch):
     with monkeypatch.context() as without:  # the command's own fresh process: the one below is this test's
-        without.setattr(comparison, "_read", _as_here)
+        without.setattr(export, "_read_in_fresh_process", outputs_of_parts)
         done, _ = exported(run, "torch", output=tmp_path / "out", images=0)
     differences, _ = relative_differences(WITH_TORCH, done.folder, model_of(run), tmp_path)
     assert max(differences) == 0
 
 
-def _as_here(stage, given, kind, batches):
-    """What the fresh process would give."""
-    results = ((part, batch, part.results(batch)) for part in given for batch in part.batches)
-    return {
-        f"{part.name}/{batch}/{number}": value.numpy()
-        for part, batch, values in results
-        for number, value in enumerate(values)
-    }
-
-
 @pytest.mark.parametrize("fault", ["number", "shape", "not a number"])
 def test_the_smallest_difference_is_refused_and_nothing_is_left(run, tmp_path, monkeypatch, fault):
     def other(*words):
-        found = _as_here(*words)
+        found = outputs_of_parts(*words)
         one = found["decoder/7/0"]
         if fault == "shape":
             found["decoder/7/0"] = one[:1]
@@ -62,7 +52,7 @@ def test_the_smallest_difference_is_refused_and_nothing_is_left(run, tmp_path, m
             one.flat[0] = one.flat[0] + 1e-7 if fault == "number" else float("nan")
         return found
 
-    monkeypatch.setattr(comparison, "_read", other)
+    monkeypatch.setattr(export, "_read_in_fresh_process", other)
     monkeypatch.setattr("torch.export.save", lambda program, path: path.write_bytes(b"a program"))
     with pytest.raises(EnvironmentProblem, match="other numbers"):
         exported(run, "torch", output=tmp_path / "below" / "out", images=0)
@@ -76,7 +66,7 @@ def test_the_fresh_process_reads_the_files_themselves(tmp_path):
     for part in parts(model):
         (tmp_path / "out" / f"{part.name}.onnx").write_bytes(b"no model")
     with pytest.raises(EnvironmentProblem, match="could not use them"):
-        comparison.compare(tmp_path / "out", list(parts(model)), "onnx", ".onnx", 0.0, "onnxruntime")
+        export.compare(tmp_path / "out", parts(model), "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -89,11 +79,11 @@ def test_spatial_latents_are_traced_for_any_batch():
         for batch in part.batches:
             with torch.no_grad():
                 found = program(part.example(batch))
-            assert all(map(torch.equal, found, part.results(batch)))
+            assert all(map(torch.equal, found, part.outputs(batch)))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="there is no C++ compiler")
 def test_compiled_packages_give_the_models_numbers(run, tmp_path):
     done, _ = exported(run, "aoti", output=tmp_path / "out", images=0)
-    assert all(one.relative <= 1e-4 for one in done.checked)
+    assert all(one.relative <= 1e-4 for one in done.compared)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.analysis.density import encode_training_images
 from unified_vae.config.data import DataConfig
 from unified_vae.data.prepare import open_data
 from unified_vae.models.pretrained import load_pretrained, open_pretrained
 from unified_vae.pipeline import finalize, setup
 from unified_vae.pipeline.fit import fit
-from unified_vae.training.latents import posteriors
 
 SHORT = {"training": {"epochs": 1, "samples": {"count": 4}}}
 
@@ -50,7 +50,7 @@ def test_mirror_images_are_looked_at_where_the_run_mirrors_and_images_are_few(tm
 
 def posteriors_of(model, source, folder):
     data = DataConfig(source=str(source), cache_dir=str(folder / "cache"))
-    return posteriors(model, open_data(data, 16, None, lambda *_: None).train, 20_000, 0)
+    return encode_training_images(model, open_data(data, 16, None, lambda *_: None).train, 20_000, 0)
 
 
 def test_the_seconds_of_a_run_are_those_of_its_end_too(tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_statistics_and_a_card_are_beside_the_model(tmp_path):
     fit(request(tmp_path / "run", source, {**settings, "data": {"background": "black"}}), [])
     found = open_pretrained(tmp_path / "run" / "model")
     data = DataConfig(source=str(source), background="black", cache_dir=str(tmp_path / "cache"))
-    latents = posteriors(found.model, open_data(data, 16, None, lambda *_: None).train, 20, 0)
+    latents = encode_training_images(found.model, open_data(data, 16, None, lambda *_: None).train, 20, 0)
     assert found.stats is not None and found.stats.images == 20
     assert torch.equal(found.stats.mean, latents.mean.double().mean(0).float())
     assert found.description["background"] == "black"

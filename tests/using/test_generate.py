@@ -8,14 +8,17 @@ import pytest
 from made_models import LATENTS, write_model
 from PIL import Image
 
+from unified_vae import VAE
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.events import Observer
 from unified_vae.experiment.using.edit import edit
 from unified_vae.experiment.using.generate import interpolate, reconstruct, sample
-from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density import FLOW_REPLACED, NormalDensity
 from unified_vae.models.pretrained import save_density
 
 FIT = {"log_likelihood": {"normal": -1.0, "gaussian": -2.0, "mixture": -3.0}, "asked": {"fit": "auto"}, "note": ""}
+
+REFIT = "uv run train_unified.py --config RUN/config.json --run-dir RUN --set density.fit=auto"
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,10 @@ FIT = {"log_likelihood": {"normal": -1.0, "gaussian": -2.0, "mixture": -3.0}, "a
             "samples are from N(0, I), as density.fit=normal asked for",
         ),
         ({"asked": {"fit": "auto"}, "note": "5 images are too few"}, "5 images are too few"),
+        (
+            {**FIT, "kind": "flow"},
+            f"{FLOW_REPLACED}. This fits a new density: {REFIT}",
+        ),
     ],
 )
 def test_why_samples_are_from_the_prior(
@@ -43,6 +50,14 @@ def test_why_samples_are_from_the_prior(
     for density in ("fitted", "normal"):
         sample(str(folder), 1, density, 1.0, 0, sheet=tmp_path / "a.png", folder=None, device="cpu", observer=listening)  # type: ignore[arg-type]
     assert notices == [words]
+
+
+def test_the_class_warns_of_a_flow(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    save_density(folder, NormalDensity(LATENTS), {"kind": "flow"})
+    vae = VAE.from_pretrained(folder, device="cpu")
+    with pytest.warns(UserWarning, match="is a flow, which is no longer supported"):
+        vae.sample(1)
 
 
 @pytest.fixture

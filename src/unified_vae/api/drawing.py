@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.core.errors import ConfigError
-from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density import NormalDensity
 from unified_vae.models.vae import VAE
 
 DensityName = Literal["fitted", "normal"]

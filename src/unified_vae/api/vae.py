@@ -28,8 +28,9 @@ from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.data.decode import PixelFormat, parse_color
 from unified_vae.data.sources.base import Quarantined
 from unified_vae.models import vae as network
+from unified_vae.models.density import FLOW_REPLACED
 from unified_vae.models.latent_stats import LatentStats
-from unified_vae.models.pretrained import open_pretrained
+from unified_vae.models.pretrained import DENSITY, open_pretrained
 
 BATCH = 64
 
@@ -219,6 +220,8 @@ class VAE:
         generator: Randomness = None,
     ) -> Tensor:
         """The latents [n, latents] that `sample` decodes, on the model's device."""
+        if density == "fitted" and self.description.get(DENSITY, {}).get("kind") == "flow":
+            warnings.warn(FLOW_REPLACED, stacklevel=3)
         return draw_latents(self.model, n, density, temperature, generator).to(self.device)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from typing import Any
 from unified_vae.config.base import Keys, dotted, field_paths, nested, suggest
 from unified_vae.config.explain import DEFAULT, Settings, all_origins, cut, quoted, validate
 from unified_vae.config.run import ComposedRun, RunConfig
-from unified_vae.config.upgrade import REMOVED, missing_fields, new_path, rename
+from unified_vae.config.upgrade import REMOVED, REMOVED_VALUES, missing_fields, new_path, rename
 from unified_vae.core.errors import ConfigError, nearest
 
 NAME = "config_unified.json"
@@ -485,6 +485,8 @@ def from_command_line(flags: Mapping[str, object | None], assignments: Sequence[
             raise ConfigError(f"--set {cut(text)}: the setting {path} is now called {new}; write --set {new}=VALUE")
         if path in REMOVED:
             raise ConfigError(f"--set {cut(text)}: {REMOVED[path][1]}; leave the setting out")
+        if replaced := REMOVED_VALUES.get(path, {}).get(word.strip('"')):
+            raise ConfigError(f"--set {cut(text)}: {replaced[1]}; use {path}={replaced[0]}")
         if path not in known:
             raise ConfigError(f"--set {cut(text)}: there is no setting {quoted(path)}. {suggest(path, known)}")
         try:

@@ -42,8 +42,14 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
 
 REMOVED: dict[str, tuple[Any, str]] = {
     "data.workers": (0, "loader processes are gone, since a thread that reads ahead is faster"),
+    "density.flow_steps": (1500, "the coupling flow of the latents is gone"),
 }
 """Dotted path before -> the value that meant the same as today, and why the setting is gone."""
+
+REMOVED_VALUES: dict[str, dict[str, tuple[str, str]]] = {
+    "density.fit": {"flow": ("auto", "the coupling flow of the latents is gone")},
+}
+"""Dotted path of today -> value before -> the value that replaces it in files, and why it is gone."""
 
 MISSING: dict[str, dict[str, Any]] = {
     "residual": {"pre_encoder_blocks": 0, "bottleneck_channels": 2**20, "refine_resolution": "full"},
@@ -71,7 +77,7 @@ def rename(
 
     Args:
         old_names: takes up the old path of each renamed setting, by its path of today.
-        notes: takes up a line for each setting that is gone and had an effect.
+        notes: takes up a line for each setting or value that is gone and had an effect.
         at: the dotted path of `values` in earlier versions, with a dot at its end.
 
     Raises:
@@ -95,6 +101,10 @@ def rename(
             value = rename(value, old_names, notes, f"{before}.")
         elif isinstance(value, str):
             value = RENAMED_VALUES.get(at + word, {}).get(value, value)
+            if replaced := REMOVED_VALUES.get(at + word, {}).get(value):
+                if notes is not None:
+                    notes.append(f"{before}={value} is read as {replaced[0]}: {replaced[1]}")
+                value = replaced[0]
         result[word] = value
     return result
 

@@ -35,8 +35,7 @@ from unified_vae.experiment.environment import environment
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.same_weights import finished_model_or_notice
 from unified_vae.experiment.subject.subject import WORDS, Subject, find
-from unified_vae.models.density.base import LatentDensity
-from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density import LatentDensity, NormalDensity
 from unified_vae.training.distributed import open_runtime
 from unified_vae.training.sheets import below_one_another, sheet, to_pixels, write_picture
 

@@ -30,7 +30,7 @@ from unified_vae.metrics import latents as latent_metrics
 from unified_vae.metrics import sets
 from unified_vae.metrics.latents import ACTIVE_VARIANCE, Labels, LatentDraws, Latents, LatentSums
 from unified_vae.metrics.sets import INCEPTION, INCEPTION_FILE, InceptionFeatures, PairDraws
-from unified_vae.models.density.base import LatentDensity
+from unified_vae.models.density import LatentDensity
 from unified_vae.models.vae import VAE
 
 MAX_SAMPLES = 2000

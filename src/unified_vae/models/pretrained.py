@@ -22,9 +22,8 @@ from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.tensor_file import TENSOR_FILE_ERRORS, parse_tensors, write_tensors
 from unified_vae.models.build import build_model
-from unified_vae.models.density.base import LatentDensity
-from unified_vae.models.density.normal import NormalDensity
-from unified_vae.models.density.stored import TENSORS, read_density, write_density
+from unified_vae.models.density import FILE_NAME as DENSITY_FILE
+from unified_vae.models.density import LatentDensity, NormalDensity, read_density, write_density
 from unified_vae.models.latent_stats import STATS, LatentStats, read_stats, write_stats
 from unified_vae.models.vae import VAE
 
@@ -62,7 +61,7 @@ def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Ten
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # without it the folder is no model, whatever weights lie there
-    for name in (TENSORS, STATS):
+    for name in (DENSITY_FILE, STATS):
         (folder / name).unlink(missing_ok=True)  # of the weights that were there
     write_tensors(folder / WEIGHTS, weights)
     write_text(folder / CONFIG, json.dumps({"format": FORMAT, "model": config.model_dump(), **about}, indent=2) + "\n")

@@ -13,11 +13,11 @@ from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.precision import full_precision
 from unified_vae.core.principal_components import PrincipalComponents, enlarge
 from unified_vae.core.vae_output import VAEOutput
-from unified_vae.models.density.base import LatentDensity
-from unified_vae.models.density.normal import NormalDensity
+from unified_vae.models.density import LatentDensity, NormalDensity
 from unified_vae.models.gentle_linear import GentleLinear
 from unified_vae.models.linear_path import LinearPath
 
+ENCODE_BATCH = 64  # images at once, as far as their pixels are no more than at 256 px
 GREY = 0.5  # what a decoder without a linear path starts from
 FULL_GAIN = 0.5  # of detail that makes the whole image out of grey
 GENTLE_GAIN = (
@@ -119,6 +119,11 @@ class VAE(nn.Module):
     def density(self) -> LatentDensity:
         """Stays on the CPU, wherever the model is, so that every device samples the same latents."""
         return self._beside[0]
+
+    @property
+    def encode_batch_size(self) -> int:
+        """Images to encode at once: fixed, so that results do not depend on what fits into memory."""
+        return max(1, min(ENCODE_BATCH, ENCODE_BATCH * 256**2 // self.image_size**2))
 
     def use_density(self, density: LatentDensity) -> None:
         """Sample from `density` from now on. (A module takes no setter for an attribute that is itself a module.)"""

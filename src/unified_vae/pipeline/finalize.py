@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from unified_vae.analysis.density import FittedDensity, encode_training_images, fit_density, num_views
 from unified_vae.api.card import FIGURES, write_card
 from unified_vae.config.loss import Capacity, Geco, KLConfig
 from unified_vae.config.model import DensityConfig
+from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core.checkpoint_format import load
 from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
@@ -30,8 +32,8 @@ from unified_vae.experiment.diagnosis.remedy import Situation, remedy
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import PIXEL_TERMS
 from unified_vae.metrics.images import ReconstructionSums
-from unified_vae.models.density.normal import NormalDensity
-from unified_vae.models.density.stored import TENSORS
+from unified_vae.models.density import FILE_NAME as DENSITY_FILE
+from unified_vae.models.density import NormalDensity
 from unified_vae.models.latent_stats import measure
 from unified_vae.models.pretrained import (
     CONFIG,
@@ -44,8 +46,6 @@ from unified_vae.models.pretrained import (
 )
 from unified_vae.models.vae import VAE
 from unified_vae.pipeline.setup import TrainJob
-from unified_vae.training.density_fit import FittedDensity, fit_density
-from unified_vae.training.latents import posteriors, views
 from unified_vae.training.sheets import paint_density
 from unified_vae.training.state import TrainState
 from unified_vae.training.validation import reconstruct_batches
@@ -169,7 +169,7 @@ def _encode_training_images(job: TrainJob, model: VAE, mirrored: bool) -> Diagon
         job.observer.phase(f"encoding {of} for the latent density", done, total)
 
     config = job.config
-    return posteriors(model, job.data.train, config.density.max_images, config.seed, progress, mirrored)
+    return encode_training_images(model, job.data.train, config.density.max_images, config.seed, progress, mirrored)
 
 
 def _fit_density(job: TrainJob, model: VAE, encoded: DiagonalGaussian | Exception) -> FittedDensity:
@@ -181,7 +181,7 @@ def _fit_density(job: TrainJob, model: VAE, encoded: DiagonalGaussian | Exceptio
         if isinstance(encoded, Exception):
             raise encoded
         seen = [encoded]
-        if views(model, job.data.train, config.density.max_images, config.data.augment) > 1:
+        if num_views(model, job.data.train, config.density.max_images, config.data.augment) > 1:
             seen.append(_encode_training_images(job, model, mirrored=True))
         joined = DiagonalGaussian(torch.cat([p.mean for p in seen]), torch.cat([p.logvar for p in seen]))
         return fit_density(joined, config.density, config.seed, job.observer.phase, len(seen))
@@ -366,8 +366,9 @@ def is_exported(folder: RunFolder, state: TrainState, density: DensityConfig) ->
     """Whether the exported model is that of this very state, with the latent density that is asked for."""
     try:
         about = json.loads((folder.model / CONFIG).read_text(encoding="utf-8"))
-        complete = all((folder.model / name).is_file() for name in (WEIGHTS, TENSORS))
-        complete = complete and about[DENSITY]["asked"] == density.model_dump()
+        complete = all((folder.model / name).is_file() for name in (WEIGHTS, DENSITY_FILE))
+        complete = complete and upgrade_part("density", about[DENSITY]["asked"]) == density.model_dump()
+        complete = complete and about[DENSITY]["kind"] != "flow"  # no longer supported, so another one is fitted
         return bool(about["run"]["trained_steps"] == state.step) and complete
     except (OSError, ValueError, KeyError, TypeError):
         return False

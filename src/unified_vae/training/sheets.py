@@ -14,9 +14,8 @@ from torch import Tensor
 from unified_vae.core.counter import key
 from unified_vae.core.durable import STAGE_PREFIX, discard
 from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.models.density import fit_simple
 from unified_vae.models.vae import VAE
-from unified_vae.training.density_fit import fit_sketch
-from unified_vae.training.latents import at_once
 from unified_vae.training.random import fixed_noise
 
 MARGIN = 2  # pixels between pictures
@@ -153,7 +152,7 @@ class SheetPainter:
         if len(self.train) < FEWEST:
             return prior
         try:
-            density = fit_sketch(self._posteriors(model, device))
+            density = fit_simple(self._posteriors(model, device))
         except (ArithmeticError, RuntimeError) as problem:  # a sheet is no reason to end a run
             reason = str(problem).splitlines()[0]
             return sampled_from_prior(model, self.count, self.seed, f", step {step:,}; no density fitted: {reason}")
@@ -162,7 +161,7 @@ class SheetPainter:
         return below_one_another([prior, sampled(model, latents, caption)])
 
     def _posteriors(self, model: VAE, device: torch.device) -> DiagonalGaussian:
-        found = [model.encode(some.to(device).float() / 255) for some in self.train.split(at_once(model))]
+        found = [model.encode(some.to(device).float() / 255) for some in self.train.split(model.encode_batch_size)]
         return DiagonalGaussian(
             torch.cat([each.mean for each in found]).cpu(), torch.cat([each.logvar for each in found]).cpu()
         )

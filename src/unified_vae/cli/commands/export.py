@@ -4,83 +4,73 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from unified_vae.cli.door import Job
 from unified_vae.cli.start import show, to_screen
 from unified_vae.cli.text import table, wrapped
-from unified_vae.experiment.export.place import check
-from unified_vae.experiment.export.request import ExportRequest, Format, Half, Weights
+from unified_vae.export.export import Format, check
+from unified_vae.export.export import export as run_export
 
 if TYPE_CHECKING:
-    from unified_vae.experiment.export.comparison import Checked
-    from unified_vae.experiment.export.exporting import Exported
-
-Target = Annotated[Path, typer.Argument(metavar="TARGET", help="Folder of a run, of its checkpoint, or of a model.")]
-To = Annotated[
-    Format,
-    typer.Option(
-        help="onnx: for onnxruntime and others; torch: torch.export programs; aoti: compiled for this machine; "
-        "safetensors: the plain model folder; diffusers: a folder for AutoencoderKL (family spatial).",
-    ),
-]
-Output = Annotated[Path | None, typer.Option(help="Folder to write.", show_default="RUN/exports/...")]
-Checkpoint = Annotated[str | None, typer.Option(help="Weights of: best, last or a step.", show_default="best")]
-Which = Annotated[
-    Weights | None,
-    typer.Option(help="ema: averaged over the steps; raw: as stepped.", show_default="ema; of a model what it has"),
-]
-Precision = Annotated[Half | None, typer.Option(help="Half precision, where the audit finds it safe.")]
-Data = Annotated[str | None, typer.Option(help="Images of the half-precision audit.", show_default="the run's")]
-Images = Annotated[int, typer.Option(help="How many images the audit looks at; 0: no audit.", min=0)]
-Device = Annotated[str | None, typer.Option(help="Device of the audit.", show_default="the run's")]
+    from unified_vae.export.export import Exported
 
 
 def export(
-    target: Target,
-    to: To,
-    output: Output = None,
-    checkpoint: Checkpoint = None,
-    weights: Which = None,
-    half: Precision = None,
-    data: Data = None,
-    images: Images = 256,
-    device: Device = None,
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="Folder of a run, of its checkpoint, or of a model.")
+    ],
+    to: Annotated[
+        Format,
+        typer.Option(
+            help="onnx: for onnxruntime and others; torch: torch.export programs; aoti: compiled for this machine; "
+            "safetensors: the plain model folder; diffusers: a folder for AutoencoderKL (family spatial).",
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="RUN/exports/...")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Weights of: best, last or a step.", show_default="best")
+    ] = None,
+    weights: Annotated[
+        Literal["ema", "raw"] | None,
+        typer.Option(help="ema: averaged over the steps; raw: as stepped.", show_default="ema; of a model what it has"),
+    ] = None,
+    half: Annotated[
+        Literal["fp16", "bf16"] | None, typer.Option(help="Half precision, where the audit finds it safe.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Images of the half-precision audit.", show_default="the run's")
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many images the audit looks at; 0: no audit.", min=0)] = 256,
+    device: Annotated[str | None, typer.Option(help="Device of the audit.", show_default="the run's")] = None,
 ) -> Job:
     """Write a model as files for other programs, load them back and compare."""
-    return functools.partial(
-        _export, ExportRequest(target, to, output, checkpoint, weights, half, data, images, device)
-    )
+    more = {"output": output, "checkpoint": checkpoint, "weights": weights, "half": half, "data": data}
+    return functools.partial(_export, target, to, {**more, "images": images, "device": device})
 
 
-def _export(request: ExportRequest, command: str) -> int:
-    check(request)
-    from unified_vae.experiment.export.exporting import export  # imports torch: seconds
-
+def _export(target: Path, to: Format, more: dict[str, Any], command: str) -> int:
+    check(target, to, more["output"], more["half"], more["images"])  # before the progress line and torch
     watcher = to_screen()
     try:
-        exported = export(request, watcher)
+        exported = run_export(target, to, **more, observer=watcher)
     finally:
         watcher.close()
     return show(exported_lines(exported))
 
 
 def exported_lines(exported: Exported) -> list[str]:
-    """Files, sizes, differences, the verdict on half precision."""
-    compared = {one.file: one for one in exported.checked}
+    """Return files, sizes, differences, and the verdict on half precision."""
+    compared = {one.file: one for one in exported.compared}
     rows = [("file", "size", "largest difference", "compared in")]
-    for name, size in exported.files.items():
-        rows.append((name, _size(size), *(_difference(compared[name]) if name in compared else ("", ""))))
+    for name, count in exported.files.items():
+        size = f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+        difference = reader = ""
+        if one := compared.get(name):
+            difference = f"{one.absolute:.1e} ({one.relative:.1e} relative)" if one.absolute else "0"
+            reader = one.reader
+        rows.append((name, size, difference, reader))
     title = wrapped(f"{exported.name} is in {exported.folder.as_posix()}", "  ")
     return ["", *table(rows), "", *title, *(line for text in exported.verdicts for line in wrapped(text, "  "))]
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def _difference(one: Checked) -> tuple[str, str]:
-    text = f"{one.absolute:.1e} ({one.relative:.1e} relative)" if one.absolute else "0"
-    return text, one.reader

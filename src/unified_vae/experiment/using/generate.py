@@ -20,7 +20,9 @@ from unified_vae.core.counter import key
 from unified_vae.core.durable import STAGE_PREFIX, discard, reason
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.core.events import Observer
+from unified_vae.core.shell import uv_run
 from unified_vae.data.sources.base import Quarantined
+from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.using.image_grids import (
     ImageGrid,
     check_outputs,
@@ -30,6 +32,7 @@ from unified_vae.experiment.using.image_grids import (
 )
 from unified_vae.experiment.using.load import load_vae
 from unified_vae.metrics.images import psnr_per_image, squared_errors
+from unified_vae.models.density import FLOW_REPLACED
 from unified_vae.models.pretrained import DENSITY
 
 SAMPLE_COLUMNS, PAIR_COLUMNS, INTERPOLATION_COLUMNS = 8, 4, 12
@@ -62,7 +65,8 @@ def sample(
     check_outputs(sheet, folder)
     vae = load_vae(target, checkpoint, device, observer)
     if density == "fitted" and vae.model.density.kind == "normal":
-        observer.notice(_why_normal(vae.description.get(DENSITY)))
+        observer.notice(_why_normal(vae.description.get(DENSITY), Path(target)))
+        density = "normal"
     latents = vae.sample_latents(count, density, temperature, noise_seed(seed))
     grid = ImageGrid(sheet)
     for rows in latents.split(BATCH):
@@ -77,9 +81,13 @@ def sample(
     return [f"{count:,} {caption}", *lines, *_files_line(folder, count)]
 
 
-def _why_normal(entry: Any) -> str:
+def _why_normal(entry: Any, target: Path) -> str:
     """Why N(0, I) is what a model samples from, by the density's entry in its config file."""
     match entry:
+        case {"kind": "flow"}:
+            run = next((path for path in (target, target.parent) if RunFolder(path).checkpoints.is_dir()), Path("RUN"))
+            words = ("--config", run / RunFolder(run).config.name, "--run-dir", run, "--set", "density.fit=auto")
+            return f"{FLOW_REPLACED}. This fits a new density: {uv_run('train_unified.py', *words)}"
         case {"log_likelihood": Mapping() as candidates} if len(candidates) > 1:
             return f"samples are from N(0, I), the likeliest of the {len(candidates)} densities fitted to these weights"
         case {"asked": {"fit": "normal"}}:

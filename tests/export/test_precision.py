@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from unified_vae.config.model import ConvConfig, ResidualConfig
-from unified_vae.models import half_precision
+from unified_vae.export import precision
+from unified_vae.export.precision import MIN_HEADROOM, HalfResult, audit, half_copy
 from unified_vae.models.build import build_model
-from unified_vae.models.half_precision import MARGIN, HalfResult, audit, half_copy
 
 
 @pytest.fixture(scope="module", params=[ConvConfig, ResidualConfig])
@@ -38,9 +38,9 @@ def scaled(model, factor):
 
 def test_a_tame_model_is_safe_and_loses_next_to_nothing(model, images):
     found = audit(model, images)
-    assert found.fp16.safe and found.bf16.safe and (found.images, found.fp16.tried) == (20, 20)
+    assert found.fp16.safe and found.bf16.safe and found.images == 20
     assert abs(found.fp16.psnr_loss) < 0.01 and abs(found.bf16.psnr_loss) < 0.1
-    assert found.verdict().startswith(f"fp16: safe, headroom {found.fp16.headroom:,.0f}x at {found.fp16.layer}")
+    assert found.lines()[0].startswith(f"fp16: safe, headroom {found.fp16.headroom:,.0f}x at {found.fp16.layer}")
     assert json.loads(json.dumps(found.to_json()))["fp16"]["safe"] is True
 
 
@@ -66,23 +66,23 @@ def test_the_headroom_is_that_of_the_largest_activation(model, images):
         hook.remove()
     found = audit(model, images)
     assert found.fp16.headroom == pytest.approx(65504 / largest)
-    assert next(iter(found.largest.values())) == pytest.approx(largest)
 
 
 def test_an_overflow_is_named_with_its_layer_and_bf16_is_advised(images):
     model = build_model(ConvConfig(image_size=16, latents=4, base_channels=4, channels=3), seed=0).eval()
     found = audit(scaled(model, 1e6), images)  # a norm follows, so that float32 sees the same images as before
-    assert not found.fp16.safe and found.fp16.overflows and not found.fp16.finite
+    assert not found.fp16.safe and found.fp16.overflows and found.fp16.psnr_loss == math.inf
     assert found.fp16.layer == "decoder.head" and found.fp16.headroom < 1
     assert found.fp16.line("bf16") == "fp16: overflows at decoder.head: use bf16"
-    assert found.bf16.safe and "use bf16" in found.verdict()
+    assert found.bf16.safe and "use bf16" in found.lines()[0]
 
 
 def test_little_room_is_not_safe_although_nothing_overflowed(images):
     model = build_model(ConvConfig(image_size=16, latents=4, base_channels=4, channels=3), seed=0).eval()
-    peak = audit(model, images).largest["decoder.head"]
-    found = audit(scaled(model, 65504 / peak / 2), images)
-    assert found.fp16.finite and 1 < found.fp16.headroom < MARGIN and not found.fp16.safe
+    tall = audit(scaled(model, 1e3), images).fp16
+    assert tall.layer == "decoder.head"
+    found = audit(scaled(model, 1e3 * tall.headroom / 2), images)
+    assert not found.fp16.overflows and 1 < found.fp16.headroom < MIN_HEADROOM and not found.fp16.safe
     assert "only headroom" in found.fp16.line("bf16")
 
 
@@ -91,7 +91,7 @@ def test_weights_that_are_not_finite_are_found_in_both(model, images):
     with torch.no_grad():
         broken.decoder.head.weight[0] = math.nan
     found = audit(broken, images)
-    assert found.fp16.overflows and found.bf16.overflows and "use fp32" in found.verdict()
+    assert found.fp16.overflows and found.bf16.overflows and "use fp32" in found.lines()[0]
     json.dumps(found.to_json(), allow_nan=False)
 
 
@@ -114,15 +114,15 @@ def test_the_copy_computes_in_half_and_speaks_float32(model, images):
 
 def test_what_was_not_tried_is_not_safe(model, images, monkeypatch):
     """Headroom alone does not say that the numbers stay finite, nor what is lost."""
-    result = HalfResult("fp16", 41, "x", 0, True, None)
+    result = HalfResult("fp16", 41, "x", None)
     assert not result.safe and result.line("fp32") == "fp16: not tried on this device: use fp32"
 
     def lacking(*_):
         raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
 
-    monkeypatch.setattr(half_precision, "half_copy", lacking)
+    monkeypatch.setattr(precision, "half_copy", lacking)
     found = audit(model, images[:2])
-    assert not found.fp16.safe and not found.bf16.safe and found.verdict().count("use fp32") == 2
+    assert not found.fp16.safe and not found.bf16.safe and all(line.endswith("use fp32") for line in found.lines())
 
 
 @pytest.mark.parametrize("words", ["DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory"])
@@ -130,6 +130,6 @@ def test_too_little_memory_is_no_verdict(model, images, monkeypatch, words):
     def full(*_):
         raise RuntimeError(words)
 
-    monkeypatch.setattr(half_precision, "half_copy", full)
+    monkeypatch.setattr(precision, "half_copy", full)
     with pytest.raises(RuntimeError, match=words):
         audit(model, images[:2])
