@@ -23,7 +23,7 @@ from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.batches import steps_per_epoch, train_batches, validation_batches
 from unified_vae.data.dataset import DataSets
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.kl import rate
+from unified_vae.losses.kl import kl_per_image
 from unified_vae.metrics.images import ReconstructionSums
 from unified_vae.metrics.latents import LatentSums
 from unified_vae.models.build import build_model
@@ -57,7 +57,7 @@ def predecessor(config: RunConfig, channels: int) -> Loss:
 
     def loss(output: VAEOutput, pictures: Tensor, progress: float) -> Tensor:
         error = (output.reconstruction - pictures).square().mean()
-        return error + factor(config.loss.kl.schedule, progress) * rate(output.posterior).mean()
+        return error + factor(config.loss.kl.schedule, progress) * kl_per_image(output.posterior).mean()
 
     return loss
 

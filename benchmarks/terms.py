@@ -28,8 +28,8 @@ from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.data.cartoon.faces import draw_faces
 from unified_vae.data.decode import PixelFormat, decode
 from unified_vae.data.sources.find import find_source
+from unified_vae.losses.base import DistortionTerm
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.term import DistortionTerm
 from unified_vae.models.build import build_model
 
 NAME = "terms"

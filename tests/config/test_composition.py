@@ -148,7 +148,7 @@ def test_the_fixing_loss_is_sharper_than_the_one_it_extends() -> None:
     fix = BOOK.compose({"loss": "resume_fix"}, Settings()).config.loss
     base = BOOK.compose({"loss": "high_quality"}, Settings()).config.loss
     assert fix.perceptual.weight > base.perceptual.weight
-    assert schedule.settled_at(fix.kl.schedule) > schedule.settled_at(base.kl.schedule)
+    assert schedule.warmup_end(fix.kl.schedule) > schedule.warmup_end(base.kl.schedule)
 
 
 def test_the_fixing_training_leaves_what_fits_in_memory_to_the_run() -> None:

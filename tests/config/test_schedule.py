@@ -2,7 +2,7 @@
 
 import pytest
 
-from unified_vae.config.schedule import Constant, Cosine, Cyclical, Linear, describe, factor, settled_at
+from unified_vae.config.schedule import Constant, Cosine, Cyclical, Linear, describe, factor, warmup_end
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ def test_a_schedule_ends_at_the_full_weight_and_stays_between_start_and_it(sched
     assert values[-1] == pytest.approx(1.0)
     assert all(0 <= value <= 1 for value in values)
     assert factor(schedule, 2.0) == values[-1]
-    after = [value for step, value in enumerate(values) if step / 1000 >= settled_at(schedule) + 1e-9]
+    after = [value for step, value in enumerate(values) if step / 1000 >= warmup_end(schedule) + 1e-9]
     assert all(value == pytest.approx(1.0) for value in after)
     assert describe(schedule)
 

@@ -62,7 +62,6 @@ VARIABLE = (
 )
 EXAMPLES = {  # files and settings that extending.md makes up, and the file that there shall never be
     "utils.py",
-    "src/unified_vae/losses/huber.py",
     "src/unified_vae/models/mlp.py",
     "src/unified_vae/data/sources/file_list.py",
     "loss.huber",

@@ -17,7 +17,7 @@ from unified_vae.config.model import ConvConfig
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.out_of_memory import is_out_of_memory
-from unified_vae.losses.kl import rate
+from unified_vae.losses.kl import kl_per_image
 from unified_vae.pipeline.fit import fit
 from unified_vae.training.memory import try_or_none_on_oom
 
@@ -62,12 +62,12 @@ def test_the_result_is_that_of_the_whole_batch(name, backward):
     torch.testing.assert_close(split.objective.state_dict(), whole.objective.state_dict(), rtol=1e-5, atol=1e-7)
 
 
-def test_a_constraint_bends_at_the_mean_of_the_whole_batch():
+def test_a_constraint_takes_the_kl_of_the_whole_batch():
     """The micro-batches lie on both sides of the bend, where their own means would give another gradient."""
     some = vae_step()
     with torch.no_grad():
         posteriors = [some.model.encode(chunk) for chunk in (IMAGES, IMAGES[:6], IMAGES[6:])]
-    whole, first, second = (rate(posterior).mean().item() for posterior in posteriors)
+    whole, first, second = (kl_per_image(posterior).mean().item() for posterior in posteriors)
     assert min(first, second) < whole < max(first, second)
     between = Capacity(capacity=(whole + max(first, second)) / 2, initial_capacity=(whole + max(first, second)) / 2)
     gradients = []

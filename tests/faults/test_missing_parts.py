@@ -14,12 +14,12 @@ from figures import report
 from lives import Recorder, outcome, request, server, write_images
 
 from unified_vae.core.errors import UserError
-from unified_vae.losses.pretrained import OFFLINE_VARIABLE
-from unified_vae.losses.vgg import VGG16
+from unified_vae.losses.perceptual import ARCHITECTURES, OFFLINE_VARIABLE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses every connection: as good as no network
 IMAGE_SIZE = 32
+VGG_FILE = ARCHITECTURES["vgg"].file
 SHORT = {"training": {"max_steps": 2, "batch_size": 4}}
 PERCEPTUAL = {"model": {"image_size": IMAGE_SIZE}, **SHORT}
 
@@ -85,7 +85,7 @@ def test_without_tensorboard_the_run_is_the_same(source, tmp_path) -> None:
 
 
 def _damaged(home: Path) -> None:
-    path = home / "hub" / "checkpoints" / VGG16.file
+    path = home / "hub" / "checkpoints" / VGG_FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(1000))
 
@@ -102,9 +102,9 @@ def test_strict_weights_end_the_run_before_its_first_step(source, tmp_path, toll
     some = request(tmp_path / "run", source, {**PERCEPTUAL, "loss": {term: settings}})
     code, words, _, started, _ = lived(some, tmp_path / "home")
     assert (code, started) == (3, 0), words
-    assert f"loss.{term}" in words and VGG16.file in words and "weights_path" in words
+    assert f"loss.{term}" in words and VGG_FILE in words and "weights_path" in words
     if state != "wrong path":
-        assert f"curl --create-dirs -o {tmp_path}/home/hub/checkpoints/{VGG16.file} https://" in words
+        assert f"curl --create-dirs -o {tmp_path}/home/hub/checkpoints/{VGG_FILE} https://" in words
         assert "sha256 begins 397923af" in words
     if state == "damaged":
         assert "is damaged (its sha256 begins" in words and "delete it" in words

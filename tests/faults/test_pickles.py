@@ -16,8 +16,8 @@ from unified_vae.core import checkpoint_format
 from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, seal
 from unified_vae.core.errors import EnvironmentProblem, UserError
 from unified_vae.experiment.subject.subject import find
-from unified_vae.losses import lpips, pretrained
-from unified_vae.losses.vgg import ALEXNET, VGG16
+from unified_vae.losses import perceptual
+from unified_vae.losses.perceptual import ARCHITECTURES, cached_file, load_weights, lpips_heads
 from unified_vae.models.pretrained import load_pretrained
 from unified_vae.pipeline.fit import fit
 from unified_vae.training import retention
@@ -146,19 +146,19 @@ def forge(folder, name):
     (folder / MANIFEST).write_text(json.dumps({**content, "seal": seal(content)}, indent=1))
 
 
-@pytest.mark.parametrize("architecture", [VGG16, ALEXNET], ids=lambda each: each.title)
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda each: each.title)
 def test_as_pretrained_weights(tmp_path, monkeypatch, evil, architecture):
     (tmp_path / "weights.pth").write_bytes(evil)
     with pytest.raises(EnvironmentProblem, match=r"weights\.pth"):
-        pretrained.load_weights(architecture, str(tmp_path / "weights.pth"), "loss.perceptual.weights_path")
+        load_weights(architecture, str(tmp_path / "weights.pth"), "loss.perceptual.weights_path", print)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    cached = pretrained.cache_folder() / architecture.file
+    cached = cached_file(architecture.url)
     assert str(cached).startswith(str(tmp_path)), "it would write into the user's own cache"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(evil)
-    monkeypatch.setattr(pretrained, "_check_sha256", lambda path: None)  # as if the checksum were of no use
+    monkeypatch.setattr(perceptual, "_digest_in", lambda name: "")  # as if the checksum were of no use
     with pytest.raises(EnvironmentProblem, match=re.escape(architecture.file)):
-        pretrained.load_weights(architecture, None, "loss.perceptual.weights_path")
+        load_weights(architecture, None, "loss.perceptual.weights_path", print)
 
 
 def test_as_the_linear_weights_of_lpips(tmp_path, monkeypatch, evil):
@@ -167,10 +167,12 @@ def test_as_the_linear_weights_of_lpips(tmp_path, monkeypatch, evil):
     (folder / "vgg.pth").write_bytes(evil)
     (tmp_path / "torchmetrics" / "__init__.py").write_text("")
     monkeypatch.setattr(
-        lpips.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": f"{tmp_path}/{name}/__init__.py"})
+        perceptual.importlib.util,
+        "find_spec",
+        lambda name: type("Spec", (), {"origin": f"{tmp_path}/{name}/__init__.py"}),
     )
     with pytest.raises(EnvironmentProblem, match="reinstall"):
-        lpips.linear_heads("vgg")
+        lpips_heads("vgg")
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +210,7 @@ def test_weights_that_unpack_to_much_are_not_unpacked(tmp_path):
             bomb.writestr(entry.filename, archive.read(entry.filename))
     assert packed.stat().st_size < plain.stat().st_size / 500
     with pytest.raises(EnvironmentProblem, match=r"weights\.pth is damaged or no file of weights"):
-        pretrained.load_weights(VGG16, str(packed), "loss.perceptual.weights_path")
+        load_weights(ARCHITECTURES["vgg"], str(packed), "loss.perceptual.weights_path", print)
 
 
 def test_no_file_is_opened_as_a_pickle_anywhere():

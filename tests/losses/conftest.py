@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.vae_output import VAEOutput
-from unified_vae.losses.vgg import ALEXNET, VGG16, Architecture
+from unified_vae.losses.perceptual import ARCHITECTURES, Net
 
 Images = Callable[..., Tensor]
 
@@ -41,7 +41,7 @@ def normal() -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def as_output() -> Callable[..., VAEOutput]:
-    """as_output(reconstruction, mean, logvar): a model's result; a standard normal posterior unless told."""
+    """as_output(reconstruction, mean, logvar): a model's result; a standard normal posterior by default."""
 
     def wrap(reconstruction: Tensor, mean: Tensor | None = None, logvar: Tensor | None = None) -> VAEOutput:
         mean = torch.zeros(len(reconstruction), 3) if mean is None else mean
@@ -51,24 +51,27 @@ def as_output() -> Callable[..., VAEOutput]:
     return wrap
 
 
-def random_weights(architecture: Architecture) -> dict[str, Tensor]:
-    """He et al. 2015 initialisation with the keys and shapes of torchvision's file."""
+def random_weights(net: Net) -> dict[str, Tensor]:
+    """He et al. 2015 initialization with the keys and shapes of torchvision's file."""
     generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for key, shape in (item for conv in architecture.convs() for item in conv.shapes().items()):
-        spread = (2 / torch.Size(shape[1:]).numel()) ** 0.5 if len(shape) == 4 else 0.1
-        weights[key] = spread * torch.randn(shape, generator=generator)
+    weights, channels = {}, 3
+    for conv in ARCHITECTURES[net].convs:
+        shape = (conv.channels, channels, conv.kernel, conv.kernel)
+        spread = (2 / (channels * conv.kernel**2)) ** 0.5
+        weights[f"features.{conv.position}.weight"] = spread * torch.randn(shape, generator=generator)
+        weights[f"features.{conv.position}.bias"] = 0.1 * torch.randn(conv.channels, generator=generator)
+        channels = conv.channels
     return weights
 
 
 @pytest.fixture(scope="session")
 def vgg_weights() -> dict[str, Tensor]:
-    return random_weights(VGG16)
+    return random_weights("vgg")
 
 
 @pytest.fixture(scope="session")
 def alex_weights() -> dict[str, Tensor]:
-    return random_weights(ALEXNET)
+    return random_weights("alex")
 
 
 @pytest.fixture(scope="session")

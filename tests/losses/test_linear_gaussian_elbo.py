@@ -112,7 +112,7 @@ def test_reaches_the_exact_log_likelihood_at_probabilistic_pca(data: Tensor) -> 
     assert value.loss.item() * D == pytest.approx(negative_log_likelihood.item(), rel=1e-5)
 
 
-def test_is_stationary_at_probabilistic_pca_and_calibrates_to_its_noise(data: Tensor) -> None:
+def test_is_stationary_at_probabilistic_pca_with_its_noise(data: Tensor) -> None:
     model, variance, _, _ = probabilistic_pca(data)
     output, repeated = model(data)
     objective = objective_at(variance)
@@ -124,7 +124,7 @@ def test_is_stationary_at_probabilistic_pca_and_calibrates_to_its_noise(data: Te
     assert max(gradient.abs().max().item() for gradient in with_other_beta) > 1e-2
 
 
-def test_descent_with_a_running_scale_recovers_probabilistic_pca(data: Tensor) -> None:
+def test_descent_with_running_scale_recovers_probabilistic_pca(data: Tensor) -> None:
     optimum, variance, _, _ = probabilistic_pca(data)
     generator = torch.Generator().manual_seed(3)
     start = [0.1 * torch.randn(part.shape, generator=generator) for part in optimum.parameters()]
@@ -141,9 +141,9 @@ def test_descent_with_a_running_scale_recovers_probabilistic_pca(data: Tensor) -
         schedule.step()
         objective.observe(value.terms)
 
-    found = torch.linalg.qr(model.decoder.detach()).Q
-    wanted = torch.linalg.qr(optimum.decoder.detach()).Q
-    assert torch.linalg.svdvals(found.T @ wanted).min() > 0.999  # same subspace, whatever its rotation
+    learned = torch.linalg.qr(model.decoder.detach()).Q
+    expected = torch.linalg.qr(optimum.decoder.detach()).Q
+    assert torch.linalg.svdvals(learned.T @ expected).min() > 0.999  # same subspace, whatever its rotation
     assert objective.sigma() == pytest.approx(math.sqrt(variance), rel=0.02)
     best = objective_at(variance)(*optimum(data), 1.0).loss.item()
     assert objective(*model(data), 1.0).loss.item() == pytest.approx(best, abs=2e-3)

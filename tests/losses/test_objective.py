@@ -25,8 +25,8 @@ from unified_vae.config.loss import (
 from unified_vae.config.schedule import Constant, Cosine, Linear
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.haarpsi import HaarPSI
 from unified_vae.losses.objective import Objective
+from unified_vae.losses.structural import HaarPSI
 
 Images = Callable[..., Tensor]
 AsOutput = Callable[..., VAEOutput]
@@ -53,14 +53,14 @@ def weighted(config: LossConfig, by: float) -> LossConfig:
     )
 
 
-def assert_same_gradient(found: Tensor, wanted: Tensor) -> None:
+def assert_same_gradient(actual: Tensor, expected: Tensor) -> None:
     """Equal up to rounding, which may be large next to an element but not next to the whole."""
-    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+    assert (actual - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.fixture
 def pair(images: Images, normal: Callable[..., Tensor], as_output: AsOutput) -> tuple[VAEOutput, Tensor]:
-    """A noisy reconstruction with gradients, some posterior, and its images."""
+    """A noisy reconstruction with gradients, a posterior, and its images."""
     target = images(4, 3, 32)
     reconstruction = (target + 0.05 * normal(4, 3, 32, 32)).requires_grad_()
     mean, logvar = normal(4, 5, seed=1).requires_grad_(), (normal(4, 5, seed=2) - 1).requires_grad_()
@@ -80,9 +80,7 @@ def test_l1_alone_is_the_likelihood_of_a_laplace_density(pair: tuple[VAEOutput, 
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.3])
-def test_a_common_factor_of_the_distortion_weights_changes_nothing(
-    pair: tuple[VAEOutput, Tensor], factor: float
-) -> None:
+def test_a_common_factor_of_the_weights_changes_nothing(pair: tuple[VAEOutput, Tensor], factor: float) -> None:
     output, target = pair
     values, gradients = [], []
     for config in (MIX, weighted(MIX, factor)):
@@ -127,7 +125,7 @@ def test_micro_batches_add_up_to_the_whole_batch(pair: tuple[VAEOutput, Tensor],
         torch.testing.assert_close(sum(share * value.terms[name] for share, value in parts), mean, rtol=1e-5, atol=0)
 
 
-def test_enlarging_the_images_keeps_the_distortion_per_value_and_the_rate(
+def test_enlarged_images_keep_distortion_per_value_and_rate(
     images: Images, normal: Callable[..., Tensor], as_output: AsOutput
 ) -> None:
     """64 to 128 px. Pixel errors are exactly the same; the indices, which look at fixed numbers of pixels,
@@ -149,14 +147,12 @@ def test_enlarging_the_images_keeps_the_distortion_per_value_and_the_rate(
 
 
 @pytest.mark.parametrize("name", ["mse", "l1", "haarpsi", "ms_ssim"])
-def test_every_term_reaches_the_reconstruction_and_the_rate_reaches_the_posterior(
-    pair: tuple[VAEOutput, Tensor], name: str
-) -> None:
+def test_every_term_and_the_kl_have_their_gradients(pair: tuple[VAEOutput, Tensor], name: str) -> None:
     output, target = pair
     config = weighted(LossConfig(), 0.0).model_copy(update={name: getattr(MIX, name)})
     loss = calibrated(config, output, target)(output, target, 0.0).loss
-    wanted = [output.reconstruction, output.posterior.mean, output.posterior.logvar]
-    for gradient in torch.autograd.grad(loss, wanted):
+    inputs = [output.reconstruction, output.posterior.mean, output.posterior.logvar]
+    for gradient in torch.autograd.grad(loss, inputs):
         assert gradient.isfinite().all()
         assert gradient.abs().sum() > 0
 
@@ -198,7 +194,7 @@ def test_equal_images_give_finite_values_and_gradients(images: Images, as_output
     assert objective.sigma() == pytest.approx((1 / 255) / math.sqrt(12))  # the floor: 8-bit rounding
 
 
-def test_low_precision_networks_get_the_float32_objective_of_their_pixels(
+def test_low_precision_pixels_get_the_float32_objective(
     pair: tuple[VAEOutput, Tensor],
 ) -> None:
     output, target = pair
@@ -218,7 +214,7 @@ def test_a_loss_before_calibration_is_refused(pair: tuple[VAEOutput, Tensor]) ->
     with pytest.raises(AssertionError, match="observe"):
         fresh(output, target, 0.0)
     assert fresh.sigma() is None
-    assert {row.mean for row in fresh.rows(0.0)} == {None}
+    assert fresh.shares(0.0) == {}
 
 
 def test_the_state_returns_bit_for_bit_and_continues_alike(pair: tuple[VAEOutput, Tensor]) -> None:
@@ -249,7 +245,7 @@ def test_the_state_is_the_running_means_alone(pair: tuple[VAEOutput, Tensor]) ->
     assert list(objective.parameters()) == []
 
 
-def test_the_running_mean_starts_at_the_first_value_and_slows_down() -> None:
+def test_the_running_mean_starts_at_the_first_value() -> None:
     objective = build_objective(LossConfig(calibration=CalibrationConfig(decay=0.9)), channels=1, image_size=16)
     expected = None
     for count in range(200):
@@ -266,7 +262,7 @@ def test_a_mix_has_the_degree_of_its_shares(pair: tuple[VAEOutput, Tensor]) -> N
     objective = build_objective(config, channels=3, image_size=32)
     objective.observe({"mse": torch.tensor(0.03), "l1": torch.tensor(0.02)})  # shares 3/4 and 1/4
     assert objective.degree(0.0).item() == pytest.approx(0.75 * 2 + 0.25 * 1)
-    assert [row.share for row in objective.rows(0.0)] == pytest.approx([0.75, 0.25])
+    assert objective.shares(0.0) == pytest.approx({"mse": 0.75, "l1": 0.25})
     # Euler: p is the slope of log E against the log of the error's size.
     output, target = pair
     error = output.reconstruction.detach() - target
@@ -290,7 +286,7 @@ def test_weights_follow_their_schedules() -> None:
     assert objective.beta(0.0) == 0.0
     assert objective.beta(0.1) == pytest.approx(1.0)
     assert objective.beta(1.0) == 2.0
-    assert objective.settled_at() == 0.5
+    assert objective.warmup_end() == 0.5
 
 
 def test_a_start_without_any_distortion_is_refused() -> None:

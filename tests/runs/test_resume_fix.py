@@ -8,7 +8,7 @@ import torch
 from lives import Recorder, request, write_images
 
 from unified_vae.config.presets import PresetBook, from_command_line
-from unified_vae.config.schedule import settled_at
+from unified_vae.config.schedule import warmup_end
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.experiment.diagnosis.cause import Diagnosis
 from unified_vae.experiment.planning.plan import plan_mode
@@ -66,7 +66,7 @@ def test_it_is_not_the_mode_that_made_the_run(collapsed):
     usual = plan_mode(book, "fast_high_quality", from_command_line({}, []), None).run.config
     made = json.loads((collapsed / "config.json").read_text())["requested"]
     assert fix.model.model_dump() == made["model"] and fix.data.source == made["data"]["source"]
-    assert settled_at(fix.loss.kl.schedule) > settled_at(usual.loss.kl.schedule) and fix.loss.kl.schedule.start == 0
+    assert warmup_end(fix.loss.kl.schedule) > warmup_end(usual.loss.kl.schedule) and fix.loss.kl.schedule.start == 0
     assert fix.training.optimizer.lr < usual.training.optimizer.lr and fix.training.lr_schedule.warmup > 0
     assert fix.loss.perceptual.weight > usual.loss.perceptual.weight
 

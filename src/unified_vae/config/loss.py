@@ -41,7 +41,7 @@ class MSEConfig(TermConfig):
     """Mean squared error per pixel value: accuracy."""
 
     weight: float = Field(default=1.0, ge=0)
-    """Weight in the distortion energy; the only term that is on unless told otherwise."""
+    """Weight in the distortion energy; the only term that is on by default."""
 
 
 class L1Config(TermConfig):
@@ -74,28 +74,29 @@ class MSSSIMConfig(TermConfig):
     """1 - MS-SSIM (Wang et al. 2003): structure at several scales, no pretrained weights."""
 
 
-class PerceptualConfig(TermConfig):
+class PretrainedTermConfig(TermConfig):
+    """What every term on a pretrained network has."""
+
+    weights_path: str | None = None
+    """The network's file, where it is not in torchvision's cache and cannot be downloaded."""
+    missing: MissingWeights = "replace"
+    """Without the pretrained weights: `replace` this term by haarpsi and say so, or be `strict` and stop."""
+
+
+class PerceptualConfig(PretrainedTermConfig):
     """Distance of VGG-16 features at several layers (Johnson et al. 2016, arXiv 1603.08155)."""
 
     layers: list[Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]] = Field(
         default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"], min_length=1
     )
     """The layers whose features are compared."""
-    weights_path: str | None = None
-    """The file vgg16-397923af.pth, where it is not in torchvision's cache and cannot be downloaded."""
-    missing: MissingWeights = "replace"
-    """Without the pretrained weights: `replace` this term by haarpsi and say so, or be `strict` and stop."""
 
 
-class LPIPSConfig(TermConfig):
+class LPIPSConfig(PretrainedTermConfig):
     """Learned perceptual image patch similarity (Zhang et al. 2018, arXiv 1801.03924)."""
 
     net: Literal["vgg", "alex"] = "vgg"
     """Backbone. `vgg` is the usual one for training, `alex` for reporting."""
-    weights_path: str | None = None
-    """The backbone's file, where it is not in torchvision's cache and cannot be downloaded."""
-    missing: MissingWeights = "replace"
-    """Without the pretrained weights: `replace` this term by haarpsi and say so, or be `strict` and stop."""
 
 
 class Unconstrained(Config):

@@ -66,7 +66,7 @@ def factor(schedule: WeightSchedule, progress: float) -> float:
             return 1.0 if t >= 1.0 else min((t * cycles % 1.0) / ramp, 1.0)
 
 
-def settled_at(schedule: WeightSchedule) -> float:
+def warmup_end(schedule: WeightSchedule) -> float:
     """The progress from which the factor no longer changes: early stopping is armed only then.
 
     A cyclical schedule never settles before its last plateau.

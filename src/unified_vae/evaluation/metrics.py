@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unified_vae.config.loss import LPIPSConfig
 from unified_vae.core.counter import key, uniforms
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Observer
@@ -22,9 +23,15 @@ from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.evaluation import Group
 from unified_vae.evaluation.bootstrap import Better, MetricResult, resamples
 from unified_vae.evaluation.images import EvaluationImages
-from unified_vae.losses import pretrained
-from unified_vae.losses.lpips import ARCHITECTURES, LPIPS
-from unified_vae.losses.pretrained import BadFile, NoDownload, WeightsUnavailable
+from unified_vae.losses.perceptual import (
+    ARCHITECTURES,
+    LPIPS,
+    Backbone,
+    WeightsUnavailable,
+    fetch_state_dict,
+    load_weights,
+    read_state_dict,
+)
 from unified_vae.metrics import images as image_metrics
 from unified_vae.metrics import latents as latent_metrics
 from unified_vae.metrics import sets
@@ -168,14 +175,14 @@ def _load_lpips(
     net: Literal["alex", "vgg"], size: int, device: torch.device, on_message: Callable[[str], None]
 ) -> LPIPS | str:
     architecture = ARCHITECTURES[net]
-    needed = architecture.minimum_size(architecture.feature_names())
+    needed = architecture.minimum_size(architecture.features)
     if size < needed:
         return f"it needs images of at least {needed} px"
     try:
-        weights = pretrained.load_weights(architecture, None, f"lpips.{net}.weights_path", on_message)
-        return LPIPS(net, weights).to(device)
+        weights = load_weights(architecture, None, f"lpips.{net}.weights_path", on_message)
+        return LPIPS(LPIPSConfig(net=net), Backbone(net, weights)).to(device)
     except WeightsUnavailable as problem:
-        return f"{problem.reason}; {problem.cure}"
+        return f"{problem.reason}; {problem.remedy}"
     except EnvironmentProblem as problem:
         return str(problem)
 
@@ -184,31 +191,18 @@ def _load_inception(
     device: torch.device, file: Path | None, on_message: Callable[[str], None]
 ) -> InceptionFeatures | str:
     """From the user's file, or from the cache of downloaded weights under either of its names; else downloaded."""
-    folder = pretrained.cache_folder()
     try:
-        url = sets.inception_url()
-        advice = f"put the file there ({pretrained.fetched_by_hand(INCEPTION_FILE, url)}) or name it with --inception"
-        names = (INCEPTION_FILE, *sets.INCEPTION_OTHER_NAMES)
-        path = file or next((folder / name for name in names if (folder / name).exists()), None)
-        if path is None:
-            path = folder / INCEPTION_FILE
-            pretrained.download("Inception v3", path, lambda: url, on_message)
-        try:
-            content = pretrained.read_tensors(path)
-        except OSError as problem:
-            raise BadFile(f"{path} cannot be read ({problem.strerror or problem})") from None
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise BadFile(f"{path} holds no state dict")
-        return InceptionFeatures(content, device)
-    except NoDownload as problem:
-        return f"the pretrained Inception v3 weights are not in {folder} and {problem}; {advice}"
-    except BadFile as problem:
+        url, names = sets.inception_url(), sets.INCEPTION_OTHER_NAMES
         if file is not None:
-            raise EnvironmentProblem(f"--inception: {problem}; give the file {INCEPTION_FILE}") from None
-        return f"{problem}; delete it and {advice}"
+            weights = read_state_dict(file)
+        else:
+            weights = fetch_state_dict("Inception v3", url, "--inception", on_message, names)
+        return InceptionFeatures(weights, device)
+    except WeightsUnavailable as problem:
+        return f"{problem.reason}; {problem.remedy} or name it with --inception"
     except EnvironmentProblem as problem:
         if file is not None:
-            raise EnvironmentProblem(f"--inception {file}: {problem}") from None
+            raise EnvironmentProblem(f"--inception: {problem}; give the file {INCEPTION_FILE}") from None
         return str(problem)
 
 

@@ -61,7 +61,7 @@ def total_steps(config: RunConfig, data: DataSets) -> int:
 def make_schedule(config: RunConfig, data: DataSets, objective: Objective) -> TrainSchedule:
     """How long the run is, and from where on its best weights are selected: when all warm-ups have ended."""
     training, total = config.training, total_steps(config, data)
-    warmup = max(training.lr_schedule.warmup, objective.settled_at())
+    warmup = max(training.lr_schedule.warmup, objective.warmup_end())
     return TrainSchedule(
         seed=config.seed,
         total_steps=total,

@@ -228,7 +228,7 @@ def diagnose_run(job: TrainJob) -> None:
     history, objective = History.read(job.folder.metrics), job.train_step.objective
     if "psnr" not in history.last:  # the file is gone, or cannot be written
         return
-    shares = {row.name: row.share for row in objective.rows(1.0) if row.share is not None}
+    shares = objective.shares(1.0)
     beta = job.preflight.effective_beta(objective.config.kl, history.beta)
     job.diagnosis = diagnosis = Diagnosis.of(
         history.last,

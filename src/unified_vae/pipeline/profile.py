@@ -24,6 +24,7 @@ from unified_vae.core.events import Memory, Observer, Observers
 from unified_vae.core.paths import sibling
 from unified_vae.data.batches import train_batches
 from unified_vae.experiment.diagnosis.preflight import fly
+from unified_vae.losses.perceptual import ARCHITECTURES, Backbone
 from unified_vae.pipeline import autotune
 from unified_vae.pipeline.build import build_vae_step, calibrate, make_schedule
 from unified_vae.pipeline.errors import translate_runtime_errors
@@ -166,6 +167,8 @@ def _name_modules(step: VAEStep) -> None:
     """Let the parts of the forward pass show up by name."""
     modules = {"forward: encoder": step.model.encoder, "forward: decoder": step.model.decoder}
     modules |= {f"loss: {name}": term for name, term in step.objective.terms.items()}
+    backbones = [module for module in step.objective.modules() if isinstance(module, Backbone)]
+    modules |= {f"loss: features of {ARCHITECTURES[backbone.net].title}": backbone for backbone in backbones}
     for name, module in modules.items():
         open_records: list[Any] = []
 

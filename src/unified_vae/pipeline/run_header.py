@@ -8,7 +8,7 @@ from unified_vae.config.loss import Geco, KLConfig, TermConfig
 from unified_vae.core.events import RunStarted, TermRow
 from unified_vae.data.augment import describe
 from unified_vae.experiment.diagnosis import preflight
-from unified_vae.losses import constraint
+from unified_vae.losses.kl import describe_constraint
 from unified_vae.losses.objective import Objective
 from unified_vae.pipeline.autotune import NOT_TIMED
 from unified_vae.pipeline.finalize import constraint_facts
@@ -149,9 +149,7 @@ def term_rows(job: TrainJob, progress: float) -> list[TermRow]:
     """Beta and every loss weight, also the weights that are 0."""
     loss, objective = job.config.loss, job.train_step.objective
     notes = {entry.term: f"replaced by {entry.replacement}" for entry in job.resolved.substitutions}
-    notes |= {
-        row.name: f"{row.share:.0%} of the distortion" for row in objective.rows(progress) if row.share is not None
-    }
+    notes |= {name: f"{share:.0%} of the distortion" for name, share in objective.shares(progress).items()}
     notes["kl"] = _beta_note(loss.kl, objective, progress)
     terms: dict[str, TermConfig | KLConfig] = {name: getattr(loss, name) for name in type(loss).model_fields}
     return [
@@ -172,7 +170,7 @@ def term_rows(job: TrainJob, progress: float) -> list[TermRow]:
 
 def _beta_note(kl: KLConfig, objective: Objective, progress: float) -> str:
     parts = ["beta, per nat of KL"]
-    if bound := constraint.describe(kl.constraint, progress):
+    if bound := describe_constraint(kl.constraint, progress):
         parts.append(bound)
     if isinstance(kl.constraint, Geco):
         parts.append(f"beta now {objective.beta(progress):.3g}")

@@ -39,7 +39,7 @@ from unified_vae.experiment.environment import environment
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, resolved_origins
 from unified_vae.losses.build import Substitution, resolve_terms
-from unified_vae.losses.convention import equivalent
+from unified_vae.losses.kl import equivalent_linear_vae
 from unified_vae.pipeline import autotune, resume
 from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, make_schedule, mean_over_batch, with_shared_batch
 from unified_vae.training import retention
@@ -186,7 +186,7 @@ def setup(
         """Where GECO moved beta from another `kl.weight`, the checkpoint has the factor; it is beta that stays."""
         kl = saved["config"]["loss"]["kl"] if saved else {}  # type: ignore[index]
         if kl.get("constraint", {}).get("kind") == "geco":
-            train_step.objective.started_from(kl["weight"])
+            train_step.objective.keep_beta(kl["weight"])
 
     checkpointer = Checkpointer(
         folder.checkpoints,
@@ -291,8 +291,10 @@ def _kl_in_nats(loss: LossConfig, theory: Preflight) -> LossConfig:
     """The same KL and distortion, in linear theory, with beta in this project's unit."""
     spectrum, kl = theory.spectrum, loss.kl
     rest = theory.rest + float(spectrum[theory.latents :].sum())
-    there = equivalent(kl.reduction, kl.weight, spectrum[: theory.latents], rest, theory.dimensions, theory.latents)
-    return loss.replace(**{"kl.weight": there.beta, "kl.reduction": "nats"})
+    linear = equivalent_linear_vae(
+        kl.reduction, kl.weight, spectrum[: theory.latents], rest, theory.dimensions, theory.latents
+    )
+    return loss.replace(**{"kl.weight": linear.beta, "kl.reduction": "nats"})
 
 
 def cache_images(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tuple[Tensor | None, str]:

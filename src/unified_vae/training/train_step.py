@@ -20,7 +20,7 @@ from unified_vae.config.loss import LIKELIHOOD_METRICS
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch
-from unified_vae.losses.kl import rate
+from unified_vae.losses.kl import kl_per_image
 from unified_vae.losses.objective import Objective
 from unified_vae.models.vae import VAE
 from unified_vae.training.checkpointer import JsonState, OptimizerState, Stateful
@@ -241,13 +241,13 @@ class VAEStep:
         images, noise = self.inputs(batch, step)
         progress = step / self.total_steps
         batch_mean_kl: Tensor | None = None
-        if self.objective.bends_at_the_mean and self.runtime.world_size > 1:
+        if self.objective.needs_batch_kl and self.runtime.world_size > 1:
             local = self.micro_batches.run_with_oom_retry(len(images), lambda n: self._mean_kl(images, n))
             batch_mean_kl = self.runtime.all_reduce_mean(local)
 
         def micro_step(images_: Tensor, noise_: Tensor, num_micro_batches: int) -> tuple[Tensor, Tensor]:
             nonlocal batch_mean_kl
-            if batch_mean_kl is None and num_micro_batches > 1 and self.objective.bends_at_the_mean:
+            if batch_mean_kl is None and num_micro_batches > 1 and self.objective.needs_batch_kl:
                 batch_mean_kl = self._mean_kl(images, num_micro_batches)
             pixels = to_unit_range(images_, self.runtime.memory_format)
             with record_function("forward"), self.runtime.autocast():
@@ -317,7 +317,7 @@ class VAEStep:
                     value = term(reconstruction, pixels.float())
                     (gradient,) = torch.autograd.grad(value.sum(), reconstruction)
                     bad[f"loss.{name}"] = ~(torch.isfinite(value.detach()) & torch.isfinite(gradient).flatten(1).all(1))
-            bad["rate.nats"] = ~torch.isfinite(rate(output.posterior))
+            bad["rate.nats"] = ~torch.isfinite(kl_per_image(output.posterior))
             chunks.append(bad)
         return {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
 

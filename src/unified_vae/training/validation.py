@@ -137,7 +137,7 @@ def validate(
     runtime.all_reduce_sum_([losses, *sums.tensors()])
     means = losses / sums.images.images
     nll, *terms = means.tolist()
-    loss = objective.of_means(means[0], sums.latents.kl_per_unit().to(means), progress).item()
+    loss = objective.loss_from_means(means[0], sums.latents.kl_per_unit().to(means), progress).item()
     values = sums.values()
     if pca_psnr is not None:
         values["psnr.above_pca"] = values["psnr"] - pca_psnr

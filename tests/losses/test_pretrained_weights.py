@@ -1,4 +1,4 @@
-"""Pretrained weights: where they are found, what is refused, and that nothing is replaced in silence.
+"""Pretrained weights: where they come from, what is refused, and that no replacement is silent.
 
 A small backbone stands in for VGG-16 where only the loading matters; its file has the same form.
 """
@@ -6,13 +6,15 @@ A small backbone stands in for VGG-16 where only the loading matters; its file h
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import http.server
+import importlib.util
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 from urllib.error import URLError
@@ -25,13 +27,23 @@ from torch import Tensor
 from unified_vae.config.loss import HaarPSIConfig, LossConfig, LPIPSConfig, MSEConfig, PerceptualConfig
 from unified_vae.config.schedule import Linear
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.losses import pretrained
+from unified_vae.losses import perceptual
 from unified_vae.losses.build import Substitution, build_objective, resolve_terms
-from unified_vae.losses.pretrained import WeightsUnavailable, load_weights
-from unified_vae.losses.vgg import ALEXNET, VGG16, Architecture, Backbone, Conv, Pool
+from unified_vae.losses.perceptual import (
+    ARCHITECTURES,
+    Architecture,
+    Backbone,
+    Conv,
+    Net,
+    WeightsUnavailable,
+    cached_file,
+    load_weights,
+)
 
 SETTING = "loss.perceptual.weights_path"
-LAYERS = (Conv(0, 3, 4, name="relu1"), Pool(2), Conv(3, 4, 8, name="relu2"))
+CONVS = (Conv(0, 4, feature="relu1"), Conv(3, 8, pool=2, feature="relu2"))
+MINE = Architecture("Small", "https://example.org/small.pth", CONVS)
+VGG_FILE = ARCHITECTURES["vgg"].file
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +55,12 @@ def _downloads_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def weights() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {key: shape for conv in LAYERS[::2] for key, shape in conv.shapes().items()}
-    return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    return {
+        "features.0.weight": torch.randn(4, 3, 3, 3, generator=generator),
+        "features.0.bias": torch.randn(4, generator=generator),
+        "features.3.weight": torch.randn(8, 4, 3, 3, generator=generator),
+        "features.3.bias": torch.randn(8, generator=generator),
+    }
 
 
 @pytest.fixture
@@ -53,7 +69,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")  # the servers of these tests
-    folder = pretrained.cache_folder()
+    folder = cached_file("file").parent
     assert tmp_path in folder.parents
     folder.mkdir(parents=True)
     return folder
@@ -66,7 +82,7 @@ def cache(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def offline(*_: object, **__: object) -> None:
         raise URLError(OSError(-2, "Name or service not known"))
 
-    monkeypatch.setattr(pretrained, "urlopen", offline)
+    monkeypatch.setattr(perceptual, "urlopen", offline)
     return empty_cache
 
 
@@ -75,7 +91,7 @@ def published(weights: dict[str, Tensor], folder: Path) -> tuple[Path, Architect
     unnamed = folder / "unnamed.pth"
     torch.save(weights | {"classifier.0.weight": torch.zeros(2)}, unnamed)
     file = f"small-{hashlib.sha256(unnamed.read_bytes()).hexdigest()[:8]}.pth"
-    return unnamed.rename(folder / file), Architecture("Small", file, LAYERS)
+    return unnamed.rename(folder / file), Architecture("Small", f"https://example.org/{file}", CONVS)
 
 
 def only(term: str, **settings: object) -> LossConfig:
@@ -84,24 +100,24 @@ def only(term: str, **settings: object) -> LossConfig:
 
 def test_a_file_in_the_cache_is_used_without_asking_the_network(cache: Path, weights: dict[str, Tensor]) -> None:
     _, small = published(weights, cache)
-    loaded = load_weights(small, None, SETTING)
+    loaded = load_weights(small, None, SETTING, print)
     assert loaded.keys() == weights.keys()  # the classifier is left out
     assert all(torch.equal(loaded[key], value) for key, value in weights.items())
 
 
-def test_half_precision_and_the_legacy_format_are_read_into_float32(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+def test_half_precision_and_the_legacy_format_become_float32(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     half = {key: value.half() for key, value in weights.items()}
     for legacy in (False, True):
         path = tmp_path / f"{legacy}.pth"
         torch.save(half, path, _use_new_zipfile_serialization=not legacy)
-        loaded = load_weights(Architecture("Small", "small.pth", LAYERS), str(path), SETTING)
+        loaded = load_weights(MINE, str(path), SETTING, print)
         assert all(torch.equal(loaded[key], value.float()) for key, value in half.items())
         assert {value.dtype for value in loaded.values()} == {torch.float32}
 
 
 def test_loaded_weights_outlive_the_file(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     path, small = published(weights, tmp_path)
-    loaded = load_weights(small, str(path), SETTING)
+    loaded = load_weights(small, str(path), SETTING, print)
     path.write_bytes(b"")
     assert all(torch.equal(loaded[key], value) for key, value in weights.items())
 
@@ -113,7 +129,7 @@ def test_damage_in_the_cache_is_named(cache: Path, weights: dict[str, Tensor]) -
     for damaged in (bytes(content), content[:100], b"", bytes(1000)):
         path.write_bytes(damaged)
         with pytest.raises(WeightsUnavailable) as error:
-            load_weights(small, None, SETTING)
+            load_weights(small, None, SETTING, print)
         assert str(path) in str(error.value)
         assert "delete it" in str(error.value)
 
@@ -126,7 +142,7 @@ def test_damage_in_the_cache_is_named(cache: Path, weights: dict[str, Tensor]) -
             lambda w: w.update({"features.0.weight": torch.zeros(4, 3, 5, 5)}),
             r"\[4, 3, 5, 5\], not \[4, 3, 3, 3\]",
         ),
-        (lambda w: w.update({"features.0.bias": torch.full((4,), torch.nan)}), "not finite"),
+        (lambda w: w.update({"features.0.bias": torch.full((4,), torch.nan)}), "NaN/Inf"),
     ],
 )
 def test_a_file_of_another_network_is_refused(
@@ -135,16 +151,14 @@ def test_a_file_of_another_network_is_refused(
     spoil(weights)
     torch.save(weights, tmp_path / "mine.pth")
     with pytest.raises(EnvironmentProblem, match=complaint) as error:
-        load_weights(Architecture("Small", "small.pth", LAYERS), str(tmp_path / "mine.pth"), SETTING)
+        load_weights(MINE, str(tmp_path / "mine.pth"), SETTING, print)
     assert not isinstance(error.value, WeightsUnavailable)
     assert SETTING in str(error.value)
 
 
 @pytest.mark.parametrize("missing", ["replace", "strict"])
 @pytest.mark.parametrize("kind", ["absent", "folder", "damaged", "web page"])
-def test_a_wrong_path_is_an_error_even_where_a_replacement_is_allowed(
-    cache: Path, tmp_path: Path, missing: str, kind: str
-) -> None:
+def test_a_wrong_path_is_an_error_with_either_policy(cache: Path, tmp_path: Path, missing: str, kind: str) -> None:
     path = tmp_path / "mine.pth"
     match kind:
         case "folder":
@@ -158,9 +172,7 @@ def test_a_wrong_path_is_an_error_even_where_a_replacement_is_allowed(
     assert str(path) in str(error.value)
 
 
-def test_a_file_that_carries_code_is_refused_and_the_code_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_carries_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = tmp_path / "executed"
 
     class Bomb:
@@ -176,18 +188,16 @@ def test_a_file_that_carries_code_is_refused_and_the_code_not_run(
     assert marker.exists()  # the bomb was live
 
 
-def test_without_weights_haarpsi_takes_over_and_the_result_says_so(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_weights_haarpsi_takes_over_and_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = LossConfig(
         perceptual=PerceptualConfig(weight=0.25, schedule=Linear(start=0.5)),
         lpips=LPIPSConfig(weight=0.5, net="alex"),
     )
-    asked = Mock(side_effect=pretrained.urlopen)
-    monkeypatch.setattr(pretrained, "urlopen", asked)
+    probe = Mock(side_effect=perceptual.urlopen)
+    monkeypatch.setattr(perceptual, "urlopen", probe)
     resolved, substitutions = resolve_terms(config)
-    assert asked.call_count == 2  # once for each file: nobody waits for a network that is not there
-    assert all(call.kwargs["timeout"] == pretrained._PROBE_SECONDS for call in asked.call_args_list)
+    assert probe.call_count == 2  # once for each file: nobody waits for a network that is not there
+    assert all(call.kwargs["timeout"] == perceptual.PROBE_SECONDS for call in probe.call_args_list)
     assert set(resolved.distortion_terms()) == {"mse", "haarpsi"}
     assert resolved.haarpsi.weight == 0.75
     assert [(s.term, s.replacement) for s in substitutions] == [
@@ -218,14 +228,14 @@ def test_a_replacement_keeps_the_start_that_the_terms_had(cache: Path) -> None:
 def test_strict_names_the_file_its_place_and_the_setting(cache: Path) -> None:
     with pytest.raises(EnvironmentProblem) as error:
         resolve_terms(only("lpips", missing="strict"))
-    for part in (VGG16.file, str(cache), "loss.lpips.weights_path"):
+    for part in (VGG_FILE, str(cache), "loss.lpips.weights_path"):
         assert part in str(error.value)
     assert error.value.exit_code == 3
 
 
 def test_building_never_replaces(cache: Path) -> None:
     """A resumed run builds what it recorded: with other losses it would be another run."""
-    with pytest.raises(EnvironmentProblem, match=VGG16.file):
+    with pytest.raises(EnvironmentProblem, match=VGG_FILE):
         build_objective(only("perceptual"), 3, 32)
 
 
@@ -251,11 +261,11 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def test_a_download_is_announced_checked_and_kept(
-    empty_cache: Path, server: tuple[str, Path], weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    empty_cache: Path, server: tuple[str, Path], weights: dict[str, Tensor]
 ) -> None:
     address, folder = server
-    _, small = published(weights, folder)
-    monkeypatch.setattr(pretrained, "_address", lambda architecture: f"{address}/{architecture.file}")
+    path, _ = published(weights, folder)
+    small = MINE._replace(url=f"{address}/{path.name}")
     said: list[str] = []
     loaded = load_weights(small, None, SETTING, said.append)
     assert all(torch.equal(loaded[key], value) for key, value in weights.items())
@@ -265,36 +275,41 @@ def test_a_download_is_announced_checked_and_kept(
     load_weights(small, None, SETTING, said.append)
     assert len(said) == 1  # the second time it is there
 
-    swapped = replace(small, file="small-00000000.pth")
+    swapped = MINE._replace(url=f"{address}/small-00000000.pth")
     (folder / small.file).rename(folder / swapped.file)
     with pytest.raises(WeightsUnavailable, match="hash"):
         load_weights(swapped, None, SETTING, said.append)
     assert [path.name for path in empty_cache.iterdir()] == [small.file]
 
     with pytest.raises(WeightsUnavailable, match=r"(?i)not found"):
-        load_weights(replace(small, file="small-11111111.pth"), None, SETTING, said.append)
+        load_weights(MINE._replace(url=f"{address}/small-11111111.pth"), None, SETTING, said.append)
 
 
-def test_a_server_that_never_answers_is_given_up(
-    empty_cache: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pretrained, "_PROBE_SECONDS", 0.2)
+def test_a_server_that_never_answers_is_given_up(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptual, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        monkeypatch.setattr(pretrained, "_address", lambda _: f"http://127.0.0.1:{port}/small.pth")
-        with pytest.raises(WeightsUnavailable, match=r"timed out|no answer"):
-            load_weights(Architecture("Small", "small-22222222.pth", LAYERS), None, SETTING)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/small-22222222.pth"
+        with pytest.raises(WeightsUnavailable, match="timed out"):
+            load_weights(MINE._replace(url=url), None, SETTING, print)
         silent.setblocking(False)
         silent.accept()
         with pytest.raises(BlockingIOError):  # it was asked once, for 0.2 s: nothing else waited for it
             silent.accept()
 
 
-@pytest.mark.parametrize("architecture", [VGG16, ALEXNET])
-def test_the_installed_torchvision_knows_where_the_files_are(architecture: Architecture) -> None:
-    address = pretrained._address(architecture)
-    assert address.startswith("https://")
-    assert address.endswith("/" + architecture.file)
+def test_no_server_is_asked_where_downloads_are_switched_off(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIFIED_VAE_OFFLINE", "1")
+    monkeypatch.setattr(perceptual, "urlopen", Mock(side_effect=AssertionError))
+    _, [substitution] = resolve_terms(only("perceptual"))
+    assert "switched off by UNIFIED_VAE_OFFLINE" in substitution.reason
+
+
+def test_the_addresses_are_those_of_the_installed_torchvision() -> None:
+    spec = importlib.util.find_spec("torchvision")
+    assert spec is not None and spec.origin is not None
+    sources = [path.read_text("utf-8") for path in (Path(spec.origin).parent / "models").glob("*.py")]
+    for architecture in ARCHITECTURES.values():
+        assert any(f'"{architecture.url}"' in text for text in sources)
 
 
 def test_torchvision_is_neither_needed_nor_imported(
@@ -306,21 +321,29 @@ def test_torchvision_is_neither_needed_nor_imported(
     assert "lpips" in build_objective(config, 3, 32).terms
     _, [substitution] = resolve_terms(only("perceptual"))
     assert substitution == Substitution("perceptual", "haarpsi", substitution.reason)
-    assert "torchvision" in substitution.reason
+
+
+def test_weights_live_no_longer_than_their_objective(alex_file: Path) -> None:
+    objective = build_objective(only("lpips", net="alex", weights_path=str(alex_file)), 3, 32)
+    (backbone,) = {weakref.ref(module) for module in objective.modules() if isinstance(module, Backbone)}
+    del objective
+    gc.collect()
+    assert backbone() is None
 
 
 @pytest.mark.slow  # importing torchvision takes 7 s
-@pytest.mark.parametrize("name", ["vgg", "alex"])
-def test_features_equal_torchvisions(name: str, images: Callable[..., Tensor], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_features_equal_torchvisions(net: Net, images: Callable[..., Tensor], request: pytest.FixtureRequest) -> None:
     from torchvision.models import alexnet, vgg
 
-    architecture = {"vgg": VGG16, "alex": ALEXNET}[name]
-    weights = request.getfixturevalue(f"{name}_weights")
-    theirs = vgg.make_layers(vgg.cfgs["D"]) if name == "vgg" else alexnet().features
+    weights = request.getfixturevalue(f"{net}_weights")
+    theirs = vgg.make_layers(vgg.cfgs["D"]) if net == "vgg" else alexnet().features
     theirs.load_state_dict({key.removeprefix("features."): value for key, value in weights.items()})
-    ours = Backbone(architecture, architecture.feature_names(), weights)(images(2, 3, 64))
+    ours = Backbone(net, weights).features(images(2, 3, 64))
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    ends = [conv.index + 1 for conv in architecture.convs() if conv.name]
-    for end, found in zip(ends, ours, strict=True):
-        expected = F.normalize(theirs[: end + 1]((images(2, 3, 64) - mean) / std), dim=1)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    convs = {conv.feature: conv for conv in ARCHITECTURES[net].convs if conv.feature}
+    assert list(ours) == list(convs)
+    for name, features in ours.items():
+        layers = theirs[: convs[name].position + 2]
+        expected = F.normalize(layers((images(2, 3, 64) - mean) / std), dim=1)
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)

@@ -14,9 +14,7 @@ from unified_vae.config.loss import LossConfig, LPIPSConfig, PerceptualConfig
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.lpips import LPIPS, linear_heads
-from unified_vae.losses.perceptual import Perceptual
-from unified_vae.losses.vgg import ALEXNET, VGG16
+from unified_vae.losses.perceptual import ARCHITECTURES, LPIPS, Backbone, Net, Perceptual, lpips_heads
 
 Images = Callable[..., Tensor]
 
@@ -30,7 +28,7 @@ def pair(images: Images) -> tuple[Tensor, Tensor]:
 @pytest.mark.slow  # importing torchmetrics and torchvision takes 15 s
 @pytest.mark.parametrize("net", ["vgg", "alex"])
 def test_lpips_equals_torchmetrics_on_the_same_backbone(
-    net: str, images: Images, request: pytest.FixtureRequest
+    net: Net, images: Images, request: pytest.FixtureRequest
 ) -> None:
     from torchmetrics.functional.image.lpips import _LPIPS
 
@@ -41,7 +39,7 @@ def test_lpips_equals_torchmetrics_on_the_same_backbone(
             if hasattr(layer, "weight"):
                 layer.weight.data.copy_(weights[f"features.{index}.weight"])
                 layer.bias.data.copy_(weights[f"features.{index}.bias"])
-    ours = LPIPS(net, weights)
+    ours = LPIPS(LPIPSConfig(net=net), Backbone(net, weights))
     target = images(2, 3, 64)
     for size in (3, 7):
         blurred = F.avg_pool2d(target, size, 1, size // 2)
@@ -51,16 +49,15 @@ def test_lpips_equals_torchmetrics_on_the_same_backbone(
 
 def test_lpips_heads_are_the_published_ones() -> None:
     """Non-negative (the authors clip them) and of the backbones' widths."""
-    for net, widths in (("vgg", [64, 128, 256, 512, 512]), ("alex", [64, 192, 384, 256, 256])):
-        heads = linear_heads(net)
+    published: dict[Net, list[int]] = {"vgg": [64, 128, 256, 512, 512], "alex": [64, 192, 384, 256, 256]}
+    for net, widths in published.items():
+        heads = list(lpips_heads(net).values())
         assert [head.shape[1] for head in heads] == widths
         assert all((head >= 0).all() and head.sum() > 0 for head in heads)
 
 
-def test_perceptual_is_2_minus_2_cosine_averaged_over_layers(
-    pair: tuple[Tensor, Tensor], vgg_weights: dict[str, Tensor]
-) -> None:
-    term = Perceptual(PerceptualConfig(layers=["relu1_2"]), vgg_weights)
+def test_perceptual_is_2_minus_2_cosine(pair: tuple[Tensor, Tensor], vgg_weights: dict[str, Tensor]) -> None:
+    term = Perceptual(PerceptualConfig(layers=["relu1_2"]), Backbone("vgg", vgg_weights, ["relu1_2"]))
 
     def features(images: Tensor) -> Tensor:
         mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -75,8 +72,9 @@ def test_perceptual_is_2_minus_2_cosine_averaged_over_layers(
     torch.testing.assert_close(term(*pair), (2 - 2 * cosine).mean((1, 2)), rtol=1e-4, atol=1e-6)
 
 
-def test_grey_images_are_seen_as_grey_rgb(images: Images, alex_weights: dict[str, Tensor]) -> None:
-    term, target = LPIPS("alex", alex_weights), images(2, 1, 32)
+def test_gray_images_count_as_gray_rgb(images: Images, alex_weights: dict[str, Tensor]) -> None:
+    term = LPIPS(LPIPSConfig(net="alex"), Backbone("alex", alex_weights))
+    target = images(2, 1, 32)
     blurred = F.avg_pool2d(target, 3, 1, 1)
     as_rgb = [x.repeat(1, 3, 1, 1) for x in (blurred, target)]
     torch.testing.assert_close(term(blurred, target), term(*as_rgb), rtol=1e-5, atol=1e-8)
@@ -106,10 +104,7 @@ def test_the_backbone_is_frozen_and_not_in_the_checkpoint(
     }
     assert reconstruction.grad is not None and reconstruction.grad.abs().sum() > 0
     assert all(torch.equal(before[name], buffer) for name, buffer in objective.named_buffers())
-    for name in (
-        "perceptual",
-        "lpips",
-    ):  # each one reaches the image by itself, the failure of a no_grad loss
+    for name in ("perceptual", "lpips"):  # each one reaches the image by itself, unlike a loss under no_grad
         x = pair[0].clone().requires_grad_()
         (gradient,) = torch.autograd.grad(objective.measure(as_output(x), target)[name], x)
         assert gradient.abs().sum() > 0
@@ -117,14 +112,14 @@ def test_the_backbone_is_frozen_and_not_in_the_checkpoint(
 
 @pytest.mark.parametrize(("names", "size"), [(["relu1_2"], 1), (["relu2_2"], 2), (["relu4_3"], 8), (["relu5_3"], 16)])
 def test_vgg_needs_one_halving_a_block(names: list[str], size: int) -> None:
-    assert VGG16.minimum_size(names) == size
+    assert ARCHITECTURES["vgg"].minimum_size(names) == size
 
 
-def test_alexnet_works_at_its_minimum_and_smaller_images_are_refused(
+def test_alexnet_refuses_images_below_its_minimum(
     images: Images, alex_weights: dict[str, Tensor], alex_file: Path
 ) -> None:
-    smallest = ALEXNET.minimum_size(ALEXNET.feature_names())
-    term = LPIPS("alex", alex_weights)
+    smallest = ARCHITECTURES["alex"].minimum_size(ARCHITECTURES["alex"].features)
+    term = LPIPS(LPIPSConfig(net="alex"), Backbone("alex", alex_weights))
     target = images(1, 3, smallest)
     assert term(target, target).isfinite().all()
     with pytest.raises(RuntimeError):
@@ -155,6 +150,49 @@ def test_features_in_bf16_measure_what_those_in_float32_do(
         assert value.dtype == torch.float32
         return value, torch.autograd.grad(value, x)[0]
 
-    (value, gradient), (exact, wanted) = measured(torch.bfloat16), measured(torch.float32)
+    (value, gradient), (exact, expected) = measured(torch.bfloat16), measured(torch.float32)
     assert value.item() == pytest.approx(exact.item(), rel=0.03) and value.item() != exact.item()
-    assert F.cosine_similarity(gradient.flatten(), wanted.flatten(), dim=0) > 0.98
+    assert F.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("layers", [["relu1_2", "relu4_3"], ["relu5_3"]])
+def test_two_terms_on_one_network_share_its_pass(
+    layers: list[str], pair: tuple[Tensor, Tensor], as_output: Callable[..., VAEOutput], vgg_file: Path
+) -> None:
+    """Values are those of each term alone, bit for bit; the gradient is the sum of theirs, up to rounding."""
+    settings = {
+        "perceptual": {"weight": 0.1, "layers": layers, "weights_path": str(vgg_file)},
+        "lpips": {"weight": 0.2, "weights_path": str(vgg_file)},
+    }
+
+    def measured(*names: str) -> tuple[dict[str, Tensor], Tensor, int]:
+        objective = build_objective(LossConfig.model_validate({name: settings[name] for name in names}), 3, 32)
+        passes = []
+        for module in {module for module in objective.modules() if isinstance(module, Backbone)}:
+            module.register_forward_hook(lambda *_: passes.append(1))
+        x = pair[0].clone().requires_grad_()
+        values = objective.measure(as_output(x), pair[1])
+        (gradient,) = torch.autograd.grad(torch.stack([values[name] for name in names]).sum(), x)
+        return values, gradient, len(passes)
+
+    both, gradient, passes = measured("perceptual", "lpips")
+    assert passes == 1
+    total = torch.zeros_like(gradient)
+    for name in settings:
+        values, alone, passes = measured(name)
+        assert passes == 1 and torch.equal(values[name], both[name])
+        total += alone
+    assert (gradient - total).norm() < 1e-5 * total.norm()
+
+
+def test_terms_with_files_of_their_own_share_nothing(vgg_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pth"
+    other.symlink_to(vgg_file)
+    config = LossConfig.model_validate(
+        {
+            "perceptual": {"weight": 0.1, "weights_path": str(vgg_file)},
+            "lpips": {"weight": 0.1, "weights_path": str(other)},
+        }
+    )
+    modules = build_objective(config, 3, 32).modules()
+    assert sum(isinstance(module, Backbone) for module in modules) == 2
