@@ -14,8 +14,8 @@ import torch
 
 from runs import NOT_ASKED, Job, images, train_all
 from script import earlier, overrides, parser, save, settle, source, start, table
+from unified_vae.analysis.preflight import Preflight, run_preflight
 from unified_vae.core.errors import ConfigError
-from unified_vae.experiment.diagnosis.preflight import Preflight, fly
 
 NAME = "beta_sweep"
 SET, SIZE = "cifar10", 32
@@ -61,7 +61,7 @@ def job(options: argparse.Namespace, beta: float, latents: int, seed: int) -> Jo
 def predicted(options: argparse.Namespace, latents: int) -> list[Row]:
     """The optimum of a linear VAE at many betas, on the validation images."""
     config = job(options, 1.0, latents, options.seeds[0]).plan(options.work_dir).run.config
-    flight, _ = fly(config, images(config.data.source, SIZE, config.data.max_images), torch.device("cpu"))
+    flight, _ = run_preflight(config, images(config.data.source, SIZE, config.data.max_images), torch.device("cpu"))
     return [_prediction(flight, latents, float(beta)) for beta in {*PREDICTED_BETAS.tolist(), *options.betas}]
 
 

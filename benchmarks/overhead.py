@@ -18,14 +18,14 @@ import torch
 
 from runs import Job, images, train
 from script import overrides, parser, save, settle, source, start, table
-from unified_vae.experiment.diagnosis.preflight import fly
+from unified_vae.analysis.preflight import run_preflight
 
 NAME = "overhead"
 PARTS = {
-    "pre-flight": ("experiment/diagnosis/preflight.py",),
+    "pre-flight": ("analysis/preflight.py",),
     "self-test": ("training/self_test.py",),
     "diagnosis in validation": ("metrics/latents.py", "metrics/images.py"),
-    "diagnosis at the end": ("pipeline/finalize.py:diagnose_run", "experiment/diagnosis/cause.py"),
+    "diagnosis at the end": ("pipeline/finalize.py:diagnose_run", "analysis/diagnosis.py"),
 }
 OTHERS = {
     "all of validation": ("training/validation.py",),
@@ -108,7 +108,7 @@ def preflight_alone(options: argparse.Namespace) -> dict[str, Any]:
     )
     config = some.plan(options.work_dir).run.config
     data = images(config.data.source, options.preflight_size, config.data.max_images)
-    flight, _ = fly(config, data, torch.device("cpu"))
+    flight, _ = run_preflight(config, data, torch.device("cpu"))
     return {
         "set": options.preflight_set,
         "training_images": len(data.train),

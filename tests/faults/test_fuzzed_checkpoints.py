@@ -19,9 +19,9 @@ from figures import report
 from lives import Recorder, request, write_images
 from test_pickles import Payload
 
+from unified_vae.analysis.preflight import Preflight
 from unified_vae.core.checkpoint_format import MANIFEST, seal
 from unified_vae.core.errors import UserError
-from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.experiment.run_folder import RunRecord
 from unified_vae.models.pretrained import open_pretrained
 from unified_vae.pipeline.fit import fit

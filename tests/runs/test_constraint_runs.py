@@ -12,8 +12,8 @@ import torch
 from injected import Poison, injected
 from lives import Recorder, outcome, request, write_images
 
+from unified_vae.analysis.diagnosis import History
 from unified_vae.config.loss import Geco, KLConfig
-from unified_vae.experiment.diagnosis.history import History
 from unified_vae.pipeline.finalize import GECO_TOLERANCE, geco_warnings
 from unified_vae.pipeline.fit import fit
 

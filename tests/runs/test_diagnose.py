@@ -9,14 +9,18 @@ import torch
 from lives import Recorder, merged, request, write_images
 from PIL import Image
 
+from unified_vae.analysis import diagnosis as causes
 from unified_vae.cli import run_diagnose
 from unified_vae.cli.door import enter
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError
 from unified_vae.core.events import Observer
-from unified_vae.experiment.diagnosis import cause as causes
-from unified_vae.experiment.diagnosis.diagnose import DiagnoseRequest, diagnose
+from unified_vae.evaluation import diagnose as diagnose_module
 from unified_vae.pipeline.fit import fit
 from unified_vae.training.run_lock import locked
+
+
+def diagnosed(target, **options):
+    return diagnose_module.diagnose(target, **options, observer=Observer())
 
 
 def structured(path: Path, noise: float, count: int, channels: int = 1) -> Path:
@@ -93,14 +97,14 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("cause", FAULTS)
-def test_a_run_with_a_fault_is_told_by_name(cause, runs):
+def test_a_run_with_a_fault_is_diagnosed(cause, runs):
     run_dir, recorder = runs(cause)
-    report = diagnose(DiagnoseRequest(run_dir), Observer())
-    assert report.diagnosis.cause == cause, [(row.cause, row.applies, row.figures) for row in report.rows]
+    report = diagnosed(run_dir)
+    assert report.diagnosis.cause == cause, report.diagnosis.evidence()
     assert any(line.startswith(f"diagnosis: {cause} (") for line in recorder.finished.advice)
     assert any(f"uv run diagnose.py {run_dir.as_posix()}" in line for line in recorder.finished.advice)
     content = json.loads((run_dir / "diagnosis.json").read_text())
-    assert content["cause"] == cause and content["command"] == report.remedy.command
+    assert content["cause"] == cause and content["command"] == report.recommendation.command
     assert [row["cause"] for row in content["evidence"]] == list(causes.CAUSES)
     with Image.open(run_dir / "diagnosis.png") as picture:
         assert picture.size == (1500, 880)
@@ -118,29 +122,29 @@ def contents(folder):
 def test_a_run_is_only_read_and_may_be_training(healthy, tmp_path):
     before = contents(healthy)
     with locked(healthy):  # as a process that trains it holds it
-        report = diagnose(DiagnoseRequest(healthy, output=tmp_path / "out"), Observer())
+        report = diagnosed(healthy, output=tmp_path / "out")
     assert report.file == tmp_path / "out" / "diagnosis.json" and report.picture.is_file()
     assert contents(healthy) == before
 
 
-def test_the_figures_are_those_of_the_validation(healthy, tmp_path):
-    found = diagnose(DiagnoseRequest(healthy, "last", output=tmp_path), Observer()).diagnosis
+def test_metrics_are_those_of_the_validation(healthy, tmp_path):
+    diagnosis = diagnosed(healthy, checkpoint="last", output=tmp_path).diagnosis
     last = [json.loads(line) for line in (healthy / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["split"] == "validation"
-    assert (found.psnr, found.rate) == pytest.approx((last["psnr"], last["rate.nats"]), rel=1e-5)
-    assert (found.sharpness, found.gap) == pytest.approx((last["sharpness"], last["posterior.gap"]), rel=1e-3)
-    assert found.line is not None and found.history is not None
-    assert last["psnr"] - last["psnr.above_pca"] == pytest.approx(found.line.psnr, abs=0.5)
-    assert len(found.history.path) == 10
+    assert (diagnosis.psnr, diagnosis.rate) == pytest.approx((last["psnr"], last["rate.nats"]), rel=1e-5)
+    assert (diagnosis.sharpness, diagnosis.gap) == pytest.approx((last["sharpness"], last["posterior.gap"]), rel=1e-3)
+    assert diagnosis.line is not None and diagnosis.history is not None
+    assert last["psnr"] - last["psnr.above_pca"] == pytest.approx(diagnosis.line.psnr, abs=0.5)
+    assert len(diagnosis.history.path) == 10
 
 
 def test_a_checkpoint_and_the_exported_model_are_taken_too(healthy, tmp_path):
     steps = sorted((healthy / "checkpoints").iterdir())
-    by_folder = diagnose(DiagnoseRequest(steps[-1], output=tmp_path), Observer())
-    by_step = diagnose(DiagnoseRequest(healthy, str(int(steps[-1].name[5:])), output=tmp_path), Observer())
+    by_folder = diagnosed(steps[-1], output=tmp_path)
+    by_step = diagnosed(healthy, checkpoint=str(int(steps[-1].name[5:])), output=tmp_path)
     assert by_folder.diagnosis == by_step.diagnosis
-    best = diagnose(DiagnoseRequest(healthy, "best", output=tmp_path), Observer()).diagnosis
-    model = diagnose(DiagnoseRequest(healthy / "model", output=tmp_path), Observer()).diagnosis
+    best = diagnosed(healthy, checkpoint="best", output=tmp_path).diagnosis
+    model = diagnosed(healthy / "model", output=tmp_path).diagnosis
     assert model.psnr == pytest.approx(best.psnr)
 
 
@@ -150,22 +154,22 @@ def test_a_model_without_its_run_needs_images_and_knows_no_course(healthy, tmp_p
     for path in (healthy / "model").iterdir():
         (alone / path.name).write_bytes(path.read_bytes())
     with pytest.raises(ConfigError, match="--data"):
-        diagnose(DiagnoseRequest(alone), Observer())
+        diagnosed(alone)
     images = write_images(tmp_path / "others.npy", 60, seed=3)
-    report = diagnose(DiagnoseRequest(alone, data=str(images)), Observer())
+    report = diagnosed(alone, data=str(images))
     assert report.diagnosis.history is None and report.diagnosis.line is not None
     assert report.file.parent == alone and report.diagnosis.training_psnr is not None
 
 
-def test_mistakes_are_told_in_a_sentence(healthy, tmp_path):
+def test_mistakes_get_one_sentence(healthy, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="is no run"):
-        diagnose(DiagnoseRequest(tmp_path / "empty"), Observer())
+        diagnosed(tmp_path / "empty")
     with pytest.raises(ConfigError, match="has best, last and the steps"):
-        diagnose(DiagnoseRequest(healthy, "7"), Observer())
+        diagnosed(healthy, checkpoint="7")
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
-        diagnose(DiagnoseRequest(tmp_path / "young"), Observer())
+        diagnosed(tmp_path / "young")
 
 
 def test_images_that_are_gone_are_asked_for(runs, tmp_path):
@@ -174,18 +178,18 @@ def test_images_that_are_gone_are_asked_for(runs, tmp_path):
     aside = source.rename(tmp_path / "moved.npy")
     try:
         with pytest.raises(DataError, match="--data"):
-            diagnose(DiagnoseRequest(run_dir), Observer())
-        found = diagnose(DiagnoseRequest(run_dir, data=str(aside), output=tmp_path), Observer())
-        assert found.diagnosis.cause == causes.UNDERTRAINED
+            diagnosed(run_dir)
+        report = diagnosed(run_dir, data=str(aside), output=tmp_path)
+        assert report.diagnosis.cause == causes.UNDERTRAINED
     finally:
         aside.rename(source)
 
 
-def test_the_door_prints_figures_evidence_cause_and_command(healthy, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_evidence_cause_and_command(healthy, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert enter(run_diagnose.app, "diagnose.py", [str(healthy), "--output", "out", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    for part in ("figures", "PCA line", "sharpness", "evidence", *causes.CAUSES, "cause: healthy", "next:  uv run "):
+    for part in ("metrics", "PCA line", "sharpness", "evidence", *causes.CAUSES, "cause: healthy", "next:  uv run "):
         assert part in text
     assert "picture: out/diagnosis.png" in text
     assert all(len(line) <= 108 or " " not in line[60:] for line in text.splitlines() if "uv run" not in line)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.analysis import preflight
+from unified_vae.analysis.preflight import Preflight
 from unified_vae.config.data import DataConfig
 from unified_vae.config.loss import Capacity, Geco, KLConfig
 from unified_vae.config.model import ConvConfig
 from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import ConfigError
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.diagnosis import preflight
-from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.pipeline.fit import fit
 
 SIZE, LATENTS = 16, 4
@@ -32,16 +32,16 @@ def noisy_images(path, count=120):
 
 
 @pytest.fixture(scope="module")
-def flown(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("flight")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prediction")
     source = noisy_images(folder / "images.npy")
     data = open_data(DataConfig(source=str(source), cache_dir=str(folder)), SIZE, None, lambda *_: None)
     config = RunConfig(model=ConvConfig(image_size=SIZE, latents=LATENTS))
-    return preflight.fly(config, data, torch.device("cpu"))[0], data
+    return preflight.run_preflight(config, data, torch.device("cpu"))[0], data
 
 
-def test_the_pca_line_is_that_of_an_exact_pca(flown):
-    flight, data = flown
+def test_the_pca_line_is_that_of_an_exact_pca(result):
+    prediction, data = result
     train, validation = (
         np.asarray(split.images).reshape(len(split), -1) / 255 for split in (data.train, data.validation)
     )
@@ -49,7 +49,7 @@ def test_the_pca_line_is_that_of_an_exact_pca(flown):
     vectors = np.linalg.svd(train - mean, full_matrices=False)[2][:LATENTS]
     linear = ((validation - mean) @ vectors.T @ vectors + mean).clip(0, 1)
     expected = -10 * np.log10(((linear - validation) ** 2).mean())
-    assert flight.psnr_pca == pytest.approx(expected, abs=1e-3)
+    assert prediction.psnr_pca == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_prediction_is_where_the_run_begins(tmp_path):
@@ -85,31 +85,31 @@ def test_a_run_on_few_images_starts_below_8_bits(tmp_path):
     }
     seen = Recorder()
     fit(request(tmp_path / "run", tmp_path / "images.npy", change), [seen])
-    flight = Preflight.from_json(json.loads((tmp_path / "run" / "preflight.json").read_text()))
-    assert flight.dct_components > 0 and flight.psnr_pca is not None
+    prediction = Preflight.from_json(json.loads((tmp_path / "run" / "preflight.json").read_text()))
+    assert prediction.dct_components > 0 and prediction.psnr_pca is not None
     assert seen.validations[0].values["bits_per_dim"] < 8
-    words = dict(preflight.lines(flight, 2.0))["PCA line"]
-    assert f"the training images support {64 - flight.dct_components or 'no'} principal components" in words
+    words = dict(preflight.preflight_facts(prediction, 2.0))["PCA line"]
+    assert f"the training images support {64 - prediction.dct_components or 'no'} principal components" in words
 
 
-def test_the_flight_survives_its_file(flown):
-    flight, _ = flown
-    content = json.loads(json.dumps(flight.to_json(2.0)))
-    assert Preflight.from_json(content) == flight
+def test_the_preflight_survives_its_file(result):
+    prediction, _ = result
+    content = json.loads(json.dumps(prediction.to_json(2.0)))
+    assert Preflight.from_json(content) == prediction
     del content["dct_components"]  # as earlier versions wrote it
-    assert Preflight.from_json(content) == flight
+    assert Preflight.from_json(content) == prediction
 
 
-def test_collapse_is_warned_of_with_a_beta_that_avoids_it(flown):
-    flight, _ = flown
-    assert preflight.refuse_or_warn(flight, 2.0, strict=True) is None
-    warning = preflight.refuse_or_warn(flight, 1e5, strict=False)
+def test_collapse_is_warned_of_with_a_beta_that_avoids_it(result):
+    prediction, _ = result
+    assert preflight.check_collapse_risk(prediction, 2.0, strict=True) is None
+    warning = preflight.check_collapse_risk(prediction, 1e5, strict=False)
     assert "posterior collapse is predicted" in warning
-    assert " or less with nats, or" in preflight.refuse_or_warn(flight, 1e5, False, " with nats")
-    largest = flight.largest_beta()
-    assert flight.linear(largest).active_units >= LATENTS / 2 > flight.linear(largest * 1.01).active_units
+    assert " or less with nats, or" in preflight.check_collapse_risk(prediction, 1e5, False, " with nats")
+    largest = prediction.largest_beta()
+    assert prediction.linear(largest).active_units >= LATENTS / 2 > prediction.linear(largest * 1.01).active_units
     with pytest.raises(ConfigError, match="preflight=strict"):
-        preflight.refuse_or_warn(flight, 1e5, strict=True)
+        preflight.check_collapse_risk(prediction, 1e5, strict=True)
 
 
 def test_a_strict_run_ends_before_its_first_step(tmp_path):
@@ -123,25 +123,25 @@ def test_a_strict_run_ends_before_its_first_step(tmp_path):
     assert any("posterior collapse is predicted" in notice for notice in seen.notices)
 
 
-def test_more_latents_are_advised_where_they_are_worth_it(flown):
-    flight, _ = flown
-    assert "(--set model.latents=" in preflight.latents_advice(flight, 2.0)
-    assert "are enough at this beta" in preflight.latents_advice(flight, 300.0)
+def test_more_latents_are_advised_where_they_are_worth_it(result):
+    prediction, _ = result
+    assert "(--set model.latents=" in preflight.latents_advice(prediction, 2.0)
+    assert "are enough at this beta" in preflight.latents_advice(prediction, 300.0)
 
 
-def test_images_that_do_not_differ_are_said_to_be_so(flown):
-    flight, _ = flown
-    flat = dataclasses.replace(flight, eigenvalues=(0.0,) * len(flight.eigenvalues), rest=0.0)
-    warning = preflight.refuse_or_warn(flat, 2.0, strict=False)
+def test_images_that_do_not_differ_are_said_to_be_so(result):
+    prediction, _ = result
+    flat = dataclasses.replace(prediction, eigenvalues=(0.0,) * len(prediction.eigenvalues), rest=0.0)
+    warning = preflight.check_collapse_risk(flat, 2.0, strict=False)
     assert "do not differ" in warning and "--beta" not in warning
     with pytest.raises(ConfigError, match="do not differ"):
-        preflight.refuse_or_warn(flat, 2.0, strict=True)
+        preflight.check_collapse_risk(flat, 2.0, strict=True)
 
 
-def test_the_price_of_a_nat_is_the_last_one_of_geco_and_the_planned_one_of_a_capacity(flown):
-    flight, _ = flown
+def test_the_price_of_a_nat_is_the_last_one_of_geco_and_the_planned_one_of_a_capacity(result):
+    prediction, _ = result
     geco = KLConfig(weight=2.0, constraint=Geco(psnr=20.0))
-    assert (flight.effective_beta(geco, 14.0), flight.effective_beta(geco, None)) == (14.0, 2.0)
-    assert flight.effective_beta(KLConfig(weight=3.0), 14.0) == 3.0
-    firm = KLConfig(weight=100.0, constraint=Capacity(capacity=flight.linear(5.0).rate))
-    assert flight.effective_beta(firm, 100.0) == pytest.approx(5.0, rel=1e-3)
+    assert (prediction.effective_beta(geco, 14.0), prediction.effective_beta(geco, None)) == (14.0, 2.0)
+    assert prediction.effective_beta(KLConfig(weight=3.0), 14.0) == 3.0
+    firm = KLConfig(weight=100.0, constraint=Capacity(capacity=prediction.linear(5.0).rate))
+    assert prediction.effective_beta(firm, 100.0) == pytest.approx(5.0, rel=1e-3)

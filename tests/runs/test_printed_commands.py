@@ -15,7 +15,7 @@ from unified_vae.cli.display import finished_lines
 from unified_vae.cli.door import enter, restart_command
 from unified_vae.cli.main import app
 from unified_vae.core.errors import ConfigError
-from unified_vae.experiment.diagnosis.diagnose import DiagnoseRequest, diagnose
+from unified_vae.evaluation.diagnose import diagnose
 from unified_vae.pipeline.fit import fit
 
 NAME = "my  run's $x *"
@@ -53,8 +53,8 @@ def test_commands_of_a_run_in_an_awkward_folder(tmp_path: Path, capsys: pytest.C
     assert {words[1] for words in shown if words[0] == "unified-vae"} >= {"sample", "reconstruct", "export"}
     assert all(any(word.startswith(place) for word in words) for words in shown)
 
-    report = diagnose(DiagnoseRequest(run_dir), Recorder())
-    assert any(word.startswith(place) for word in words_of(report.remedy.command))
+    report = diagnose(run_dir, observer=Recorder())
+    assert any(word.startswith(place) for word in words_of(report.recommendation.command))
 
     listed = (Path(__file__).parents[1] / "golden" / "inventory.txt").read_text(encoding="utf-8")
     optional = dict(re.findall(r"^(?:run|model) file (\S+)( \(.*\))?$", listed, re.MULTILINE))

@@ -7,10 +7,10 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.analysis.diagnosis import Diagnosis
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.schedule import warmup_end
 from unified_vae.core.errors import CheckpointError, ConfigError
-from unified_vae.experiment.diagnosis.cause import Diagnosis
 from unified_vae.experiment.planning.plan import plan_mode
 from unified_vae.experiment.request import RunRequest
 from unified_vae.pipeline.fit import fit

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.analysis.preflight import Preflight
 from unified_vae.config.model import SpatialConfig
 from unified_vae.config.run import RunConfig
-from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.models.build import build_model
 from unified_vae.models.pretrained import load_pretrained
 from unified_vae.pipeline.fit import fit

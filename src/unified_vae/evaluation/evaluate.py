@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from unified_vae.analysis.diagnosis import History
 from unified_vae.core.durable import probe, reason, write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.core.events import Observer
@@ -30,7 +31,6 @@ from unified_vae.evaluation.metrics import (
     disentanglement_templates,
     measure,
 )
-from unified_vae.experiment.diagnosis.history import History
 from unified_vae.experiment.environment import environment
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.same_weights import finished_model_or_notice

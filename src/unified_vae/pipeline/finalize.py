@@ -6,13 +6,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from unified_vae.analysis.density import FittedDensity, encode_training_images, fit_density, num_views
+from unified_vae.analysis.diagnosis import HEALTHY, Diagnosis, History, PCALine
+from unified_vae.analysis.preflight import Preflight, largest_beta_where
+from unified_vae.analysis.recommendation import RunContext, recommend
 from unified_vae.api.card import FIGURES, write_card
 from unified_vae.config.loss import Capacity, Geco, KLConfig
 from unified_vae.config.model import DensityConfig
@@ -24,11 +26,6 @@ from unified_vae.core.events import RunFinished
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.shell import uv_run
 from unified_vae.data.batches import gather, rank_slice
-from unified_vae.experiment.diagnosis.cause import HEALTHY, Diagnosis
-from unified_vae.experiment.diagnosis.history import History
-from unified_vae.experiment.diagnosis.pca_line import PCALine
-from unified_vae.experiment.diagnosis.preflight import Preflight, largest_beta_where
-from unified_vae.experiment.diagnosis.remedy import Situation, remedy
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.experiment.subject.subject import PIXEL_TERMS
 from unified_vae.metrics.images import ReconstructionSums
@@ -230,7 +227,7 @@ def diagnose_run(job: TrainJob) -> None:
         return
     shares = objective.shares(1.0)
     beta = job.preflight.effective_beta(objective.config.kl, history.beta)
-    job.diagnosis = diagnosis = Diagnosis.of(
+    job.diagnosis = diagnosis = Diagnosis.from_metrics(
         history.last,
         job.train_step.model.latents,
         images=len(job.data.validation),
@@ -241,11 +238,9 @@ def diagnose_run(job: TrainJob) -> None:
         history=history,
         line=PCALine.from_json(job.preflight.to_json(beta)),
     )
-    row = next((row for row in diagnosis.evidence() if row.cause == diagnosis.cause), None)
-    figures = diagnosis.figures() if row is None else row.figures
     more = "more" if diagnosis.cause == HEALTHY else "evidence and what to do"
     job.findings += [
-        f"diagnosis: {diagnosis.cause} ({figures})",
+        f"diagnosis: {diagnosis.cause} ({diagnosis.summary()})",
         f"{more}: {uv_run('diagnose.py', job.folder.root.as_posix())}",
     ]
 
@@ -285,14 +280,14 @@ def write_report(job: TrainJob) -> None:
     start, diagnosis = time.monotonic(), job.diagnosis
     try:
         if diagnosis is not None:
-            situation = Situation(job.config, job.folder.root, job.request.run.names, len(job.data.train))
-            advice = remedy(diagnosis, situation)
+            context = RunContext(job.config, job.folder.root, job.request.run.names, len(job.data.train))
+            recommendation = recommend(diagnosis, context)
             content = {
                 "step": job.state.step,
                 "cause": diagnosis.cause,
-                "advice": advice.advice,
-                "command": advice.command,
-                "evidence": [asdict(row) for row in diagnosis.evidence()],
+                "advice": recommendation.advice,
+                "command": recommendation.command,
+                "evidence": [evidence.to_json() for evidence in diagnosis.evidence()],
             }
             write_text(job.folder.closing, json.dumps(content, indent=2) + "\n")
         path = page.write_report([job.folder.root])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from unified_vae.analysis.preflight import init_from_pca
 from unified_vae.core.counter import key, permutation
 from unified_vae.data.batches import gather, validation_batches
-from unified_vae.experiment.diagnosis.preflight import start_at_pca
 from unified_vae.experiment.run_folder import leaves
 from unified_vae.pipeline.build import calibrate
 from unified_vae.pipeline.setup import TrainJob
@@ -20,7 +20,7 @@ def from_pca(job: TrainJob) -> None:
     """Make a model with a linear path the optimal linear VAE of the training images; others keep random weights."""
     assert job.pca is not None, "only a new run has one"
     step = job.train_step
-    start_at_pca([step.model, step.ema.model], job.pca, job.preflight, job.config)
+    init_from_pca([step.model, step.ema.model], job.pca, job.preflight, job.config)
 
 
 def calibrate_scale(job: TrainJob) -> None:

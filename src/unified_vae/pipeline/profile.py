@@ -17,13 +17,13 @@ from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from unified_vae.analysis.preflight import run_preflight
 from unified_vae.config.run import ComposedRun
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.events import Memory, Observer, Observers
 from unified_vae.core.paths import sibling
 from unified_vae.data.batches import train_batches
-from unified_vae.experiment.diagnosis.preflight import fly
 from unified_vae.losses.perceptual import ARCHITECTURES, Backbone
 from unified_vae.pipeline import autotune
 from unified_vae.pipeline.build import build_vae_step, calibrate, make_schedule
@@ -96,7 +96,7 @@ def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observe
     data = open_images(run, runtime, Observers([observer]))
     cached, _ = cache_images(data.train, run.config.data, runtime)  # first, as in a run
     observer.phase("computing the PCA of the training images", 0, None)
-    theory, _ = fly(run.config, data, runtime.device)
+    theory, _ = run_preflight(run.config, data, runtime.device)
     resolved = autotune.with_batch_size(resolve(run, data, runtime, None, theory), data, runtime, None)
     resolved = autotune.with_kernels(resolved, data, runtime, None, observer)
     runtime = runtime.with_memory_format(resolved.config.training.memory_format)
@@ -190,9 +190,7 @@ def _seconds_by_part(seen: Any, total: float, count: int) -> dict[str, float]:
         if event.key in PARTS or event.key == DATA or event.key.startswith(("forward: ", "loss: ")):
             on_device = getattr(event, "device_time_total", 0.0)
             seconds[event.key] = max(seconds.get(event.key, 0.0), 1e-6 * (on_device or event.cpu_time_total) / count)
-    # the modules and loss terms of the forward pass; "loss: rate and calibration" comes after it
-    nested = [name for name in seconds if name.startswith(("forward: ", "loss: ")) and name not in PARTS]
-    inside = sum(seconds[name] for name in nested)
+    inside = sum(value for name, value in seconds.items() if name.startswith(("forward: ", "loss: ")))
     if FORWARD in seconds and inside:
         seconds["forward: posterior and the rest"] = max(seconds.pop(FORWARD) - inside, 0.0)
     seconds[OTHER] = max(total / count - sum(seconds.values()), 0.0)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import torch
 
+from unified_vae.analysis.diagnosis import Diagnosis, PCALine
+from unified_vae.analysis.preflight import init_from_pca
 from unified_vae.core import checkpoint_format
 from unified_vae.core.counter import key
 from unified_vae.core.errors import CheckpointError
-from unified_vae.experiment.diagnosis.cause import Diagnosis
-from unified_vae.experiment.diagnosis.pca_line import PCALine
-from unified_vae.experiment.diagnosis.preflight import start_at_pca
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.models.build import build_model
 from unified_vae.pipeline.build import calibrate
@@ -41,7 +40,7 @@ def repair(job: TrainJob) -> None:
     calibrate(step, job.images, job.noise)
     units = f"{revived} units that carry nothing get fresh weights, " if revived else ""
     job.observer.notice(
-        f"diagnosis: {before.verdict}. {before.figures()}. Repair: {units}the scale is calibrated anew, beta warms up "
+        f"diagnosis: {before.verdict}. {before.describe()}. Repair: {units}the scale is calibrated anew, beta warms up "
         "from 0 again, the optimizer's moments are reset"
     )
     if job.runtime.is_main:
@@ -69,7 +68,7 @@ def examine(job: TrainJob) -> tuple[Diagnosis, ValidationResult]:
     size = job.schedule.micro_batch_size(job.runtime.world_size, 1)
     result = validate(step.ema.model, step.objective, job.data.validation, size, step.micro_batches, 1.0)
     line = PCALine.from_json(job.preflight.to_json(step.objective.beta(1.0)))
-    diagnosis = Diagnosis.of(result.values, step.model.latents, images=len(job.data.validation), line=line)
+    diagnosis = Diagnosis.from_metrics(result.values, step.model.latents, images=len(job.data.validation), line=line)
     return diagnosis, result
 
 
@@ -85,7 +84,7 @@ def reinit_dead_units(job: TrainJob, active: list[bool]) -> int:
     dead = dead.view(-1, positions).all(1).repeat_interleave(positions)  # of a map, whole channels
     source = build_model(config.model, seed=key(config.seed, "revived units"))
     assert job.pca is not None, "only a new run has one"
-    start_at_pca([source], job.pca, job.preflight, config)
+    init_from_pca([source], job.pca, job.preflight, config)
     for model in (step.model, step.ema.model):
         model.replace_units(dead, source)
     return int(dead.sum())
@@ -103,6 +102,6 @@ def compare_with_source(job: TrainJob) -> None:
         return
     if before:
         job.findings += [
-            f"before: {before.verdict}; {before.figures()}",
-            f"after:  {after.verdict}; {after.figures()} ({after.psnr - before.psnr:+.2f} dB)",
+            f"before: {before.verdict}; {before.describe()}",
+            f"after:  {after.verdict}; {after.describe()} ({after.psnr - before.psnr:+.2f} dB)",
         ]

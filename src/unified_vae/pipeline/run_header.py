@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from unified_vae.analysis.preflight import check_collapse_risk, preflight_facts
 from unified_vae.config import schedule
 from unified_vae.config.data import AugmentConfig
 from unified_vae.config.loss import Geco, KLConfig, TermConfig
 from unified_vae.core.events import RunStarted, TermRow
 from unified_vae.data.augment import describe
-from unified_vae.experiment.diagnosis import preflight
 from unified_vae.losses.kl import describe_constraint
 from unified_vae.losses.objective import Objective
 from unified_vae.pipeline.autotune import NOT_TIMED
@@ -41,7 +41,7 @@ def announce(job: TrainJob) -> None:
         notice(f"files that cannot be used are listed, with reasons, in {job.folder.quarantine}")
     in_nats = "" if requested.reduction == "nats" else " with --set loss.kl.reduction=nats"
     beta = job.preflight.planned_beta(config.loss.kl)
-    if warning := preflight.refuse_or_warn(job.preflight, beta, config.preflight == "strict", in_nats):
+    if warning := check_collapse_risk(job.preflight, beta, config.preflight == "strict", in_nats):
         notice(warning)
     self_test(job.train_step, job.images, job.noise)
 
@@ -63,7 +63,7 @@ def run_header(job: TrainJob) -> RunStarted:
             ("images", job.data_location),
             *_resolved_facts(job),
             _first_batch_fact(point, step.objective),
-            *preflight.lines(job.preflight, planned),
+            *preflight_facts(job.preflight, planned),
             *constraint_facts(job.preflight, config.loss.kl),
         ],
         terms=term_rows(job, schedule_.progress(state.step)),

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_vae.analysis.diagnosis import Diagnosis
+from unified_vae.analysis.preflight import Preflight, run_preflight
 from unified_vae.config.data import DataConfig
 from unified_vae.config.loss import LossConfig
 from unified_vae.config.run import ComposedRun, RunConfig
@@ -32,9 +34,6 @@ from unified_vae.data.batches import (
 )
 from unified_vae.data.dataset import DataSets, PackedSplit
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.diagnosis import preflight
-from unified_vae.experiment.diagnosis.cause import Diagnosis
-from unified_vae.experiment.diagnosis.preflight import Preflight
 from unified_vae.experiment.environment import environment
 from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, resolved_origins
@@ -149,8 +148,8 @@ def setup(
         theory, pca = Preflight.from_json(record.preflight), None
     else:
         observer.phase("computing the PCA of the training images", 0, None)
-        flown = preflight.fly(run.config, data, runtime.device) if runtime.is_main else None
-        shared = runtime.broadcast_object(flown)
+        result = run_preflight(run.config, data, runtime.device) if runtime.is_main else None
+        shared = runtime.broadcast_object(result)
         assert shared is not None
         theory, pca = shared
 

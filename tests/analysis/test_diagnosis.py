@@ -1,4 +1,4 @@
-"""The decision, from figures alone: each cause by its own evidence, the order among them, the thresholds' sides."""
+"""Diagnosis from metrics alone: each cause by its own evidence, their order, thresholds, and the recommendation."""
 
 import json
 import shlex
@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from unified_vae.analysis import diagnosis as causes
+from unified_vae.analysis.diagnosis import CAUSES, HEALTHY, Diagnosis, History, PCALine, interpolate
+from unified_vae.analysis.recommendation import RunContext, recommend
+from unified_vae.cli import run_mode, run_presets, start
+from unified_vae.cli.door import enter
 from unified_vae.config.presets import PresetBook
 from unified_vae.config.run import RunConfig
-from unified_vae.experiment.diagnosis import cause as causes
-from unified_vae.experiment.diagnosis.cause import CAUSES, HEALTHY, Diagnosis
-from unified_vae.experiment.diagnosis.history import History, at
-from unified_vae.experiment.diagnosis.pca_line import PCALine
-from unified_vae.experiment.diagnosis.remedy import Situation, remedy
 
 
 def line(latents=64, here=25.0, more=27.0, predicted_active=64, predicted_psnr=25.0, rise_until=None):
@@ -62,21 +62,21 @@ def diagnosed(**change):
 
 
 def test_a_good_run_is_healthy():
-    found = diagnosed()
-    assert found.cause == HEALTHY and not any(row.applies for row in found.evidence())
-    assert [row.cause for row in found.evidence()] == list(CAUSES) == list(FAULTS)
+    model = diagnosed()
+    assert model.cause == HEALTHY and not any(row.applies for row in model.evidence())
+    assert [row.cause for row in model.evidence()] == list(CAUSES) == list(FAULTS)
 
 
 @pytest.mark.parametrize("cause", FAULTS)
-def test_each_cause_is_told_by_its_figures(cause):
-    found = diagnosed(**FAULTS[cause])
-    assert found.cause == cause
-    assert all(row.figures for row in found.evidence())
+def test_each_cause_is_named_by_its_metrics(cause):
+    model = diagnosed(**FAULTS[cause])
+    assert model.cause == cause
+    assert all(row.text for row in model.evidence())
 
 
 @pytest.mark.parametrize("earlier", range(len(CAUSES) - 1))
 def test_an_earlier_cause_hides_a_later_one(earlier):
-    """All that may be combined: the fault's own figures win where two speak of the same one."""
+    """All that may be combined: the fault's own metrics win where two speak of the same one."""
     for later in CAUSES[earlier + 1 :]:
         assert diagnosed(**{**FAULTS[later], **FAULTS[CAUSES[earlier]]}).cause == CAUSES[earlier]
 
@@ -84,9 +84,9 @@ def test_an_earlier_cause_hides_a_later_one(earlier):
 def test_units_that_a_run_lost_after_its_best_weights_count_as_lost():
     over = course(20.0, 17.0, 15.0, 14.0)
     lost = replace(over, last={**over.last, "active_units": 0.0})
-    found = diagnosed(active_units=17, history=lost)
-    assert (found.cause, found.verdict) == (causes.COLLAPSE, causes.COLLAPSE)
-    assert "17 of 64 units active, 0 at the end of the run" in found.evidence()[1].figures
+    model = diagnosed(active_units=17, history=lost)
+    assert (model.cause, model.verdict) == (causes.COLLAPSE, causes.COLLAPSE)
+    assert "17 of 64 units active, 0 at the end of the run" in model.evidence()[1].text
 
 
 def test_a_few_steps_from_the_start_at_pca_are_not_called_overfitted():
@@ -123,11 +123,11 @@ def test_few_validation_images_flatter_their_own_mean():
 
 
 def test_a_single_validation_image_proves_no_collapse():
-    found = diagnosed(images=1, active_units=0, mean_image_psnr=120.0)
+    model = diagnosed(images=1, active_units=0, mean_image_psnr=120.0)
     unknown = (causes.COLLAPSE, causes.PARTIAL, causes.BARELY)
-    assert found.cause not in unknown
-    assert "single" in found.verdict
-    rows = {row.cause: row.applies for row in found.evidence()}
+    assert model.cause not in unknown
+    assert "single" in model.verdict
+    rows = {row.cause: row.applies for row in model.evidence()}
     assert [rows[cause] for cause in unknown] == [None, None, None]
 
 
@@ -155,11 +155,11 @@ def test_what_was_not_measured_is_unknown_and_never_a_cause():
 
 
 def test_the_second_half_is_measured_by_validations_or_by_training_rows():
-    assert course(1.0, 2.0, 3.0, 4.0).second_half() == pytest.approx(2.0)
-    assert course(1.0, 2.0, 3.0).second_half() is None
+    assert course(1.0, 2.0, 3.0, 4.0).second_half_gain() == pytest.approx(2.0)
+    assert course(1.0, 2.0, 3.0).second_half_gain() is None
     rising = History([(100, 20.0)], [(step, step / 10) for step in range(10, 101, 10)])
-    assert rising.second_half() == pytest.approx(4.0)
-    assert at([(10, 1.0), (20, 3.0)], 15) == 2.0 and at([(10, 1.0)], 99) == 1.0
+    assert rising.second_half_gain() == pytest.approx(4.0)
+    assert interpolate([(10, 1.0), (20, 3.0)], 15) == 2.0 and interpolate([(10, 1.0)], 99) == 1.0
 
 
 def test_a_metrics_file_that_is_being_written_can_be_read(tmp_path):
@@ -177,7 +177,7 @@ def test_a_metrics_file_that_is_being_written_can_be_read(tmp_path):
     assert History.read(path, until=5).validation == [] and History.read(tmp_path / "none").steps == 0
 
 
-# --- the remedy ------------------------------------------------------------------------------------------
+# --- the recommendation ------------------------------------------------------------------------------------------
 
 CONFIG = RunConfig.model_validate_json('{"data": {"source": "my photos.zip"}}')
 COMMANDS = {
@@ -194,68 +194,64 @@ COMMANDS = {
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """The folder of a run, and the way to it as a user writes it."""
+def context(tmp_path, monkeypatch):
+    """A run with its folder as a user writes it. Commands are planned and checked; no model is built for a dry run."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(start, "_only_show", lambda *_: 0)
     folder = tmp_path / "runs" / "my run"
     folder.mkdir(parents=True)
     (tmp_path / CONFIG.data.source).touch()
     config = CONFIG.model_dump(mode="json")
     record = {"config": config, "requested": config, "names": {"loss": "mse_l1", "model": "small", "dataset": "full"}}
     (folder / "config.json").write_text(json.dumps(record), encoding="utf-8")
-    return Situation(CONFIG, folder.relative_to(tmp_path), record["names"])
+    return RunContext(CONFIG, folder.relative_to(tmp_path), record["names"])
 
 
 def composes(command):
-    """Whether the command's own door takes it."""
-    from unified_vae.cli import run_mode, run_presets
-    from unified_vae.cli.door import enter
-
+    """Whether its program accepts the command."""
     words = shlex.split(command)
-    doors = {"train.py": run_mode.app, "train_unified.py": run_presets.app}
-    if words[2] == "tensorboard":
-        return True
-    return enter(doors[words[2]], words[2], [*words[3:], "--dry-run"]) == 0
+    apps = {"train.py": run_mode.app, "train_unified.py": run_presets.app}
+    return words[2] == "tensorboard" or enter(apps[words[2]], words[2], [*words[3:], "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("cause", COMMANDS)
-def test_each_cause_has_one_command_that_works(cause, place, capsys):
+def test_each_cause_has_one_command_that_works(cause, context, capsys):
     assert PresetBook.load()
-    found = diagnosed(**FAULTS.get(cause, {}))
-    command = remedy(found, place).command
+    model = diagnosed(**FAULTS.get(cause, {}))
+    command = recommend(model, context).command
     words = shlex.split(command)
     assert words[:2] == ["uv", "run"]
     assert all(word in words for word in COMMANDS[cause]), command
     assert composes(command), capsys.readouterr().err
-    bare = remedy(found, Situation(CONFIG, None)).command
+    bare = recommend(model, RunContext(CONFIG, None)).command
     assert bare == "" if cause == HEALTHY else composes(bare), capsys.readouterr().err
 
 
-def test_a_cure_that_did_not_help_is_not_advised_again(place):
-    cured = Situation(CONFIG, place.run_dir, {"mode": "resume_fix"})
+def test_a_repair_that_did_not_help_is_not_advised_again(context):
+    repaired = RunContext(CONFIG, context.run_dir, {"mode": "resume_fix"})
     for cause in (causes.COLLAPSE, causes.PARTIAL, causes.LOSS_BLUR):
-        assert "resume_fix" not in remedy(diagnosed(**FAULTS[cause]), cured).command
+        assert "resume_fix" not in recommend(diagnosed(**FAULTS[cause]), repaired).command
 
 
-def test_a_beta_that_explains_the_idle_units_is_lowered_below_their_level(place):
-    found = diagnosed(active_units=20, beta=100.0, sigma=0.1, line=line(predicted_active=20))
-    words = shlex.split(remedy(found, place).command)
+def test_a_beta_that_explains_the_idle_units_is_lowered_below_their_level(context):
+    model = diagnosed(active_units=20, beta=100.0, sigma=0.1, line=line(predicted_active=20))
+    words = shlex.split(recommend(model, context).command)
     new = float(words[words.index("--beta") + 1])
-    assert found.line is not None and new * 0.1**2 < found.line.eigenvalues[found.needed - 1]
+    assert model.line is not None and new * 0.1**2 < model.line.eigenvalues[model.needed_units - 1]
     assert new <= 50
 
 
-def test_a_run_that_is_not_over_goes_on(place):
-    unfinished = Situation(CONFIG, place.run_dir, finished=False)
-    command = remedy(diagnosed(**FAULTS[causes.UNDERTRAINED]), unfinished).command
+def test_a_run_that_is_not_over_goes_on(context):
+    unfinished = RunContext(CONFIG, context.run_dir, finished=False)
+    command = recommend(diagnosed(**FAULTS[causes.UNDERTRAINED]), unfinished).command
     assert "--epochs" not in command and command.endswith("--run-dir 'runs/my run'")
 
 
-def test_all_images_come_before_mirrored_ones(place):
+def test_all_images_come_before_mirrored_ones(context):
     part = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"max_images": 100})})
-    found = diagnosed(**FAULTS[causes.OVERFITTED])
-    assert "data.max_images=null" in remedy(found, Situation(part, place.run_dir, images=100)).command
-    assert "data.max_images" not in remedy(found, Situation(part, place.run_dir, images=60)).command
+    model = diagnosed(**FAULTS[causes.OVERFITTED])
+    assert "data.max_images=null" in recommend(model, RunContext(part, context.run_dir, images=100)).command
+    assert "data.max_images" not in recommend(model, RunContext(part, context.run_dir, images=60)).command
 
 
 @pytest.mark.parametrize(
@@ -263,9 +259,9 @@ def test_all_images_come_before_mirrored_ones(place):
     [(1.0, "--beta 4"), (3.0, "--beta 6"), (6.0, "--beta 10"), (10.0, "model.latents=32"), (40.0, "model.latents=32")],
 )
 def test_beta_is_raised_up_to_ten_and_then_there_are_fewer_latents(beta, words, tmp_path):
-    found = diagnosed(**{**FAULTS[causes.MISMATCH], "gap": 200.0, "rate": 500.0, "beta": beta})
-    assert found.cause == causes.MISMATCH
-    assert remedy(found, Situation(CONFIG, tmp_path)).command.endswith(words)
+    model = diagnosed(**{**FAULTS[causes.MISMATCH], "gap": 200.0, "rate": 500.0, "beta": beta})
+    assert model.cause == causes.MISMATCH
+    assert recommend(model, RunContext(CONFIG, tmp_path)).command.endswith(words)
 
 
 @pytest.mark.parametrize(
@@ -281,15 +277,15 @@ def test_beta_is_raised_up_to_ten_and_then_there_are_fewer_latents(beta, words, 
         ({"kind": "geco", "psnr": 25.0}, causes.MISMATCH, ["loss.kl.constraint.psnr=23"]),
     ],
 )
-def test_a_rate_under_a_constraint_is_mended_by_the_constraint_and_not_by_beta(constraint, fault, words, tmp_path):
+def test_a_constraint_is_changed_and_not_beta(constraint, fault, words, tmp_path):
     change = {"line": line(predicted_active=20)} if fault == causes.PARTIAL else {}
-    found = diagnosed(**{**FAULTS[fault], **change})
-    assert found.cause == fault
+    model = diagnosed(**{**FAULTS[fault], **change})
+    assert model.cause == fault
     config = RunConfig.model_validate({"loss": {"kl": {"constraint": constraint}}})
-    cure = remedy(found, Situation(config, tmp_path))
-    assert "--beta" not in cure.command
+    recommendation = recommend(model, RunContext(config, tmp_path))
+    assert "--beta" not in recommendation.command
     for word in words:
-        assert word in cure.command
+        assert word in recommendation.command
 
 
 def test_the_line_of_a_pca_is_the_clipped_one_that_the_run_showed():
