@@ -147,7 +147,7 @@ def test_what_is_counted_does_not_depend_on_when_it_is_read():
 
 def test_reading_ends_where_the_run_is_lost():
     some = [(1.0, 1.0), (NAN, 1.0), (1.0, INF), (NAN, NAN), (1.0, 1.0)]
-    state, events = kept(some, 5, skips=3)
+    state, events = kept(some, 5, max_consecutive_skips=3)
     assert [event.consecutive for event in events] == [1, 2, 3]
     assert [event.metrics for event in events] == [("loss.total",), ("gradient.norm",), ("loss.total", "gradient.norm")]
     assert (state.skipped_steps, state.consecutive_skips, state.log_count) == (3, 3, 1)
@@ -164,10 +164,10 @@ def test_an_overflow_of_scaled_gradients_is_no_news():
 
 def test_a_gradient_far_above_the_running_median_is_a_leap():
     some = [(1.0, 1.0 + 0.01 * number) for number in range(MIN_NORMS)] + [(1.0, 9.0), (1.0, 11.0), (1.0, 1.0)]
-    state, events = kept(some, 1, spike=10.0)
+    state, events = kept(some, 1, grad_spike_ratio=10.0)
     assert events == [GradientSpike(MIN_NORMS + 2, 11.0, pytest.approx(1.08, abs=0.01))]
     assert state.grad_spikes == 1
-    assert kept(some, 1, spike=12.0)[1] == []
+    assert kept(some, 1, grad_spike_ratio=12.0)[1] == []
 
 
 # --- whole runs --------------------------------------------------------------------------------------

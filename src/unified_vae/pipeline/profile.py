@@ -190,7 +190,9 @@ def _seconds_by_part(seen: Any, total: float, count: int) -> dict[str, float]:
         if event.key in PARTS or event.key == DATA or event.key.startswith(("forward: ", "loss: ")):
             on_device = getattr(event, "device_time_total", 0.0)
             seconds[event.key] = max(seconds.get(event.key, 0.0), 1e-6 * (on_device or event.cpu_time_total) / count)
-    inside = sum(value for name, value in seconds.items() if name.startswith(("forward: ", "loss: ")))
+    # the modules and loss terms of the forward pass; "loss: rate and calibration" comes after it
+    nested = [name for name in seconds if name.startswith(("forward: ", "loss: ")) and name not in PARTS]
+    inside = sum(seconds[name] for name in nested)
     if FORWARD in seconds and inside:
         seconds["forward: posterior and the rest"] = max(seconds.pop(FORWARD) - inside, 0.0)
     seconds[OTHER] = max(total / count - sum(seconds.values()), 0.0)
