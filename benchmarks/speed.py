@@ -54,8 +54,8 @@ from unified_vae.config.training import RecoveryConfig
 from unified_vae.core.malloc import keep_freed_memory
 from unified_vae.data.batches import TrainBatch
 from unified_vae.losses.build import build_objective
+from unified_vae.models.autoencoder_kl import norm_groups
 from unified_vae.models.build import build_model
-from unified_vae.models.spatial_blocks import norm_groups
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizers
 from unified_vae.training.anomalies import MetricAccumulator

@@ -10,8 +10,7 @@ from small_models import RUN, config, posteriors
 from unified_vae import VAE
 from unified_vae.models.build import build_model
 from unified_vae.models.density import fit_gaussian
-from unified_vae.models.latent_stats import measure
-from unified_vae.models.pretrained import save_density, save_pretrained, save_stats
+from unified_vae.models.pretrained import measure_latent_stats, save_density, save_pretrained, save_stats
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +19,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     about = {"run": RUN, "loss": {"mse": {"weight": 1.0}, "kl": {"weight": 2.0}}, "background": "black"}
     save_pretrained(folder / "model", config(3), build_model(config(3), seed=3).state_dict(), about)
-    save_stats(folder / "model", measure(posteriors()))
+    save_stats(folder / "model", measure_latent_stats(posteriors()))
     save_density(folder / "model", fit_gaussian(posteriors()), {"images": 40})
     return folder
 

@@ -13,7 +13,7 @@ from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.run import RunConfig
 from unified_vae.config.upgrade import (
-    PICTURE_SIDE,
+    MAX_PCA_SIDE,
     RENAMED,
     RENAMED_VALUES,
     missing_fields,
@@ -115,8 +115,8 @@ def test_an_old_name_after_set_names_the_new_one(path: str) -> None:
         from_command_line({}, [f"{path}=1"])
 
 
-def test_the_side_of_the_picture_is_the_one_that_components_have():
-    assert PICTURE_SIDE == LARGEST_SIDE
+def test_the_side_of_pca_reconstructions_is_that_of_components():
+    assert MAX_PCA_SIDE == LARGEST_SIDE
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,9 @@ def test_weights_of_an_earlier_version_compute_as_they_did_then():
     """They do not name the gains, which were 1 for the posterior and a half for the detail."""
     torch.manual_seed(0)
     model, again = (build_model(ConvConfig(image_size=16, latents=3, base_channels=4, channels=3)) for _ in range(2))
-    named = {"encoder.head.gain", "decoder.detail_gain"}
+    named = {"encoder.head.gain", "decoder.residual_scale"}
     load_weights(again, {key: value for key, value in model.state_dict().items() if key not in named}, "model")
     images, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 3)
     assert torch.equal(again(images, noise).reconstruction, model(images, noise).reconstruction)
     with pytest.raises(CheckpointError, match="another model"):
-        load_weights(again, {key: value for key, value in model.state_dict().items() if "last" not in key}, "model")
+        load_weights(again, {key: value for key, value in model.state_dict().items() if "conv_out" not in key}, "model")

@@ -45,6 +45,39 @@ def test_damage_is_named(folder, name, damage):
         load_pretrained(folder)
 
 
+OLD_NAMES = {
+    "pca_skip.to_pixels": "linear.to_picture",
+    "pca_skip": "linear",
+    "encoder.pre_encoder.conv_in": "encoder.prepare.first",
+    "encoder.pre_encoder.conv_out": "encoder.prepare.last",
+    "encoder.pre_encoder": "encoder.prepare",
+    "decoder.bottleneck": "decoder.neck",
+    "decoder.conv_out": "decoder.last",
+    "decoder.residual_scale": "decoder.detail_gain",
+    "pca_conditioning": "look",
+}
+
+
+@pytest.mark.parametrize("family", [ConvConfig, ResidualConfig])
+def test_tensors_of_before_load_under_their_new_names(family, tmp_path):
+    """Of a model's folder, and of an optimizer's state."""
+    config = family(image_size=16, latents=4, base_channels=8, channels=1)
+    model = build_model(config, seed=3)
+
+    def old_name(name):
+        for now, before in OLD_NAMES.items():
+            name = name.replace(now, before)
+        return name
+
+    old = {old_name(name): tensor for name, tensor in model.state_dict().items()}
+    assert len(old.keys() - model.state_dict().keys()) >= 9
+    save_pretrained(tmp_path / "model", config, old, {})
+    loaded = load_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+    slots = {f"{old_name(name)}/exp_avg": tensor for name, tensor in model.named_parameters()}
+    assert model.upgrade_names(slots).keys() == {f"{name}/exp_avg" for name, _ in model.named_parameters()}
+
+
 def test_a_file_of_before_a_setting_was_there_loads_as_the_model_that_it_was(tmp_path):
     before = {"pre_encoder_blocks": 0, "bottleneck_channels": 8, "refine_resolution": "full"}
     config = ResidualConfig(image_size=128, latents=4, base_channels=4, max_multiplier=2, channels=1, **before)

@@ -6,10 +6,10 @@ from pydantic import ValidationError
 
 from unified_vae.config.model import ResidualConfig
 from unified_vae.core.principal_components import shrink
+from unified_vae.models.blocks import MAX_PCA_CHANNELS, pad_to_grid
 from unified_vae.models.build import build_model
-from unified_vae.models.linear_path import at_size
-from unified_vae.models.pyramid import MOST_PICTURE_CHANNELS, in_frame
-from unified_vae.models.residual import Block, Down, Prepare, ResidualAttention, Up
+from unified_vae.models.pca_skip import fold_to_size
+from unified_vae.models.residual import Block, Down, PreEncoder, ResidualAttention, Up
 
 SMALL = ResidualConfig(image_size=16, latents=5, base_channels=8, channels=3)
 
@@ -39,18 +39,18 @@ def test_without_its_convolution_a_halving_averages_and_a_doubling_repeats():
 
 
 @pytest.mark.parametrize("size", [8, 9])
-def test_what_the_linear_path_is_given_starts_as_the_images(size):
+def test_what_the_pca_skip_encodes_starts_as_the_images(size):
     images = torch.rand(2, 3, size, size)
-    assert torch.equal(Prepare(3, 8, 1, size)(images), images)
+    assert torch.equal(PreEncoder(3, 8, 1, size)(images), images)
 
 
 @pytest.mark.parametrize(("size", "side"), [(128, 64), (100, 50)])
-def test_images_are_prepared_at_the_size_of_the_linear_path_s_picture(size, side):
+def test_images_are_preprocessed_at_the_size_of_the_pca_skip(size, side):
     images = torch.rand(2, 3, size, size)
     model = build_model(SMALL.model_copy(update={"image_size": size}), seed=0)
-    assert torch.equal(model.encoder.prepared(images), shrink(images, side))
+    assert torch.equal(model.encoder.preprocess(images), shrink(images, side))
     whole = build_model(SMALL.model_copy(update={"image_size": size, "refine_resolution": "full"}), seed=0)
-    assert torch.equal(whole.encoder.prepared(images), images)
+    assert torch.equal(whole.encoder.preprocess(images), images)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,11 @@ def test_images_are_prepared_at_the_size_of_the_linear_path_s_picture(size, side
         (256, "pca", True, 32),
         (96, "pca", True, 24),
         (100, "pca", True, 28),
-        (192, "pca", True, 96),  # 48 or 24 would not see all of the picture's 64
+        (192, "pca", True, 96),  # 48 or 24 would not cover all 64 of the PCA reconstruction
         (320, "pca", True, 80),
     ],
 )
-def test_details_are_made_where_they_are_asked_for(size, refine_resolution, pca_init, blocks_at):
+def test_refinement_blocks_are_where_they_are_asked_for(size, refine_resolution, pca_init, blocks_at):
     change = {
         "image_size": size,
         "refine_resolution": refine_resolution,
@@ -81,29 +81,29 @@ def test_details_are_made_where_they_are_asked_for(size, refine_resolution, pca_
     for module in decoder.modules():
         if isinstance(module, Block):
             module.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[-1]))
-    decoder(torch.zeros(1, 5), torch.zeros(1, 3, model.linear.side, model.linear.side) if pca_init else None)
+    decoder(torch.zeros(1, 5), torch.zeros(1, 3, model.pca_skip.side, model.pca_skip.side) if pca_init else None)
     assert seen == [blocks_at]
 
 
 @pytest.mark.parametrize("size", [64, 96, 100, 127, 128, 144, 160, 192, 256, 320, 384])
-def test_the_map_of_the_details_sees_all_of_the_picture(size):
-    """As many independent rows of pixels as the picture has reach it."""
+def test_the_refinement_stage_covers_the_pca_reconstruction(size):
+    """As many independent rows of pixels as the PCA reconstruction has reach it."""
     model = build_model(SMALL.model_copy(update={"image_size": size}), seed=0)
-    decoder, side = model.decoder, model.linear.side
+    decoder, side = model.decoder, model.pca_skip.side
     rows = torch.eye(side)[:, None, :, None].expand(side, 3, side, side)
-    map_size = decoder.side * 2**decoder.detailed
-    features = at_size(in_frame(rows, size, decoder.frame), map_size, MOST_PICTURE_CHANNELS)
+    map_size = decoder.side * 2**decoder.refine_stage
+    features = fold_to_size(pad_to_grid(rows, size, decoder.grid), map_size, MAX_PCA_CHANNELS)
     assert torch.linalg.matrix_rank(features.flatten(1)) == side
 
 
-def test_the_linear_path_encodes_what_was_prepared():
+def test_the_pca_skip_encodes_preprocessed_images():
     model = build_model(SMALL, seed=0)
-    linear, images = model.linear, torch.rand(2, 3, 16, 16)
+    linear, images = model.pca_skip, torch.rand(2, 3, 16, 16)
     assert linear is not None
     torch.nn.init.normal_(linear.to_latents.weight)
     before = model.encode(images).mean
-    torch.nn.init.normal_(model.encoder.prepare.last.bias)
-    change = linear.encode(model.encoder.prepared(images)) - linear.encode(images)
+    torch.nn.init.normal_(model.encoder.pre_encoder.conv_out.bias)
+    change = linear.encode(model.encoder.preprocess(images)) - linear.encode(images)
     assert change.abs().max() > 1e-3
     torch.testing.assert_close(model.encode(images).mean - before, change, rtol=1e-4, atol=1e-5)
 
@@ -152,9 +152,9 @@ def test_every_parameter_is_moved_once_the_blocks_are_awake():
             torch.nn.init.normal_(module.second.weight, std=0.1)
         if isinstance(module, ResidualAttention):
             torch.nn.init.normal_(module.to_out[0].weight, std=0.1)
-        if isinstance(module, Prepare):
-            torch.nn.init.normal_(module.last.weight, std=0.1)
-    torch.nn.init.normal_(model.linear.to_latents.weight, std=0.1)  # as after a start at PCA
+        if isinstance(module, PreEncoder):
+            torch.nn.init.normal_(module.conv_out.weight, std=0.1)
+    torch.nn.init.normal_(model.pca_skip.to_latents.weight, std=0.1)  # as after a start at PCA
     model(torch.rand(4, 3, 16, 16), torch.randn(4, 5)).reconstruction.square().sum().backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters() if p.requires_grad)
 

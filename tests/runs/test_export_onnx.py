@@ -30,7 +30,7 @@ SPATIAL = SpatialConfig(
     image_size=16, downsample_factor=4, base_channels=4, channel_mult=[1, 1, 1], layers_per_block=1, channels=3
 )
 FAMILIES = {  # the half that has something of its own
-    "conv whose linear path averages": ("encoder", ConvConfig(image_size=65, latents=3, base_channels=4, channels=1)),
+    "conv whose PCA skip averages": ("encoder", ConvConfig(image_size=65, latents=3, base_channels=4, channels=1)),
     "residual of no whole stride": ("decoder", ResidualConfig(image_size=20, latents=3, base_channels=4, channels=3)),
     "spatial": ("decoder", SPATIAL),
 }

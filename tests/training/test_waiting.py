@@ -107,7 +107,7 @@ def test_the_layout_changes_nothing_but_rounding():
 def test_fixed_weights_are_followed_only_where_they_were_written():
     train_step = vae_step()
     take(train_step, PIXELS, 0)
-    fixed, averaged = train_step.model.linear.to_picture.bias, train_step.ema.model.linear.to_picture.bias
+    fixed, averaged = train_step.model.pca_skip.to_pixels.bias, train_step.ema.model.pca_skip.to_pixels.bias
     with torch.no_grad():
         fixed += 1.0
     take(train_step, PIXELS, 1)

@@ -1,7 +1,7 @@
 """The preflight: what linear theory says about a run before its first step (docs/objective.md).
 
 A PCA of the training images gives the spectrum. With beta and the number of latents it predicts how many units
-will be active, the KL and the PSNR; it is also where a model with a linear path starts from. Where the images are too
+will be active, the KL and the PSNR; it is also where a model with a PCA skip starts from. Where the images are too
 few for as many principal components as latents, DCT components complete them.
 """
 
@@ -209,10 +209,10 @@ def largest_beta_where(holds: Callable[[float], bool]) -> float:
 
 
 def init_from_pca(models: Sequence[VAE], basis: PrincipalComponents, preflight: Preflight, config: RunConfig) -> None:
-    """Make the models with a linear path the optimal linear VAE; the others are left as they are."""
+    """Make the models with a PCA skip the optimal linear VAE; the others are left as they are."""
     for model in models:
-        if model.linear is not None:
-            model.start_at(basis, preflight.linear(preflight.planned_beta(config.loss.kl)))
+        if model.pca_skip is not None:
+            model.init_from_pca(basis, preflight.linear(preflight.planned_beta(config.loss.kl)))
 
 
 def check_collapse_risk(preflight: Preflight, beta: float, strict: bool, in_nats: str = "") -> str | None:

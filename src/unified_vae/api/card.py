@@ -18,7 +18,7 @@ from unified_vae.api.pictures import grid
 from unified_vae.config.loss import is_likelihood
 from unified_vae.core.durable import write_bytes, write_text
 from unified_vae.core.errors import ConfigError
-from unified_vae.models.latent_stats import LatentStats
+from unified_vae.models.pretrained import LatentStats
 from unified_vae.models.vae import VAE
 
 CARD, SAMPLES = "README.md", "samples.png"

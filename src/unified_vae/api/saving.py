@@ -13,8 +13,15 @@ from unified_vae.api.card import CARD, card, write_card
 from unified_vae.config.model import ModelConfig
 from unified_vae.core.durable import reason
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.models.latent_stats import LatentStats
-from unified_vae.models.pretrained import CONFIG, DENSITY, LATENT_STATS, save_density, save_pretrained, save_stats
+from unified_vae.models.pretrained import (
+    CONFIG,
+    DENSITY,
+    LATENT_STATS,
+    LatentStats,
+    save_density,
+    save_pretrained,
+    save_stats,
+)
 from unified_vae.models.vae import VAE
 
 WRITTEN_ANEW = ("format", "model", DENSITY, LATENT_STATS)

@@ -29,8 +29,7 @@ from unified_vae.data.decode import PixelFormat, parse_color
 from unified_vae.data.sources.base import Quarantined
 from unified_vae.models import vae as network
 from unified_vae.models.density import FLOW_REPLACED
-from unified_vae.models.latent_stats import LatentStats
-from unified_vae.models.pretrained import DENSITY, open_pretrained
+from unified_vae.models.pretrained import DENSITY, LatentStats, open_pretrained
 
 BATCH = 64
 

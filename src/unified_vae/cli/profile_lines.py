@@ -20,7 +20,7 @@ def model_lines(figures: ModelFigures, batch_size: int | None, pieces: int) -> l
         batch_size: None where it is not known yet.
         pieces: micro-batches of a batch.
     """
-    fixed = f", {figures.fixed:,} of them the fixed linear path's" if figures.fixed else ""
+    fixed = f", {figures.fixed:,} of them the fixed PCA skip's" if figures.fixed else ""
     rows = [
         ("parameters", f"{figures.parameters:,}{fixed}"),
         ("operations", f"{giga(figures.forward_flops)} an image forward, {giga(figures.step_flops)} in a step"),

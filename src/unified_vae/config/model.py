@@ -38,7 +38,7 @@ class _VectorConfig(Config):
     max_multiplier: int = Field(default=8, ge=1)
     """Bound on the doubling of channels."""
     pca_init: bool = True
-    """Begin at the optimal linear VAE of the images (a PCA), with a linear path beside the network; false: the
+    """Start at the optimal linear VAE of the images (a PCA), with a PCA skip beside the network; false: the
     network alone, from random weights."""
     channels: Channels = "auto"
     """Image channels: 1 (gray), 3 (RGB), or `auto` to follow the data."""
@@ -77,19 +77,19 @@ class ResidualConfig(_VectorConfig):
     max_multiplier: Annotated[int, AfterValidator(_power_of_two)] = 8
     """Bound on the doubling of channels, a power of two."""
     blocks: int = Field(default=0, ge=0)
-    """Residual blocks at each size, in the encoder and in the decoder, but for the map where details are made."""
+    """Residual blocks at each size, in the encoder and in the decoder, except at the refinement stage."""
     refine_blocks: int = Field(default=4, ge=0)
-    """Residual blocks at the decoder's map where details are made (`refine_resolution`)."""
+    """Residual blocks at the decoder's refinement stage (`refine_resolution`)."""
     pre_encoder_blocks: int = Field(default=2, ge=0)
-    """Residual blocks of the network that changes images before the linear path encodes them; 0: it takes them as they
-    are, as without a start at PCA."""
+    """Residual blocks of the network that preprocesses images before the PCA skip encodes them; 0: it takes them as
+    they are, as without the PCA initialization."""
     refine_resolution: Literal["pca", "full"] = "pca"
-    """`pca`: images are prepared, and details made, at the resolution of the linear path's picture, at most 64 px,
-    which is much cheaper for larger images; `full`: at the images' own. No difference up to 64 px, nor without a
-    start at PCA. The blocks work on maps of about half of that size."""
+    """`pca`: images are preprocessed, and residuals refined, at the PCA reconstruction's resolution, at most 64 px,
+    which is much cheaper for larger images; `full`: at the images' own. No difference up to 64 px, nor without the PCA
+    initialization. The blocks work on maps of about half of that size."""
     bottleneck_channels: int | None = Field(default=None, ge=1)
     """Channels of the smallest map where the dense layers meet it, behind a 1x1 convolution, if that is fewer than it
-    has; null: 16 beside a linear path, which has a dense layer of its own, all without one."""
+    has; null: 16 beside a PCA skip, which has a dense layer of its own, all without one."""
     attention: bool = False
     """Attention between the positions of the smallest map, in the encoder and in the decoder."""
 

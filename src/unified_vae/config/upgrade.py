@@ -56,8 +56,8 @@ MISSING: dict[str, dict[str, Any]] = {
 }
 """By family, settings that records of earlier versions lack, as their models had them: all channels, for one."""
 
-PICTURE_SIDE = 64
-"""Pixels a side of the linear path's picture at most; core.principal_components.LARGEST_SIDE, which needs torch."""
+MAX_PCA_SIDE = 64
+"""Pixels along a side of the PCA reconstruction at most; core.principal_components.LARGEST_SIDE, which needs torch."""
 
 
 def new_path(path: str) -> str | None:
@@ -114,7 +114,7 @@ def missing_fields(model: object) -> dict[str, Any]:
     if not isinstance(model, Mapping):
         return {}
     known = MISSING.get(str(model.get("family")), {})
-    if known and (model.get("image_size", 0) in range(1, PICTURE_SIDE + 1) or model.get("pca_init") is False):
+    if known and (model.get("image_size", 0) in range(1, MAX_PCA_SIDE + 1) or model.get("pca_init") is False):
         known = {**known, "refine_resolution": "pca"}  # the same network, under the name of today
     return {name: value for name, value in known.items() if name not in model}
 

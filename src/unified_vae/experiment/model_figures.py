@@ -23,7 +23,7 @@ COPIES_OF_FIXED = 2  # weight, and that of the averaged model
 class ModelFigures:
     """Attributes:
     parameters: all, the fixed ones included.
-    fixed: those of the linear path, which are not trained.
+    fixed: those of the PCA skip, which are not trained.
     forward_flops: of one image; a multiplication and an addition are two operations.
     step_flops: of one image, forward and backward. The loss terms' own networks are not counted.
     kept_bytes: what the forward pass of one image keeps for the backward pass, in float32.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from unified_vae.experiment.subject.subject import Subject
     from unified_vae.export.formats import Part
     from unified_vae.export.precision import HalfAudit, HalfName
-    from unified_vae.models.latent_stats import LatentStats
+    from unified_vae.models.pretrained import LatentStats
     from unified_vae.models.vae import VAE
 
 Format = Literal["onnx", "torch", "aoti", "safetensors", "diffusers"]
@@ -385,7 +385,7 @@ def _open_images(subject: Subject, data: str | None, observer: Observer) -> Data
 def _measure_stats(subject: Subject, data: str | None, device: str | None, observer: Observer) -> LatentStats:
     """Statistics of the latents of training images."""
     from unified_vae.analysis.density import encode_training_images
-    from unified_vae.models.latent_stats import measure
+    from unified_vae.models.pretrained import measure_latent_stats
     from unified_vae.training.distributed import open_runtime
 
     if data is None and subject.record is None:
@@ -400,7 +400,9 @@ def _measure_stats(subject: Subject, data: str | None, device: str | None, obser
     with open_runtime(device or subject.config.device, "fp32") as runtime:
         try:
             model = subject.model.to(runtime.device)
-            return measure(encode_training_images(model, sets.train, STATS_IMAGES, subject.config.seed, progress))
+            return measure_latent_stats(
+                encode_training_images(model, sets.train, STATS_IMAGES, subject.config.seed, progress)
+            )
         finally:
             subject.model.to("cpu")
 

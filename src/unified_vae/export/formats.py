@@ -28,11 +28,9 @@ from unified_vae.core.tensor_file import write_tensors
 from unified_vae.experiment.subject.same_weights import Finished
 from unified_vae.experiment.subject.subject import Subject
 from unified_vae.export.precision import HalfAudit
+from unified_vae.models.autoencoder_kl import diffusers_key, norm_groups
 from unified_vae.models.density import FILE_NAME as DENSITY_FILE
-from unified_vae.models.latent_stats import STATS, LatentStats
-from unified_vae.models.pretrained import describe, save_pretrained
-from unified_vae.models.spatial import foreign_name
-from unified_vae.models.spatial_blocks import norm_groups
+from unified_vae.models.pretrained import STATS, LatentStats, describe, save_pretrained
 from unified_vae.models.vae import VAE
 
 BATCHES = (1, 2, 7)  # sizes that an export is compared at: the smallest, the traced one, an odd one
@@ -288,7 +286,7 @@ def write_diffusers(
     (z - shift_factor) * scaling_factor, as with Stable Diffusion 3 and Flux, which has mean 0 and variance 1 over all
     channels and positions. Where fp16 is safe, diffusers need not compute in float32 (`force_upcast`).
     """
-    weights = {foreign_name(name): value for name, value in subject.model.state_dict().items()}
+    weights = {diffusers_key(name): value for name, value in subject.model.state_dict().items()}
     write_tensors(stage / DIFFUSERS_WEIGHTS, weights)
     stages = len(config.widths)
     settings = {

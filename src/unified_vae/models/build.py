@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from unified_vae.config.model import ConvConfig, ModelConfig, ResidualConfig, SpatialConfig, VectorConfig
+from unified_vae.models.autoencoder_kl import KLDecoder, KLEncoder
 from unified_vae.models.conv import ConvDecoder, ConvEncoder
-from unified_vae.models.linear_path import LinearPath
+from unified_vae.models.pca_skip import PCASkip
 from unified_vae.models.residual import ResidualDecoder, ResidualEncoder
-from unified_vae.models.spatial import SpatialDecoder, SpatialEncoder
 from unified_vae.models.vae import VAE, Decoder, Encoder
 
 
 def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
-    """The untrained model.
+    """Build the untrained model.
 
     Args:
         config: with `channels` resolved to a number.
@@ -32,18 +32,16 @@ def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
 
 
 def _build(config: ModelConfig, channels: int) -> VAE:
-    encoder, decoder = _parts(config, channels)
-    linear = None
-    if isinstance(config, VectorConfig) and config.pca_init:
-        linear = LinearPath(config.latents, channels, config.image_size)
-    return VAE(encoder, decoder, config.latents, channels, config.image_size, linear)
-
-
-def _parts(config: ModelConfig, channels: int) -> tuple[Encoder, Decoder]:
+    encoder: Encoder
+    decoder: Decoder
     match config:
         case ConvConfig():
-            return ConvEncoder(config, channels), ConvDecoder(config, channels)
+            encoder, decoder = ConvEncoder(config, channels), ConvDecoder(config, channels)
         case ResidualConfig():
-            return ResidualEncoder(config, channels), ResidualDecoder(config, channels)
+            encoder, decoder = ResidualEncoder(config, channels), ResidualDecoder(config, channels)
         case SpatialConfig():
-            return SpatialEncoder(config, channels), SpatialDecoder(config, channels)
+            encoder, decoder = KLEncoder(config, channels), KLDecoder(config, channels)
+    pca_skip = None
+    if isinstance(config, VectorConfig) and config.pca_init:
+        pca_skip = PCASkip(config.latents, channels, config.image_size)
+    return VAE(encoder, decoder, config.latents, channels, config.image_size, pca_skip)

@@ -1,4 +1,4 @@
-"""The plain convolutional encoder and decoder of the trade, after DCGAN (Radford et al. 2016, arXiv 1511.06434).
+"""The standard convolutional encoder and decoder, after DCGAN (Radford et al. 2016, arXiv 1511.06434).
 
 Two departures: GroupNorm instead of BatchNorm, which behaves the same in training, evaluation and any
 micro-batch; and a linear output instead of a sigmoid, since the likelihood is a normal on pixel values.
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified_vae.config.model import ConvConfig
-from unified_vae.models.gentle_linear import GentleLinear
-from unified_vae.models.pyramid import Look, in_frame, norm, stage_channels, to_multiple
-from unified_vae.models.vae import Decoder, Encoder
+from unified_vae.models.blocks import PCAConditioning, ScaledLinear, norm, pad_to_grid, pad_to_multiple, stage_channels
+from unified_vae.models.vae import RESIDUAL_SCALE, Decoder, Encoder
 
 
 def upsampling(channels_in: int, channels_out: int, bias: bool) -> nn.ConvTranspose2d:
@@ -46,36 +45,37 @@ class ConvEncoder(Encoder):
         self.stages = nn.Sequential(*layers)
         self.multiple = 2 ** len(widths)
         side = math.ceil(config.image_size / self.multiple)
-        self.head = GentleLinear(widths[-1] * side * side, 2 * config.latents)
+        self.head = ScaledLinear(widths[-1] * side * side, 2 * config.latents)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Sizes that are no multiple of the total stride are extended by their edge pixels."""
-        features: Tensor = self.stages(2.0 * to_multiple(images, self.multiple) - 1.0)
+        """Return moments; sizes that are no multiple of the total stride are extended by their edge pixels."""
+        features: Tensor = self.stages(2.0 * pad_to_multiple(images, self.multiple) - 1.0)
         return self._moments(features)
 
 
 class Stage(nn.Module):
-    """Doubles a map, and lets it see the linear path's picture where there is one."""
+    """Doubles a feature map, conditioned on the PCA reconstruction where there is one."""
 
-    def __init__(self, channels_in: int, channels_out: int, look: Look | None) -> None:
+    def __init__(self, channels_in: int, channels_out: int, pca_conditioning: PCAConditioning | None) -> None:
         super().__init__()
         self.up = upsampling(channels_in, channels_out, bias=False)
-        self.look = look
+        self.pca_conditioning = pca_conditioning
         self.norm = norm(channels_out)
 
-    def forward(self, features: Tensor, picture: Tensor | None) -> Tensor:
-        """[batch, channels_in, size, size] -> [batch, channels_out, 2 * size, 2 * size]."""
+    def forward(self, features: Tensor, reconstruction: Tensor | None) -> Tensor:
+        """Map [batch, channels_in, size, size] to [batch, channels_out, 2 * size, 2 * size]."""
         larger: Tensor = self.up(features)
-        if self.look is not None and picture is not None:
-            larger = larger + self.look(picture, larger.shape[-1])
+        if self.pca_conditioning is not None and reconstruction is not None:
+            larger = larger + self.pca_conditioning(reconstruction, larger.shape[-1])
         return F.silu(self.norm(larger))
 
 
 class ConvDecoder(Decoder):
     """One linear layer, then transposed convolutions up to the image.
 
-    With a linear path, each map but the first also sees its picture, folded to the map's size: the network then
-    restores a picture instead of inventing one (0.9 dB after 84 steps where it stood still without; docs/log.md).
+    With a PCA skip, each map but the first is conditioned on the PCA reconstruction, folded to the map's size: the
+    network then restores an image instead of inventing one (0.9 dB after 84 steps where it stood still without;
+    docs/log.md).
     """
 
     def __init__(self, config: ConvConfig, channels: int) -> None:
@@ -86,22 +86,22 @@ class ConvDecoder(Decoder):
         self.side = math.ceil(config.image_size / 2 ** len(widths))
         self.head = nn.Linear(config.latents, self.width * self.side * self.side)
         self.norm = norm(self.width)
-        self.frame = self.side * 2 ** len(widths)
-        self.stages = nn.ModuleList(
-            Stage(before, after, self._look(channels, number, after) if config.pca_init else None)
-            for number, (before, after) in enumerate(pairwise(widths), start=1)
-        )
-        self.last = upsampling(widths[-1], channels, bias=True)
-        self._make_gain()
+        self.grid = self.side * 2 ** len(widths)
+        stages = []
+        for number, (before, after) in enumerate(pairwise(widths), start=1):
+            conditioning = None
+            if config.pca_init:
+                conditioning = PCAConditioning(channels, self.side * 2**number, self.size, self.grid, after)
+            stages.append(Stage(before, after, conditioning))
+        self.stages = nn.ModuleList(stages)
+        self.conv_out = upsampling(widths[-1], channels, bias=True)
+        self.register_buffer("residual_scale", torch.tensor(RESIDUAL_SCALE))
 
-    def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
-        """Sizes that are no multiple of the total stride are cut out of the next larger one."""
+    def forward(self, latents: Tensor, reconstruction: Tensor | None = None) -> Tensor:
+        """Return the residual; sizes that are no multiple of the total stride are cut out of the next larger one."""
         features = F.silu(self.norm(self.head(latents).unflatten(1, (self.width, self.side, self.side))))
-        framed = None if picture is None else in_frame(picture, self.size, self.frame)
+        padded = None if reconstruction is None else pad_to_grid(reconstruction, self.size, self.grid)
         for stage in self.stages:
-            features = stage(features, framed)
-        detail: Tensor = self.detail_gain * self.last(features)
-        return detail[..., : self.size, : self.size]
-
-    def _look(self, channels: int, number: int, channels_out: int) -> Look:
-        return Look(channels, self.side * 2**number, self.size, self.frame, channels_out)
+            features = stage(features, padded)
+        residual: Tensor = self.residual_scale * self.conv_out(features)
+        return residual[..., : self.size, : self.size]

@@ -1,12 +1,13 @@
-"""A model as a folder: weights, latent density and `config.json`, written at the end of a run and read by everyone.
+"""A model as a folder: weights, latent density, latent statistics and `config.json`.
 
-Formats: 1 held no density; 2 may hold one. Where there is none, new pictures are sampled from N(0, I). Statistics of
-the latents may lie beside it.
+Formats: 1 held no density; 2 may hold one; 3 has today's names of tensors. Without a density, new images are sampled
+from N(0, I).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +21,75 @@ from unified_vae.config.model import ModelConfig
 from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import CheckpointError
+from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.tensor_file import TENSOR_FILE_ERRORS, parse_tensors, write_tensors
 from unified_vae.models.build import build_model
 from unified_vae.models.density import FILE_NAME as DENSITY_FILE
-from unified_vae.models.density import LatentDensity, NormalDensity, read_density, write_density
-from unified_vae.models.latent_stats import STATS, LatentStats, read_stats, write_stats
+from unified_vae.models.density import LatentDensity, read_density, write_density
 from unified_vae.models.vae import VAE
 
 WEIGHTS = "model.safetensors"
+STATS = "latent_stats.safetensors"
 CONFIG = "config.json"
-FORMAT = 2
+FORMAT = 3
 DENSITY = "density"  # the entry of the config file
 LATENT_STATS = "latent_stats"  # likewise
 
 
 @dataclass(frozen=True)
+class LatentStats:
+    """Mean and spread of a model's latents over its training images: what a model trained on latents divides by.
+
+    The latents are draws z ~ q(z|x), so that a variance is that of the posteriors' means plus the mean of their
+    variances. The one number for all units is the scaling factor of Rombach et al. 2022 (arXiv 2112.10752, appendix G).
+
+    Attributes:
+        mean: [latents], of each unit.
+        std: [latents], of each unit.
+        images: how many they were measured on.
+    """
+
+    mean: Tensor
+    std: Tensor
+    images: int
+
+    @property
+    def shift(self) -> float:
+        """Mean over units and images."""
+        return float(self.mean.double().mean())
+
+    @property
+    def scale(self) -> float:
+        """1 / standard deviation over units and images: (z - shift) * scale has mean 0 and variance 1."""
+        variance = self.std.double().square() + (self.mean.double() - self.shift).square()
+        return 1 / max(math.sqrt(float(variance.mean())), torch.finfo(torch.float32).tiny)
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Return latents [n, latents] with mean 0 and variance 1 in every unit."""
+        return (latents - self.mean.to(latents)) / self.std.to(latents)
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
+        return latents * self.std.to(latents) + self.mean.to(latents)
+
+
+def measure_latent_stats(posteriors: DiagonalGaussian) -> LatentStats:
+    """Measure the statistics of posteriors [n, latents], in float64.
+
+    Raises:
+        ArithmeticError: they have NaN/Inf.
+    """
+    means, variances = posteriors.mean.double(), posteriors.logvar.double().exp()
+    std = (means.var(0, unbiased=False) + variances.mean(0)).sqrt()
+    stats = LatentStats(means.mean(0).float(), std.float(), len(means))
+    if not bool(torch.isfinite(stats.mean).all() and torch.isfinite(stats.std).all()):
+        raise ArithmeticError("the encoder gives latents with NaN/Inf")
+    return stats
+
+
+@dataclass(frozen=True)
 class Pretrained:
-    """What a model's folder holds.
+    """The content of a model's folder.
 
     Attributes:
         model: with its latent density, ready to evaluate.
@@ -68,7 +121,7 @@ def save_pretrained(folder: Path, config: ModelConfig, weights: Mapping[str, Ten
 
 
 def save_density(folder: Path, density: LatentDensity, about: Mapping[str, Any]) -> None:
-    """Add to a complete model what new pictures are sampled from, in place of an earlier density.
+    """Add to a complete model what new images are sampled from, in place of an earlier density.
 
     Args:
         about: further facts kept in the config file: what was asked for, the figures of the fit.
@@ -78,7 +131,8 @@ def save_density(folder: Path, density: LatentDensity, about: Mapping[str, Any])
 
 def save_stats(folder: Path, stats: LatentStats) -> None:
     """Add to a complete model the statistics of its latents."""
-    describe(folder, {LATENT_STATS: write_stats(folder, stats)})
+    write_tensors(folder / STATS, {"mean": stats.mean, "std": stats.std})
+    describe(folder, {LATENT_STATS: {"images": stats.images, "shift": stats.shift, "scale": stats.scale}})
 
 
 def describe(folder: Path, entries: Mapping[str, Any]) -> None:
@@ -120,7 +174,10 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
             f"the model in {folder} is damaged: {reason(problem)}. Export it again from its run."
         ) from problem
     try:
-        _refuse_larger(config, weights)
+        # a model that these weights cannot be of is not built: it might take all of memory
+        largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
+        if config.widest() > largest:
+            raise ValueError(f"the weights have no dimension above {largest}")
         model = build_model(config)
         model.load_state_dict(model.upgrade_state_dict(weights))
     except (RuntimeError, MemoryError, ValueError) as problem:
@@ -128,37 +185,20 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
             f"the weights in {folder / WEIGHTS} do not fit the model that {CONFIG} describes. "
             "Take both files from the same export."
         ) from problem
-    model.use_density(_density(folder, description.get(DENSITY), model.latents))
-    stats = _stats(folder, description.get(LATENT_STATS), model.latents)
+    try:
+        what, entry = "latent density", description.get(DENSITY)
+        if entry is not None:
+            if entry["latents"] != model.latents:
+                raise ValueError(f"it is of {entry['latents']} latents")
+            model.use_density(read_density(folder, entry))
+        what, entry, stats = "latent statistics", description.get(LATENT_STATS), None
+        if entry is not None:
+            tensors = parse_tensors((folder / STATS).read_bytes())
+            stats = LatentStats(tensors["mean"], tensors["std"], int(entry["images"]))
+            if stats.mean.shape != (model.latents,) or stats.std.shape != (model.latents,):
+                raise ValueError(f"of {list(stats.mean.shape)} latents")
+    except TENSOR_FILE_ERRORS as problem:
+        raise CheckpointError(
+            f"the model in {folder} is damaged in its {what} ({reason(problem)}). Export it again from its run."
+        ) from problem
     return Pretrained(model.to(device).eval(), config, description, stats)
-
-
-def _refuse_larger(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where a model would be built, for all of memory perhaps, that these weights cannot be of."""
-    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    if config.widest() > largest:
-        raise ValueError(f"the weights have no dimension above {largest}")
-
-
-def _density(folder: Path, entry: Any, latents: int) -> LatentDensity:
-    if entry is None:
-        return NormalDensity(latents)
-    try:
-        if entry["latents"] != latents:
-            raise ValueError(f"it is of {entry['latents']} latents")
-        density = read_density(folder, entry)
-    except TENSOR_FILE_ERRORS as problem:
-        raise CheckpointError(
-            f"the latent density of the model in {folder} is damaged ({reason(problem)}). Export it again from its run."
-        ) from problem
-    return density
-
-
-def _stats(folder: Path, entry: Any, latents: int) -> LatentStats | None:
-    try:
-        return None if entry is None else read_stats(folder, entry, latents)
-    except TENSOR_FILE_ERRORS as problem:
-        raise CheckpointError(
-            f"the latent statistics of the model in {folder} are damaged ({reason(problem)}). Export it again from its "
-            "run."
-        ) from problem

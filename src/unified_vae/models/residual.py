@@ -5,10 +5,10 @@ the way up (DC-AE, arXiv 2410.10733, sections 3.1 and 3.2). Between them are res
 with GroupNorm before each, the second of which starts at zero (Goyal et al. 2017, arXiv 1706.02677, section 5.1), so
 that every block starts as the identity. There are no transposed convolutions, hence no checkerboard.
 
-Blocks are spent where they bring most in the same time: at the decoder's first map that sees the linear path's picture
-in full and restores it, as networks for super-resolution do before they enlarge (EDSR, Lim et al. 2017, arXiv
-1707.02921), and not at coarser maps, at larger ones or in the encoder (docs/log.md has the comparisons). The same
-blocks, in front of the linear path and at its size, prepare images for it (`Prepare`).
+Blocks are spent where they bring most in the same time: at the decoder's first map that covers the PCA reconstruction
+at full resolution and restores it, as networks for super-resolution do before they enlarge (EDSR, Lim et al. 2017,
+arXiv 1707.02921), and not at coarser maps, at larger ones or in the encoder (docs/log.md has the comparisons). The same
+blocks, in front of the PCA skip and at its size, preprocess images for it (`PreEncoder`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,29 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified_vae.config.model import ResidualConfig
 from unified_vae.core.principal_components import shrink, working_side
-from unified_vae.models.gentle_linear import GentleLinear
-from unified_vae.models.pyramid import Look, amplify, in_frame, norm, sees_all, stage_channels, to_multiple
-from unified_vae.models.spatial_blocks import Attention, norm_groups
-from unified_vae.models.vae import GENTLE_GAIN, Decoder, Encoder
+from unified_vae.models.autoencoder_kl import Attention, norm_groups
+from unified_vae.models.blocks import (
+    PCAConditioning,
+    ScaledLinear,
+    covers_full_resolution,
+    norm,
+    pad_to_grid,
+    pad_to_multiple,
+    scale_parameters_,
+    stage_channels,
+)
+from unified_vae.models.vae import RESIDUAL_INIT_SCALE, RESIDUAL_SCALE, Decoder, Encoder
 
-DETAIL_GAIN = 4.0
-"""How much stronger than usual the details' map sees the linear path's picture at first; 12 was no better."""
-USUAL_NECK = 16
-"""Channels that the dense layers meet beside a linear path: with 256 they learn images by heart (docs/log.md)."""
+CONDITIONING_INIT_SCALE = 4.0
+"""Of the usual first weights, for PCA conditioning at the stage with the refinement blocks; 12 was no better."""
+BOTTLENECK_CHANNELS = 16
+"""Of the smallest map beside a PCA skip: with 256, the dense layers memorize images (docs/log.md)."""
 
 
 class Block(nn.Module):
@@ -45,7 +54,7 @@ class Block(nn.Module):
             nn.init.zeros_(self.second.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[batch, channels, size, size], the same out."""
+        """Map [batch, channels, size, size], the same out."""
         inner = self.first(F.silu(self.norms[0](features)))
         changed: Tensor = features + self.second(F.silu(self.norms[1](inner)))
         return changed
@@ -61,13 +70,13 @@ class ResidualAttention(Attention):
 
 
 def bottleneck_channels(config: ResidualConfig, width: int) -> int:
-    """Of the smallest map, of `width` channels, where the dense layers meet it."""
-    usual = USUAL_NECK if config.pca_init else width
-    return min(config.bottleneck_channels or usual, width)
+    """Return the channels between the dense layers and the smallest map, which has `width` channels."""
+    default = BOTTLENECK_CHANNELS if config.pca_init else width
+    return min(config.bottleneck_channels or default, width)
 
 
 def blocks(channels: int, count: int) -> nn.Sequential:
-    """So many in a row."""
+    """Build a row of blocks."""
     return nn.Sequential(*[Block(channels) for _ in range(count)])
 
 
@@ -75,32 +84,32 @@ def _attention(channels: int, config: ResidualConfig) -> list[nn.Module]:
     return [ResidualAttention(channels)] if config.attention else []
 
 
-class Prepare(nn.Module):
-    """x + f(x) of whole images: what a linear map is to encode, so that its components carry more than their share.
+class PreEncoder(nn.Module):
+    """Learned preprocessing x + f(x) of the images that the PCA skip encodes, so that its components carry more.
 
-    A network that restores a picture from few numbers can read in them what a linear map has no room for, if another
-    network has written it there: so learned reductions of images beat bicubic ones by decibels once they are enlarged
-    again (Kim et al. 2018, ECCV, "Task-aware image downscaling"; Sun & Chen 2020, arXiv 1907.12904). Convolutions see
-    every place of every image with the same weights, so a few hundred images teach them; a dense layer, the decoder's
-    above all, learns so few by heart (docs/log.md). Starts as the identity.
+    A network that restores an image from few numbers can read in them what a linear map has no room for, if another
+    network has written it there: so learned downscaling beats bicubic downscaling by decibels once images are enlarged
+    again (Kim et al. 2018, ECCV, "Task-aware image downscaling"; Sun & Chen 2020, arXiv 1907.12904). Convolutions apply
+    the same weights at every position of every image, so a few hundred images teach them; a dense layer, the decoder's
+    above all, memorizes so few (docs/log.md). Starts as the identity.
     """
 
     def __init__(self, channels: int, width: int, count: int, side: int) -> None:
         super().__init__()
         self.side = side
-        self.first = nn.Conv2d(4 * channels, width, 3, 1, 1)
+        self.conv_in = nn.Conv2d(4 * channels, width, 3, 1, 1)
         self.blocks = blocks(width, count)
         self.norm = norm(width)
-        self.last = nn.Conv2d(width, 4 * channels, 3, 1, 1)
-        amplify(self.first, DETAIL_GAIN)
-        amplify(self.last, 0.0)
+        self.conv_out = nn.Conv2d(width, 4 * channels, 3, 1, 1)
+        scale_parameters_(self.conv_in, CONDITIONING_INIT_SCALE)
+        scale_parameters_(self.conv_out, 0.0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[batch, channels, size, size] in [0, 1] -> [batch, channels, side, side], and a little beyond."""
-        small = shrink(images.float(), self.side)  # as the linear path, which is float32 in any model
-        folded = F.pixel_unshuffle(2.0 * to_multiple(small, 2) - 1.0, 2)
-        features = self.blocks(self.first(folded.to(images.dtype)))
-        change = GENTLE_GAIN * F.pixel_shuffle(self.last(F.silu(self.norm(features))), 2)
+        """Map [batch, channels, size, size] in [0, 1] to [batch, channels, side, side], and a little beyond."""
+        small = shrink(images.float(), self.side)  # as the PCA skip, which is float32 in any model
+        folded = F.pixel_unshuffle(2.0 * pad_to_multiple(small, 2) - 1.0, 2)
+        features = self.blocks(self.conv_in(folded.to(images.dtype)))
+        change = RESIDUAL_INIT_SCALE * F.pixel_shuffle(self.conv_out(F.silu(self.norm(features))), 2)
         return small + change[..., : self.side, : self.side].float()
 
 
@@ -115,7 +124,7 @@ class Down(nn.Module):
         self.channels_out = channels_out
 
     def forward(self, features: Tensor) -> Tensor:
-        """[batch, channels_in, size, size] -> [batch, channels_out, size / 2, size / 2]."""
+        """Map [batch, channels_in, size, size] to [batch, channels_out, size / 2, size / 2]."""
         folded = F.pixel_unshuffle(features, 2)
         average = folded.unflatten(1, (self.channels_out, -1)).mean(2)
         return F.pixel_unshuffle(self.mix(features), 2) + average
@@ -132,7 +141,7 @@ class Up(nn.Module):
         self.repeats = 4 * channels_out // channels_in
 
     def forward(self, features: Tensor) -> Tensor:
-        """[batch, channels_in, size, size] -> [batch, channels_out, 2 * size, 2 * size]."""
+        """Map [batch, channels_in, size, size] to [batch, channels_out, 2 * size, 2 * size]."""
         repeated = features.repeat_interleave(self.repeats, dim=1)
         return F.pixel_shuffle(self.mix(features) + repeated, 2)
 
@@ -154,35 +163,38 @@ class ResidualEncoder(Encoder):
         self.stages = nn.Sequential(*layers, norm(width), nn.SiLU())
         self.multiple = 2 ** len(widths)
         side = math.ceil(config.image_size / self.multiple)
-        self.head = GentleLinear(width * side * side, 2 * config.latents)
-        wanted = config.pca_init and config.pre_encoder_blocks > 0
-        seen = config.image_size if config.refine_resolution == "full" else working_side(config.image_size)
-        self.prepare = Prepare(channels, widths[0], config.pre_encoder_blocks, seen) if wanted else None
+        self.head = ScaledLinear(width * side * side, 2 * config.latents)
+        self.pre_encoder = None
+        if config.pca_init and config.pre_encoder_blocks > 0:
+            size = config.image_size if config.refine_resolution == "full" else working_side(config.image_size)
+            self.pre_encoder = PreEncoder(channels, widths[0], config.pre_encoder_blocks, size)
 
-    def prepared(self, images: Tensor) -> Tensor:
-        """See `Encoder.prepared`."""
-        return images if self.prepare is None else self.prepare(images)
+    def preprocess(self, images: Tensor) -> Tensor:
+        """See `Encoder.preprocess`."""
+        return images if self.pre_encoder is None else self.pre_encoder(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Sizes that are no multiple of the total stride are extended by their edge pixels."""
-        features: Tensor = self.stages(2.0 * to_multiple(images, self.multiple) - 1.0)
+        """Return moments; sizes that are no multiple of the total stride are extended by their edge pixels."""
+        features: Tensor = self.stages(2.0 * pad_to_multiple(images, self.multiple) - 1.0)
         return self._moments(features)
 
 
 class Stage(nn.Module):
-    """Doubles a map, lets it see the linear path's picture where there is one, and refines it."""
+    """Doubles a feature map, conditioned on the PCA reconstruction where there is one, and refines it."""
 
-    def __init__(self, channels_in: int, channels_out: int, count: int, look: Look | None) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, count: int, pca_conditioning: PCAConditioning | None
+    ) -> None:
         super().__init__()
         self.up = Up(channels_in, channels_out)
-        self.look = look
+        self.pca_conditioning = pca_conditioning
         self.refine = blocks(channels_out, count)
 
-    def forward(self, features: Tensor, picture: Tensor | None) -> Tensor:
-        """[batch, channels_in, size, size] -> [batch, channels_out, 2 * size, 2 * size]."""
+    def forward(self, features: Tensor, reconstruction: Tensor | None) -> Tensor:
+        """Map [batch, channels_in, size, size] to [batch, channels_out, 2 * size, 2 * size]."""
         larger = self.up(features)
-        if self.look is not None and picture is not None:
-            larger = larger + self.look(picture, larger.shape[-1])
+        if self.pca_conditioning is not None and reconstruction is not None:
+            larger = larger + self.pca_conditioning(reconstruction, larger.shape[-1])
         refined: Tensor = self.refine(larger)
         return refined
 
@@ -196,55 +208,58 @@ class ResidualDecoder(Decoder):
         self.size = config.image_size
         self.width = bottleneck_channels(config, widths[0])
         self.side = math.ceil(config.image_size / 2 ** len(widths))
-        self.frame = self.side * 2 ** len(widths)
+        self.grid = self.side * 2 ** len(widths)
         self.head = nn.Linear(config.latents, self.width * self.side * self.side)
-        self.neck = nn.Identity() if self.width == widths[0] else nn.Conv2d(self.width, widths[0], 1)
+        self.bottleneck = nn.Identity() if self.width == widths[0] else nn.Conv2d(self.width, widths[0], 1)
         counts = [config.blocks] * len(widths)
-        self.detailed = self._map_of_details(config, channels, len(widths))
-        counts[self.detailed] = config.refine_blocks
+        self.refine_stage = self._refine_stage(config, channels, len(widths))
+        counts[self.refine_stage] = config.refine_blocks
         self.refine = nn.Sequential(*_attention(widths[0], config), *blocks(widths[0], counts[0]))
-        self.stages = nn.ModuleList(
-            Stage(before, after, counts[number], self._look(channels, number, after) if config.pca_init else None)
-            for number, (before, after) in enumerate(pairwise(widths), start=1)
-        )
+        stages = []
+        for number, (before, after) in enumerate(pairwise(widths), start=1):
+            conditioning = None
+            if config.pca_init:
+                conditioning = PCAConditioning(channels, self.side * 2**number, self.size, self.grid, after)
+            stages.append(Stage(before, after, counts[number], conditioning))
+        self.stages = nn.ModuleList(stages)
         self.norm = norm(widths[-1])
-        self.last = nn.Conv2d(widths[-1], 4 * channels, 3, 1, 1)
-        self._make_gain()
+        self.conv_out = nn.Conv2d(widths[-1], 4 * channels, 3, 1, 1)
+        self.register_buffer("residual_scale", torch.tensor(RESIDUAL_SCALE))
 
-    def forward(self, latents: Tensor, picture: Tensor | None = None) -> Tensor:
-        """Sizes that are no multiple of the total stride are cut out of the next larger one."""
+    def forward(self, latents: Tensor, reconstruction: Tensor | None = None) -> Tensor:
+        """Return the residual; sizes that are no multiple of the total stride are cut out of the next larger one."""
         small = self.head(latents).unflatten(1, (self.width, self.side, self.side))
-        features = self.refine(self.neck(small))
-        framed = None if picture is None else in_frame(picture, self.size, self.frame)
+        features = self.refine(self.bottleneck(small))
+        padded = None if reconstruction is None else pad_to_grid(reconstruction, self.size, self.grid)
         for stage in self.stages:
-            features = stage(features, framed)
-        detail: Tensor = self.detail_gain * F.pixel_shuffle(self.last(F.silu(self.norm(features))), 2)
-        return detail[..., : self.size, : self.size]
+            features = stage(features, padded)
+        residual: Tensor = self.residual_scale * F.pixel_shuffle(self.conv_out(F.silu(self.norm(features))), 2)
+        return residual[..., : self.size, : self.size]
 
-    def begin_beside_linear_path(self, kept: int) -> None:
-        """See the picture alone, and that at the map of the details.
+    def reset_residual_branch(self, active: int) -> None:
+        """See `Decoder.reset_residual_branch`; only the PCA reconstruction, at the refinement stage, is read at first.
 
-        The shortcuts carry what coarse maps hold to the larger ones, as blocks: at first random mixtures of latents and
-        of the picture's coarse versions, in which its details drown (docs/log.md has what each change brought).
+        The shortcuts carry what coarse maps hold to the larger ones: at first random mixtures of latents and of coarse
+        versions of the PCA reconstruction, which would hide its detail (docs/log.md has what each change brought).
         """
-        super().begin_beside_linear_path(kept)
-        nn.init.zeros_(self.head.weight[:, :kept])
-        if kept == self.head.in_features:
+        super().reset_residual_branch(active)
+        nn.init.zeros_(self.head.weight[:, :active])
+        if active == self.head.in_features:
             nn.init.zeros_(self.head.bias)
-            if isinstance(self.neck, nn.Conv2d) and self.neck.bias is not None:
-                nn.init.zeros_(self.neck.bias)
+            if isinstance(self.bottleneck, nn.Conv2d) and self.bottleneck.bias is not None:
+                nn.init.zeros_(self.bottleneck.bias)
         for number, stage in enumerate(self.stages, start=1):
-            if isinstance(stage, Stage) and stage.look is not None:
-                amplify(stage.look, DETAIL_GAIN if number == self.detailed else 0.0)
+            if isinstance(stage, Stage) and stage.pca_conditioning is not None:
+                factor = CONDITIONING_INIT_SCALE if number == self.refine_stage else 0.0
+                scale_parameters_(stage.pca_conditioning, factor)
 
-    def _map_of_details(self, config: ResidualConfig, channels: int, maps: int) -> int:
-        """Its number, from the smallest one: the finest, or about half of the picture, if that sees all of it."""
+    def _refine_stage(self, config: ResidualConfig, channels: int, maps: int) -> int:
+        """Its number, from the smallest map: the finest, or about half of the PCA reconstruction, if that covers it."""
         finest = maps - 1
         if config.refine_resolution == "full" or not config.pca_init:
             return finest
         halvings = round(math.log2(self.size / working_side(self.size)))
         numbers = range(max(finest - halvings, 0), finest)
-        return next((n for n in numbers if sees_all(channels, self.side * 2**n, self.size, self.frame)), finest)
-
-    def _look(self, channels: int, number: int, channels_out: int) -> Look:
-        return Look(channels, self.side * 2**number, self.size, self.frame, channels_out)
+        return next(
+            (n for n in numbers if covers_full_resolution(channels, self.side * 2**n, self.size, self.grid)), finest
+        )

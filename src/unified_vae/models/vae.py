@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -13,19 +14,30 @@ from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.precision import full_precision
 from unified_vae.core.principal_components import PrincipalComponents, enlarge
 from unified_vae.core.vae_output import VAEOutput
+from unified_vae.models.blocks import ScaledLinear
 from unified_vae.models.density import LatentDensity, NormalDensity
-from unified_vae.models.gentle_linear import GentleLinear
-from unified_vae.models.linear_path import LinearPath
+from unified_vae.models.pca_skip import PCASkip
 
 ENCODE_BATCH = 64  # images at once, as far as their pixels are no more than at 256 px
-GREY = 0.5  # what a decoder without a linear path starts from
-FULL_GAIN = 0.5  # of detail that makes the whole image out of grey
-GENTLE_GAIN = (
-    0.05  # of detail beside a linear path's picture: for the reason given at GentleLinear; chosen in docs/log.md
-)
+GRAY = 0.5  # what a decoder without a PCA skip adds to
+RESIDUAL_SCALE = 0.5  # of the decoder's output, where it makes the whole image out of gray
+RESIDUAL_INIT_SCALE = 0.05  # beside a PCA skip, for the reason given at ScaledLinear; chosen in docs/log.md
 
-GAINS_BEFORE = {"encoder.head.gain": 1.0, "decoder.detail_gain": FULL_GAIN}
-"""What models computed with whose files do not name their gains."""
+MISSING_BUFFERS = {"encoder.head.gain": 1.0, "decoder.residual_scale": RESIDUAL_SCALE}
+"""What models computed with whose files do not name these buffers."""
+
+RENAMED_TENSORS = (
+    (r"^linear\.to_picture\.", "pca_skip.to_pixels."),
+    (r"^linear\.", "pca_skip."),
+    (r"^encoder\.prepare\.first\.", "encoder.pre_encoder.conv_in."),
+    (r"^encoder\.prepare\.last\.", "encoder.pre_encoder.conv_out."),
+    (r"^encoder\.prepare\.", "encoder.pre_encoder."),
+    (r"^decoder\.neck\.", "decoder.bottleneck."),
+    (r"^decoder\.last\.", "decoder.conv_out."),
+    (r"^decoder\.detail_gain$", "decoder.residual_scale"),
+    (r"^(decoder\.stages\.\d+)\.look\.", r"\1.pca_conditioning."),
+)
+"""Names of tensors in files of earlier versions -> names of today, as regular expressions; the first match counts."""
 
 
 class Encoder(nn.Module):
@@ -35,10 +47,10 @@ class Encoder(nn.Module):
         head: the last layer; unit j is its rows j (mean) and latents + j (log variance).
     """
 
-    head: GentleLinear
+    head: ScaledLinear
 
-    def prepared(self, images: Tensor) -> Tensor:
-        """What the linear path is given of images [batch, channels, size, size]: the images, unless a family says."""
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Return what the PCA skip encodes, for images [batch, channels, size, size]: the images, unless overridden."""
         return images
 
     def _moments(self, features: Tensor) -> Tensor:
@@ -48,42 +60,38 @@ class Encoder(nn.Module):
         return moments
 
     @torch.no_grad()
-    def replace_units(self, which: Tensor, donor: Encoder) -> None:
-        """Take the latent units `which` ([latents], bool, on this module's device) from one of the same shape."""
-        self.head.replace(torch.cat([which, which]), donor.head)
+    def reinit_latent_units(self, mask: Tensor, source: Encoder) -> None:
+        """Take the latent units where `mask` ([latents], bool, on this device) is true from another encoder."""
+        self.head.copy_rows(torch.cat([mask, mask]), source.head)
 
 
 class Decoder(nn.Module):
-    """Latents [batch, latents] -> detail [batch, channels, size, size]: what is added to grey, or to a picture.
+    """Latents [batch, latents] -> residual [batch, channels, size, size], added to gray or the PCA reconstruction.
 
-    `forward` takes the latents and the linear path's picture [batch, channels, side, side], None without one.
+    `forward` takes the latents and the PCA reconstruction [batch, channels, side, side], None without a PCA skip.
 
     Attributes:
         head: the first layer; unit j is its column j.
-        last: the last layer that has weights.
-        detail_gain: what its output is multiplied by; a buffer, as the gain of `GentleLinear`.
+        conv_out: the last layer that has weights.
+        residual_scale: what its output is multiplied by; a buffer, as the gain of `ScaledLinear`.
     """
 
     head: nn.Linear
-    last: nn.Conv2d | nn.ConvTranspose2d
-    detail_gain: Tensor
+    conv_out: nn.Conv2d | nn.ConvTranspose2d
+    residual_scale: Tensor
 
-    def _make_gain(self) -> None:
-        """The gain before any start; a method, as the spatial family has none."""
-        self.register_buffer("detail_gain", torch.tensor(FULL_GAIN))
-
-    def begin_beside_linear_path(self, kept: int) -> None:
-        """Add nothing yet to its picture, which shows the first `kept` units; softly, where it shows any."""
-        nn.init.zeros_(self.last.weight)
-        if self.last.bias is not None:
-            nn.init.zeros_(self.last.bias)
-        if kept:
-            self.detail_gain.fill_(GENTLE_GAIN)
+    def reset_residual_branch(self, active: int) -> None:
+        """Let the residual be zero, and grow slowly where the PCA reconstruction shows any of the first units."""
+        nn.init.zeros_(self.conv_out.weight)
+        if self.conv_out.bias is not None:
+            nn.init.zeros_(self.conv_out.bias)
+        if active:
+            self.residual_scale.fill_(RESIDUAL_INIT_SCALE)
 
     @torch.no_grad()
-    def replace_units(self, which: Tensor, donor: Decoder) -> None:
-        """Take the latent units `which` ([latents], bool, on this module's device) from one of the same shape."""
-        self.head.weight[:, which] = donor.head.weight.to(self.head.weight)[:, which]
+    def reinit_latent_units(self, mask: Tensor, source: Decoder) -> None:
+        """Take the latent units where `mask` ([latents], bool, on this device) is true from another decoder."""
+        self.head.weight[:, mask] = source.head.weight.to(self.head.weight)[:, mask]
 
 
 class VAE(nn.Module):
@@ -93,7 +101,7 @@ class VAE(nn.Module):
         latents: number of latent units.
         channels: image channels, 1 or 3.
         image_size: height and width in pixels.
-        linear: the path beside the network that starts at PCA; None for the network alone.
+        pca_skip: the linear maps beside the network; None for the network alone.
         density: what `sample` draws latents from; N(0, I) until one is fitted.
     """
 
@@ -104,21 +112,21 @@ class VAE(nn.Module):
         latents: int,
         channels: int,
         image_size: int,
-        linear: LinearPath | None = None,
+        pca_skip: PCASkip | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.linear = linear
+        self.pca_skip = pca_skip
         self.latents = latents
         self.channels = channels
         self.image_size = image_size
-        self._beside: list[LatentDensity] = [NormalDensity(latents)]  # a list, so that no state dict holds it
+        self._density: list[LatentDensity] = [NormalDensity(latents)]  # a list, so that no state dict holds it
 
     @property
     def density(self) -> LatentDensity:
-        """Stays on the CPU, wherever the model is, so that every device samples the same latents."""
-        return self._beside[0]
+        """What `sample` draws from; on the CPU wherever the model is, so that every device samples the same."""
+        return self._density[0]
 
     @property
     def encode_batch_size(self) -> int:
@@ -127,14 +135,14 @@ class VAE(nn.Module):
 
     def use_density(self, density: LatentDensity) -> None:
         """Sample from `density` from now on. (A module takes no setter for an attribute that is itself a module.)"""
-        self._beside = [density]
+        self._density = [density]
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """q(z|x) of images [batch, channels, size, size] in [0, 1]; float32 whatever the network's precision."""
         posterior = DiagonalGaussian.from_moments(self.encoder(images))
-        if self.linear is None:
+        if self.pca_skip is None:
             return posterior
-        linear = self.linear.encode(self.encoder.prepared(images))
+        linear = self.pca_skip.encode(self.encoder.preprocess(images))
         return DiagonalGaussian(posterior.mean + linear, posterior.logvar)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -142,10 +150,10 @@ class VAE(nn.Module):
 
         Given as float32, computed in the network's precision.
         """
-        picture = None if self.linear is None else self.linear.decode(latents)
-        detail: Tensor = self.decoder(latents, picture)
-        base = GREY if picture is None else enlarge(picture, self.image_size)
-        return base + detail.float()
+        reconstruction = None if self.pca_skip is None else self.pca_skip.decode(latents)
+        residual: Tensor = self.decoder(latents, reconstruction)
+        base = GRAY if reconstruction is None else enlarge(reconstruction, self.image_size)
+        return base + residual.float()
 
     @torch.no_grad()
     def sample(
@@ -178,30 +186,40 @@ class VAE(nn.Module):
         return VAEOutput(self.decode(latents), posterior, latents)
 
     @torch.no_grad()
-    def start_at(self, basis: PrincipalComponents, linear: LinearVAE) -> None:
+    def init_from_pca(self, basis: PrincipalComponents, linear: LinearVAE) -> None:
         """Become the optimal linear VAE: the network adds nothing yet, and posteriors have the best variance.
 
-        Units that this VAE does not use keep the first weights of the network.
+        Units that the linear VAE does not use keep the first weights of the network.
         """
-        assert self.linear is not None, "this model has no linear path"
-        kept, head = self.linear.start(basis, linear), self.encoder.head
+        assert self.pca_skip is not None, "this model has no PCA skip"
+        active, head = self.pca_skip.init_from_pca(basis, linear), self.encoder.head
         for first in (0, self.latents):
-            head.silence(first, kept)
-        logvar = torch.from_numpy(linear.posterior_variances[:kept]).clamp(max=LARGEST_VARIANCE).log()
-        head.bias[self.latents : self.latents + kept] = logvar.to(head.bias)
-        self.decoder.begin_beside_linear_path(kept)
+            head.zero_init_rows(first, active)
+        logvar = torch.from_numpy(linear.posterior_variances[:active]).clamp(max=LARGEST_VARIANCE).log()
+        head.bias[self.latents : self.latents + active] = logvar.to(head.bias)
+        self.decoder.reset_residual_branch(active)
 
-    def upgrade_state_dict(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a file, with the gains that files of earlier versions lack."""
-        own = self.state_dict()
-        before = {name: torch.full_like(own[name], gain) for name, gain in GAINS_BEFORE.items() if name in own}
-        return {**before, **weights}
+    @staticmethod
+    def upgrade_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of a file under today's names; of an optimizer's state too (`parameter/slot`)."""
+
+        def new_name(name: str) -> str:
+            renamed = (re.sub(before, now, name) for before, now in RENAMED_TENSORS)
+            return next((each for each in renamed if each != name), name)
+
+        return {new_name(name): tensor for name, tensor in tensors.items()}
+
+    def upgrade_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a file as this version names them, with the buffers that earlier versions left out."""
+        expected = self.state_dict()
+        missing = {n: torch.full_like(expected[n], value) for n, value in MISSING_BUFFERS.items() if n in expected}
+        return {**missing, **self.upgrade_names(tensors)}
 
     @torch.no_grad()
-    def replace_units(self, which: Tensor, donor: VAE) -> None:
-        """Take the latent units `which` ([latents], bool) from a model of the same shape, in place."""
-        which = which.to(next(self.parameters()).device)
-        self.encoder.replace_units(which, donor.encoder)
-        self.decoder.replace_units(which, donor.decoder)
-        if self.linear is not None and donor.linear is not None:
-            self.linear.replace_units(which, donor.linear)
+    def reinit_latent_units(self, mask: Tensor, source: VAE) -> None:
+        """Take the latent units where `mask` ([latents], bool) is true from a model of the same shape, in place."""
+        mask = mask.to(next(self.parameters()).device)
+        self.encoder.reinit_latent_units(mask, source.encoder)
+        self.decoder.reinit_latent_units(mask, source.decoder)
+        if self.pca_skip is not None and source.pca_skip is not None:
+            self.pca_skip.reinit_latent_units(mask, source.pca_skip)

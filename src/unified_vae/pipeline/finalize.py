@@ -31,12 +31,12 @@ from unified_vae.experiment.subject.subject import PIXEL_TERMS
 from unified_vae.metrics.images import ReconstructionSums
 from unified_vae.models.density import FILE_NAME as DENSITY_FILE
 from unified_vae.models.density import NormalDensity
-from unified_vae.models.latent_stats import measure
 from unified_vae.models.pretrained import (
     CONFIG,
     DENSITY,
     WEIGHTS,
     load_pretrained,
+    measure_latent_stats,
     save_density,
     save_pretrained,
     save_stats,
@@ -71,7 +71,7 @@ def export_model(job: TrainJob) -> None:
         if state.best_step is not None and state.best_step != state.step:
             try:
                 best = job.checkpointer.best_unsaved(state.best_step) or load(folder.checkpoints, state.best_step)
-                weights, step = dict(best.tensors("ema")), best.step
+                weights, step = job.train_step.model.upgrade_state_dict(best.tensors("ema")), best.step
             except CheckpointError as error:
                 job.observer.notice(f"the best weights cannot be read, so the last ones are exported: {error}")
                 psnr = None  # of the best, which these are not
@@ -203,7 +203,7 @@ def _write_stats_and_card(job: TrainJob, model: VAE, encoded: DiagonalGaussian |
     try:
         if isinstance(encoded, Exception):
             raise encoded
-        stats = measure(encoded)
+        stats = measure_latent_stats(encoded)
         save_stats(folder, stats)
     except Exception as error:
         job.observer.notice(f"the model has no statistics of its latents ({_first_line(error)})")

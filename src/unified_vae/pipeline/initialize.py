@@ -17,7 +17,7 @@ from unified_vae.training.validation import VAEValidator
 
 
 def from_pca(job: TrainJob) -> None:
-    """Make a model with a linear path the optimal linear VAE of the training images; others keep random weights."""
+    """Make a model with a PCA skip the optimal linear VAE of the training images; others keep random weights."""
     assert job.pca is not None, "only a new run has one"
     step = job.train_step
     init_from_pca([step.model, step.ema.model], job.pca, job.preflight, job.config)

@@ -75,7 +75,7 @@ def examine(job: TrainJob) -> tuple[Diagnosis, ValidationResult]:
 def reinit_dead_units(job: TrainJob, active: list[bool]) -> int:
     """Give every latent unit that is not active fresh weights, in the model and its average; returns how many.
 
-    Where the model has a linear path, a unit's fresh weights are its principal component. One validation image shows no
+    Where the model has a PCA skip, a unit's fresh weights are its principal component. One validation image shows no
     difference between images, so nothing is replaced then.
     """
     config, step = job.config, job.train_step
@@ -86,7 +86,7 @@ def reinit_dead_units(job: TrainJob, active: list[bool]) -> int:
     assert job.pca is not None, "only a new run has one"
     init_from_pca([source], job.pca, job.preflight, config)
     for model in (step.model, step.ema.model):
-        model.replace_units(dead, source)
+        model.reinit_latent_units(dead, source)
     return int(dead.sum())
 
 

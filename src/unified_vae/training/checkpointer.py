@@ -81,11 +81,13 @@ class OptimizerState:
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put saved state back.
+        """Put saved state back; a module with `upgrade_names` first renames the parameters of an earlier version.
 
         Raises:
             CheckpointError: it names a parameter that the optimizers do not have, or is of other shapes.
         """
+        upgrade = getattr(self.module, "upgrade_names", None)
+        tensors = upgrade(tensors) if upgrade else tensors
         parameters = dict(self.module.named_parameters())
         slots: dict[str, dict[str, Any]] = {}
         for key, value in tensors.items():

@@ -6,9 +6,8 @@ from diffusers import AutoencoderKL
 from pydantic import ValidationError
 
 from unified_vae.config.model import SpatialConfig
+from unified_vae.models.autoencoder_kl import Upsampler, diffusers_key
 from unified_vae.models.build import build_model
-from unified_vae.models.spatial import foreign_name
-from unified_vae.models.spatial_blocks import Upsampler
 
 SMALL = SpatialConfig(image_size=16, downsample_factor=4, latent_channels=2, base_channels=8, channels=3)
 
@@ -47,7 +46,7 @@ def foreign(config):
 def test_it_computes_what_diffusers_computes(change):
     config = changed(**change)
     model, other = build_model(config, seed=0).eval(), foreign(config)
-    other.load_state_dict({foreign_name(name): value for name, value in model.state_dict().items()})
+    other.load_state_dict({diffusers_key(name): value for name, value in model.state_dict().items()})
     images = torch.rand(2, config.channels, 16, 16)
     posterior, theirs = model.encode(images), other.encode(2 * images - 1).latent_dist
     assert torch.equal(posterior.mean, theirs.mean.flatten(1))
@@ -146,7 +145,7 @@ def test_a_channel_is_replaced_whole_or_not_at_all(quant_convs):
     model, before, donor = (build_model(config, seed=seed).eval() for seed in (0, 0, 1))
     which = torch.zeros(config.latents, dtype=torch.bool)
     which[: config.positions + 3] = True  # the first channel, and some of the second
-    model.replace_units(which, donor)
+    model.reinit_latent_units(which, donor)
     images = torch.rand(2, 3, 16, 16)
     own, old = (each.encode(images).mean.unflatten(1, (2, -1)) for each in (model, before))
     assert torch.equal(own[:, 1], old[:, 1])

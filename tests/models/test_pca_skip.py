@@ -1,4 +1,4 @@
-"""The linear path: a model that starts as the optimal linear VAE, and a network beside it that then learns."""
+"""The PCA skip: a model that starts as the optimal linear VAE, and a network beside it that then learns."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.core.linear_gaussian import optimum
 from unified_vae.core.principal_components import LARGEST_SIDE, PrincipalComponents, enlarge, working_side
 from unified_vae.models.build import build_model
-from unified_vae.models.linear_path import at_size, folding
+from unified_vae.models.pca_skip import fold_factor, fold_to_size
 
 
 def basis_of(size: int, channels: int = 3, count: int = 6, seed: int = 0) -> PrincipalComponents:
@@ -27,7 +27,7 @@ def started(size: int, latents: int = 6, beta: float = 2.0, count: int = 6, fami
     spectrum = basis.eigenvalues[:latents]
     linear = optimum(spectrum, basis.rest(latents), 3 * size**2, beta)
     model = build_model(family(image_size=size, latents=latents, base_channels=4, channels=3), seed=0).eval()
-    model.start_at(basis, linear)
+    model.init_from_pca(basis, linear)
     return model, basis, linear
 
 
@@ -73,9 +73,9 @@ def test_the_network_learns_from_the_start():
     model.train()
     output = model(torch.rand(4, 3, 16, 16), torch.randn(4, 6))
     (output.reconstruction.square().sum() + output.posterior.kl_per_unit().sum()).backward()
-    for layer in (model.decoder.last, model.encoder.head):
+    for layer in (model.decoder.conv_out, model.encoder.head):
         assert bool((layer.weight.grad != 0).any())
-    assert all(parameter.grad is None for parameter in model.linear.parameters())
+    assert all(parameter.grad is None for parameter in model.pca_skip.parameters())
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_the_first_step_of_adam_leaves_the_start_softly(family, jumps):
     def moved(gain: float | None) -> tuple[float, float]:
         config = family(image_size=64, latents=6, base_channels=32, channels=3, **(jumps or {}))
         model = build_model(config, seed=0)
-        model.start_at(basis, linear)
+        model.init_from_pca(basis, linear)
         if gain is not None:
             model.encoder.head.gain.fill_(gain)
-            model.decoder.detail_gain.fill_(gain)
+            model.decoder.residual_scale.fill_(gain)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         before = model(images, torch.zeros(8, 6))
         (before.reconstruction - images).square().sum().add(before.posterior.kl_per_unit().sum()).backward()
@@ -106,59 +106,59 @@ def test_the_first_step_of_adam_leaves_the_start_softly(family, jumps):
 
     latents, pixels = moved(None)
     assert 0 < latents < 0.1 and 0 < pixels < 0.003
-    if jumps is None:  # a narrow neck is soft by itself
+    if jumps is None:  # a narrow bottleneck is soft by itself
         return
     latents, pixels = moved(1.0)
     assert latents > 0.3 and pixels > 0.005
 
 
 @pytest.mark.parametrize("count", [4, 6])
-def test_the_residual_decoder_begins_with_the_picture_alone(count):
-    """Latents that the picture shows move it by nothing else, until its first layer learns; the others do."""
+def test_the_residual_decoder_starts_with_the_pca_reconstruction(count):
+    """Latents that the PCA reconstruction shows move it by nothing else at first; the others do."""
     model, _, linear = started(32, count=count, family=ResidualConfig)
-    decoder, picture = model.decoder, torch.rand(1, 3, 32, 32)
-    torch.nn.init.normal_(decoder.last.weight)  # as after the first step
+    decoder, reconstruction = model.decoder, torch.rand(1, 3, 32, 32)
+    torch.nn.init.normal_(decoder.conv_out.weight)  # as after the first step
     for unit in range(6):
-        one, two = (decoder(float(value) * torch.eye(6)[[unit]], picture) for value in (-1, 1))
+        one, two = (decoder(float(value) * torch.eye(6)[[unit]], reconstruction) for value in (-1, 1))
         assert torch.equal(one, two) == (unit < linear.active_units)
-    decoder(torch.randn(4, 6), picture.expand(4, -1, -1, -1)).square().sum().backward()
-    for late in (decoder.head, *(stage.look.mix for stage in decoder.stages)):  # silent at first, not stuck
+    decoder(torch.randn(4, 6), reconstruction.expand(4, -1, -1, -1)).square().sum().backward()
+    for late in (decoder.head, *(stage.pca_conditioning.mix for stage in decoder.stages)):  # silent at first, not stuck
         assert bool((late.weight.grad != 0).flatten(1).any(1).all())
 
 
-def test_the_picture_reaches_every_map():
-    """With the last layer awake, changing the picture alone changes the detail."""
+def test_every_map_is_conditioned_on_the_pca_reconstruction():
+    """Where the last layer is not zero, another PCA reconstruction alone changes the residual."""
     model = build_model(ConvConfig(image_size=32, latents=6, base_channels=4, channels=3), seed=0)
-    latents, picture = torch.randn(1, 6), torch.rand(1, 3, 32, 32)
+    latents, reconstruction = torch.randn(1, 6), torch.rand(1, 3, 32, 32)
     for stage in model.decoder.stages:
-        assert stage.look.mix.in_channels in (12, 48)
-    assert not torch.equal(model.decoder(latents, picture), model.decoder(latents, 1 - picture))
+        assert stage.pca_conditioning.mix.in_channels in (12, 48)
+    assert not torch.equal(model.decoder(latents, reconstruction), model.decoder(latents, 1 - reconstruction))
 
 
 @pytest.mark.parametrize(("size", "side", "fold"), [(8, 64, 4), (16, 64, 4), (32, 64, 2), (64, 64, 1), (64, 32, 1)])
 def test_folding_keeps_the_bound_and_the_details_that_fit(size, side, fold):
-    assert folding(3, size, side, 48) == fold
-    picture = torch.rand(2, 3, side, side)
-    features = at_size(picture, size, 48)
+    assert fold_factor(3, size, side, 48) == fold
+    reconstruction = torch.rand(2, 3, side, side)
+    features = fold_to_size(reconstruction, size, 48)
     assert features.shape == (2, 3 * fold**2, size, size)
     if size * fold == side:
-        assert torch.equal(torch.nn.functional.pixel_shuffle(features, fold) if fold > 1 else features, picture)
+        assert torch.equal(torch.nn.functional.pixel_shuffle(features, fold) if fold > 1 else features, reconstruction)
 
 
 def test_replaced_units_take_their_part_of_the_path():
     model, *_ = started(16)
     donor, *_ = started(16, beta=0.1)
     which = torch.tensor([True, False, True, False, False, False])
-    before = model.linear.to_picture.weight.clone()
-    model.replace_units(which, donor)
-    assert torch.equal(model.linear.to_picture.weight[:, which], donor.linear.to_picture.weight[:, which])
-    assert torch.equal(model.linear.to_picture.weight[:, ~which], before[:, ~which])
-    assert torch.equal(model.linear.to_latents.bias[which], donor.linear.to_latents.bias[which])
+    before = model.pca_skip.to_pixels.weight.clone()
+    model.reinit_latent_units(which, donor)
+    assert torch.equal(model.pca_skip.to_pixels.weight[:, which], donor.pca_skip.to_pixels.weight[:, which])
+    assert torch.equal(model.pca_skip.to_pixels.weight[:, ~which], before[:, ~which])
+    assert torch.equal(model.pca_skip.to_latents.bias[which], donor.pca_skip.to_latents.bias[which])
 
 
 def test_replaced_units_learn_as_softly_as_the_donors():
     model = build_model(ConvConfig(image_size=16, latents=6, base_channels=4, channels=3), seed=0)
     donor, *_ = started(16)
     which = torch.tensor([True, False, True, False, False, False])
-    model.replace_units(which, donor)
+    model.reinit_latent_units(which, donor)
     assert ((model.encoder.head.gain < 1) == which.repeat(2)).all()
