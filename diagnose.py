@@ -1,12 +1,12 @@
-"""The door to a diagnosis: uv run diagnose.py runs/fast_high_quality
+"""Diagnose a run: uv run diagnose.py runs/fast_high_quality
 
-It names the one cause of blur or of poor samples, the figures that say so, and the command to run next.
+It names the one cause of blur or of poor samples, the metrics that show it, and the command to run next.
 """
 
 try:
-    from unified_vae.cli.run_diagnose import main
+    from unified_vae.cli.app import main
 except KeyboardInterrupt:  # while Python loads: nothing has begun
     raise SystemExit(130) from None
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main("diagnose.py"))

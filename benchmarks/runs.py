@@ -27,10 +27,9 @@ from unified_vae.core.events import Observer, RunStarted, Validated
 from unified_vae.core.malloc import keep_freed_memory
 from unified_vae.data.dataset import DataSets
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.planning.plan import Plan, plan_mode, plan_presets
-from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.pipeline.fit import fit
+from unified_vae.pipeline.plan import RunRequest, plan_mode, plan_presets
 
 QUIET_SECONDS = 30.0  # between two lines of a run under way
 NOT_ASKED = {"density.fit": "normal", "training.samples.count": 1, "training.samples.every_epochs": 1000}
@@ -57,7 +56,7 @@ class Job:
     cures: Path | None = None
     keep: bool = False
 
-    def plan(self, work_dir: Path) -> Plan:
+    def plan(self, work_dir: Path) -> RunRequest:
         """The composed run and its folder in `work_dir`."""
         words = [f"{path}={json.dumps(value)}" for path, value in self.settings.items()]
         book, command_line = PresetBook.load(), from_command_line({}, words)
@@ -67,7 +66,8 @@ class Job:
             run = plan_presets(book, self.presets, command_line, None).run
         content = run.config.model_dump_json() + str(self.cures)
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
-        return Plan(run, work_dir / f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.name)}-{digest}", self.cures)
+        run_dir = work_dir / f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.name)}-{digest}"
+        return RunRequest(run, run_dir, fix_from=self.cures)
 
 
 def train(job: Job, work_dir: Path) -> Figures:
@@ -83,7 +83,7 @@ def train(job: Job, work_dir: Path) -> Figures:
         return json.loads(known.read_text(encoding="utf-8"))
     watcher, begun = _Watcher(job.name), time.monotonic()
     keep_freed_memory()  # as the training commands do
-    ending = fit(RunRequest(plan.run, plan.run_dir, True, "the same again", plan.fix_from), [watcher])
+    ending = fit(plan, [watcher])
     if ending.outcome == "interrupted":
         raise SystemExit(ending.exit_code)
     found = figures_of(plan.run_dir, ending.best_step)

@@ -9,10 +9,11 @@ import pytest
 from unified_vae.analysis import diagnosis as causes
 from unified_vae.analysis.diagnosis import CAUSES, HEALTHY, Diagnosis, History, PCALine, interpolate
 from unified_vae.analysis.recommendation import RunContext, recommend
-from unified_vae.cli import run_mode, run_presets, start
-from unified_vae.cli.door import enter
+from unified_vae.cli import train
+from unified_vae.cli.app import main
 from unified_vae.config.presets import PresetBook
 from unified_vae.config.run import RunConfig
+from unified_vae.experiment import model_figures
 
 
 def line(latents=64, here=25.0, more=27.0, predicted_active=64, predicted_psnr=25.0, rise_until=None):
@@ -197,7 +198,8 @@ COMMANDS = {
 def context(tmp_path, monkeypatch):
     """A run with its folder as a user writes it. Commands are planned and checked; no model is built for a dry run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(start, "_only_show", lambda *_: 0)
+    monkeypatch.setattr(model_figures, "model_figures", lambda _: None)
+    monkeypatch.setattr(train, "model_lines", lambda *_: [])
     folder = tmp_path / "runs" / "my run"
     folder.mkdir(parents=True)
     (tmp_path / CONFIG.data.source).touch()
@@ -210,8 +212,7 @@ def context(tmp_path, monkeypatch):
 def composes(command):
     """Whether its program accepts the command."""
     words = shlex.split(command)
-    apps = {"train.py": run_mode.app, "train_unified.py": run_presets.app}
-    return words[2] == "tensorboard" or enter(apps[words[2]], words[2], [*words[3:], "--dry-run"]) == 0
+    return words[2] == "tensorboard" or main(words[2], [*words[3:], "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("cause", COMMANDS)

@@ -1,38 +1,37 @@
-"""A door in this process: words in, exit code and both streams out; `fit` only takes notes."""
+"""The training commands in this process: arguments in, exit code and both streams out; `fit` only takes notes."""
 
 from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from unified_vae.cli import run_mode, run_presets
-from unified_vae.cli.door import enter
+from unified_vae.cli.app import main
 from unified_vae.core.events import Observer, RunFinished
-from unified_vae.experiment.request import RunRequest
+from unified_vae.pipeline.plan import RunRequest
 
 
 @dataclass
-class Door:
-    """Calls a door and remembers what it asked `fit` to do."""
+class Commands:
+    """Runs the training commands and remembers what they asked `fit` to do."""
 
     capsys: pytest.CaptureFixture[str]
     requests: list[RunRequest] = field(default_factory=list)
-    watchers: list[Observer] = field(default_factory=list)
+    observers: list[Observer] = field(default_factory=list)
     error: BaseException | None = None
     exit_code: int = 0
 
-    def mode(self, *words: str) -> tuple[int, str, str]:
-        """train.py with these words: exit code, stdout, stderr."""
-        return self._enter(run_mode.app, "train.py", words)
+    def train(self, *argv: str) -> tuple[int, str, str]:
+        """train.py with these arguments: exit code, stdout, stderr."""
+        return self._run("train.py", argv)
 
-    def presets(self, *words: str) -> tuple[int, str, str]:
-        """train_unified.py with these words: exit code, stdout, stderr."""
-        return self._enter(run_presets.app, "train_unified.py", words)
+    def train_unified(self, *argv: str) -> tuple[int, str, str]:
+        """train_unified.py with these arguments: exit code, stdout, stderr."""
+        return self._run("train_unified.py", argv)
 
     def request(self) -> RunRequest:
         """The only request that was made."""
@@ -41,38 +40,25 @@ class Door:
 
     def fit(self, request: RunRequest, observers: Sequence[Observer]) -> RunFinished:
         self.requests.append(request)
-        self.watchers = list(observers)
+        self.observers = list(observers)
         if self.error is not None:
             raise self.error
         return RunFinished("finished", request.run_dir, 0, {}, None, 0.0, exit_code=self.exit_code)
 
-    def _enter(self, app: object, script: str, words: Sequence[str]) -> tuple[int, str, str]:
+    def _run(self, program: str, argv: Sequence[str]) -> tuple[int, str, str]:
         self.capsys.readouterr()
-        code = enter(app, script, words)  # type: ignore[arg-type]
+        code = main(program, argv)
         captured = self.capsys.readouterr()
         return code, captured.out, captured.err
 
 
 @pytest.fixture
-def door(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
-    """A door with a `fit` that takes notes, in an empty current folder."""
+def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
+    """The commands with a `fit` that takes notes, in an empty current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
-    result = Door(capsys)
+    result = Commands(capsys)
     module = types.ModuleType("unified_vae.pipeline.fit")
     module.fit = result.fit  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "unified_vae.pipeline.fit", module)
     return result
-
-
-@pytest.fixture
-def book_in_folder(tmp_path: Path) -> Callable[[str], Path]:
-    """Writes the text as the current folder's own preset book."""
-
-    def write(text: str) -> Path:
-        path = tmp_path / "config" / "config_unified.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write

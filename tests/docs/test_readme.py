@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unified_vae.cli import main as command
-from unified_vae.cli import run_diagnose, run_mode, run_presets
-from unified_vae.cli.door import enter
+from unified_vae.cli.app import SCRIPTS, VERBS, main, parse
 from unified_vae.config.base import field_paths
 from unified_vae.config.explain import Settings
 from unified_vae.config.presets import SECTIONS, PresetBook
@@ -30,7 +28,7 @@ PAGES = {
 }
 README = PAGES["README.md"]
 BOOK = PresetBook.load(shipped=ROOT / "config" / "config_unified.json")
-DOORS = {"train.py": run_mode.app, "train_unified.py": run_presets.app}
+TRAINING = ("train.py", "train_unified.py")
 PLACEHOLDER = re.compile(r"--(mode|\w+-preset) NAME\b")
 OF_OTHER_PROGRAMS = {
     "--extra",
@@ -86,13 +84,13 @@ def quoted(text: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, line) of every command that starts a door, also under torchrun, but for those with a name left open."""
+    """(page, line) of every command that trains, also under torchrun, but for those with a name left open."""
     lines = []
     for page, text in PAGES.items():
         shell = [line for block in blocks(text, "bash") for line in block.splitlines()]
         lines += [(page, line) for line in [*shell, *quoted(text)]]
-    doors = [(page, line) for page, line in lines if re.match(r"uv run (torchrun .*)?train(_unified)?\.py", line)]
-    return list(dict.fromkeys(entry for entry in doors if not PLACEHOLDER.search(entry[1])))
+    found = [(page, line) for page, line in lines if re.match(r"uv run (torchrun .*)?train(_unified)?\.py", line)]
+    return list(dict.fromkeys(entry for entry in found if not PLACEHOLDER.search(entry[1])))
 
 
 def table(text: str, heading: str) -> list[list[str]]:
@@ -124,11 +122,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_every_command_composes_a_run(page: str, line: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line, comments=True)
-    script = next(word for word in words if word in DOORS)
+    script = next(word for word in words if word in TRAINING)
     given = words[words.index(script) + 1 :]
-    if script == "train.py" and not given:  # the door's name in running text
+    if script == "train.py" and not given:  # its name in running text
         return
-    code = enter(DOORS[script], script, [*given, "--dry-run"])
+    code = main(script, [*given, "--dry-run"])
     out, error = capsys.readouterr()
     assert (code, error) == (0, ""), f"{page}: {line}"
     assert "nothing was started" in out or "--list-presets" in given
@@ -230,7 +228,7 @@ def test_every_diagnosis_that_is_named_can_be_asked_for() -> None:
     assert len(lines) >= 3
     for line in lines:
         words = shlex.split(line, comments=True)[3:]
-        assert callable(run_diagnose.app(args=words, prog_name="diagnose.py", standalone_mode=False)), line
+        assert callable(parse("diagnose.py", words)), line
 
 
 def test_every_verb_that_is_named_can_be_asked_for() -> None:
@@ -239,15 +237,15 @@ def test_every_verb_that_is_named_can_be_asked_for() -> None:
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line, comments=True)[3:]
-        assert callable(command.app(args=words, prog_name=command.PROGRAM, standalone_mode=False)), line
+        assert callable(parse("unified-vae", words)), line
 
 
 def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
     known = set(OF_OTHER_PROGRAMS)
-    for script, app in {**DOORS, "diagnose.py": run_diagnose.app}.items():
-        assert enter(app, script, ["--help"]) == 0
-    for verb in command.VERBS:
-        assert enter(command.app, command.PROGRAM, [verb.__name__, "--help"]) == 0
+    for script in SCRIPTS:
+        assert main(script, ["--help"]) == 0
+    for verb in VERBS:
+        assert main("unified-vae", [verb, "--help"]) == 0
     known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) | {"--help"}
     for page, text in PAGES.items():
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*\b", " ".join([*quoted(text), *blocks(text, "bash")])):
@@ -258,11 +256,11 @@ def test_the_excerpts_of_the_screen_are_real(home: Path, capsys: pytest.CaptureF
     def plain(line: str) -> str:
         return " ".join(line.split())
 
-    assert enter(run_mode.app, "train.py", ["--mode", "fast_high_quality", "--beta", "4", "--dry-run"]) == 0
+    assert main("train.py", ["--mode", "fast_high_quality", "--beta", "4", "--dry-run"]) == 0
     screen = {plain(line) for line in capsys.readouterr().out.splitlines()}
     dry_run = next(block for block in blocks(README, "text") if block.startswith("* "))
     assert {plain(line) for line in dry_run.splitlines()} <= screen
-    assert enter(run_mode.app, "train.py", ["--mode", "quick_test", "--set", "loss.kl.wieght=2"]) == 2
+    assert main("train.py", ["--mode", "quick_test", "--set", "loss.kl.wieght=2"]) == 2
     assert capsys.readouterr().err in blocks(README, "text")
 
 

@@ -32,8 +32,7 @@ def enter(words: list[str], said: Path, environment: dict[str, str], faults: tup
     try:  # as the doors do
         import torch
 
-        from unified_vae.cli import run_presets
-        from unified_vae.cli.door import enter as through
+        from unified_vae.cli.app import main
 
         torch.set_num_threads(1)
         os.environ.update(environment)
@@ -41,7 +40,7 @@ def enter(words: list[str], said: Path, environment: dict[str, str], faults: tup
         os.dup2(out, 1)
         os.dup2(out, 2)
         with injected(*faults):
-            code = through(run_presets.app, "train_unified.py", words)
+            code = main("train_unified.py", words)
         for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # what follows is multiprocessing's own end, and no part of ours
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     except KeyboardInterrupt:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from unified_vae.core.errors import UserError
 from unified_vae.data.batches import TrainBatch
-from unified_vae.experiment.request import RunRequest
 from unified_vae.models.vae import VAE
+from unified_vae.pipeline.plan import RunRequest
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.train_step import VAEStep, to_unit_range
 from unified_vae.training.trainer import Trainer

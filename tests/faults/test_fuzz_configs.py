@@ -16,7 +16,7 @@ from unified_vae.config.base import field_paths
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import UserError
-from unified_vae.experiment.planning.plan import check, plan_mode, plan_record
+from unified_vae.pipeline.plan import check_request, plan_mode, plan_presets
 
 SEED, FEW, MANY = 1, 100, 20_000
 SLOWEST_SECONDS, LONGEST_SENTENCE = 5.0, 2_000
@@ -63,9 +63,9 @@ def _compose(path: Path, shipped: Path, words: list[str]) -> None:
     book = PresetBook.load(extra=path, shipped=shipped)
     command_line = from_command_line({}, words)
     if book.record is not None:
-        check(plan_record(book, command_line, None))
+        check_request(plan_presets(book, {}, command_line, None))
     else:
-        check(plan_mode(book, next(iter(book.modes)), command_line, None))
+        check_request(plan_mode(book, next(iter(book.modes)), command_line, None))
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.long)])

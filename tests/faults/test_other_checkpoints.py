@@ -7,7 +7,6 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
-from unified_vae.cli import door
 from unified_vae.config.model import ConvConfig
 from unified_vae.core.checkpoint_format import MANIFEST, OtherFormat, folder_name, seal
 from unified_vae.core.errors import CheckpointError, ConfigError
@@ -99,11 +98,6 @@ def test_the_nearest_fix_names_mode_or_preset(trained, source, then, now, fix):
     with pytest.raises(ConfigError) as problem:
         refuse_impossible(differences(record, other), record, now, trained)
     assert fix in str(problem.value)
-
-
-def test_the_door_shows_the_table_below_the_sentence(capsys):
-    assert door._fail("a\n  sentence", 2, ["  setting", "  model.latents"]) == 2
-    assert capsys.readouterr().err == "error: a sentence\n  setting\n  model.latents\n"
 
 
 # --- versions -------------------------------------------------------------------------------------------------

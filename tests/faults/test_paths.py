@@ -17,8 +17,7 @@ from lives import SETTINGS, merged
 from made_archives import zipped
 from made_images import png, write_files
 
-from unified_vae.cli import run_diagnose, run_mode, run_presets
-from unified_vae.cli.door import enter
+from unified_vae.cli.app import main
 from unified_vae.core.paths import LONGEST_NAME, sibling
 from unified_vae.models.pretrained import load_pretrained
 
@@ -58,9 +57,7 @@ def toll():
 
 
 def train(data: str, run_dir: str, *more: str) -> int:
-    return enter(
-        run_presets.app, "train_unified.py", [f"--data={data}", f"--run-dir={run_dir}", "--config=mine.json", *more]
-    )
+    return main("train_unified.py", [f"--data={data}", f"--run-dir={run_dir}", "--config=mine.json", *more])
 
 
 @pytest.mark.figure
@@ -77,7 +74,7 @@ def test_a_run_goes_there_and_back(
     assert train(str(images), str(run_dir), "--epochs", "2") == 0
     assert "already" in capsys.readouterr().out
     assert load_pretrained(run_dir / "model").latents == 4
-    assert enter(run_diagnose.app, "diagnose.py", ["--", str(run_dir)]) == 0, capsys.readouterr().err
+    assert main("diagnose.py", ["--", str(run_dir)]) == 0, capsys.readouterr().err
     assert train(str(images), str(run_dir), "--no-resume") == 0, capsys.readouterr().err
     assert len([entry for entry in Path("runs").iterdir() if not entry.name.startswith(".")]) == 2
     if len(os.fsencode(name)) < 250 and name.isprintable():
@@ -157,7 +154,7 @@ def test_a_config_that_is_no_file_is_one_sentence(form: str, settings: Path, cap
     Path("loop").symlink_to("loop")
     Path("folder").mkdir()
     os.mkfifo("pipe")
-    assert enter(run_mode.app, "train.py", ["--mode", "quick_test", "--config", form, "--dry-run"]) == 2
+    assert main("train.py", ["--mode", "quick_test", "--config", form, "--dry-run"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {form}") and error.count("\n") == 1
 
@@ -167,7 +164,7 @@ def test_a_current_folder_that_is_gone_is_one_sentence(tmp_path: Path, monkeypat
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    code = enter(run_mode.app, "train.py", ["--mode", "quick_test"])
+    code = main("train.py", ["--mode", "quick_test"])
     monkeypatch.chdir(tmp_path)
     assert code == 3
     assert "the current folder was deleted" in capsys.readouterr().err
@@ -183,6 +180,6 @@ def test_names_made_from_names_are_never_too_long(name: str, tmp_path: Path) -> 
 
 
 def test_a_run_to_be_fixed_whose_name_is_too_long_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert enter(run_mode.app, "train.py", ["--mode", "resume_fix", "--run-dir", "a" * 5000]) == 2
+    assert main("train.py", ["--mode", "resume_fix", "--run-dir", "a" * 5000]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: there is no run to fix in aaa") and error.count("\n") == 1 and len(error) < 1000

@@ -11,7 +11,7 @@ from full_disks import limit_file_size, obey_permissions
 from lives import Recorder, server
 
 from unified_vae.core.errors import UserError
-from unified_vae.experiment.request import RunRequest
+from unified_vae.pipeline.plan import RunRequest
 
 
 def live_and_tell(some: RunRequest, watcher: Recorder, told: Path, permissions: bool) -> None:

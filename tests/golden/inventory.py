@@ -12,7 +12,6 @@ import tomllib
 import types
 from collections.abc import Iterator
 from enum import Enum, EnumMeta
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from pydantic import BaseModel
 
+from unified_vae.cli.app import PROGRAM, SCRIPTS, VERBS, make_parser
 from unified_vae.config.base import members, tag_of
 from unified_vae.config.presets import SECTIONS, PresetBook
 from unified_vae.config.run import RunConfig
@@ -27,12 +27,6 @@ from unified_vae.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = Path(__file__).with_name("inventory.txt")
-COMMANDS = {  # name -> module with its `app`
-    "train.py": "unified_vae.cli.run_mode",
-    "train_unified.py": "unified_vae.cli.run_presets",
-    "diagnose.py": "unified_vae.cli.run_diagnose",
-    "unified-vae": "unified_vae.cli.main",
-}
 RUN_FILES = (
     "checkpoints/step-NNNNNNNNN/MANIFEST.json",
     "checkpoints/step-NNNNNNNNN/ema.safetensors",
@@ -75,7 +69,8 @@ MODEL_FILES = (
 def inventory() -> str:
     """The content of the file."""
     lines = [
-        *(line for name, module in COMMANDS.items() for line in command_lines(name, import_module(module).app)),
+        *(line for name in SCRIPTS for line in command_lines(name, make_parser(name))),
+        *(line for verb in VERBS for line in command_lines(f"{PROGRAM} {verb}", make_parser(PROGRAM, [verb]), verb)),
         *setting_lines(RunConfig, "", RunConfig()),
         *preset_lines(),
         *(f"run file {name}" for name in RUN_FILES),
@@ -87,21 +82,19 @@ def inventory() -> str:
     return "\n".join(sorted(set(lines))) + "\n"
 
 
-def command_lines(name: str, app: typer.Typer) -> Iterator[str]:
-    """A command or its verbs; each argument and option with its type, and its default or that it is required."""
-    whole: Any = typer.main.get_command(app)
-    for entry in app.registered_commands:
-        assert entry.callback is not None
-        verb = entry.name or entry.callback.__name__
-        command = whole.commands[verb] if hasattr(whole, "commands") else whole
-        title = f"{name} {verb}" if hasattr(whole, "commands") else name
-        annotations = get_type_hints(entry.callback)
-        yield f"command {title}"
-        for each in command.params:
-            default = "required" if each.required else f"= {_plain(each.default)}"
-            options = "/".join([*each.opts, *each.secondary_opts])
-            written = each.metavar or each.name.upper() if each.param_type_name == "argument" else options
-            yield f"command {title} {written}: {type_name(annotations[each.name])} {default}"
+def command_lines(title: str, parser: typer.Typer, verb: str | None = None) -> Iterator[str]:
+    """A command; each argument and option with its type, and its default or that it is required."""
+    command: Any = typer.main.get_command(parser)
+    command = command.commands[verb] if verb else command
+    callback = next(entry.callback for entry in parser.registered_commands if entry.name == verb)
+    assert callback is not None
+    annotations = get_type_hints(callback)
+    yield f"command {title}"
+    for each in command.params:
+        default = "required" if each.required else f"= {_plain(each.default)}"
+        options = "/".join([*each.opts, *each.secondary_opts])
+        written = each.metavar or each.name.upper() if each.param_type_name == "argument" else options
+        yield f"command {title} {written}: {type_name(annotations[each.name])} {default}"
 
 
 def setting_lines(model: type[BaseModel], prefix: str, values: BaseModel) -> Iterator[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.events import Observer
-from unified_vae.experiment.request import RunRequest
+from unified_vae.pipeline.plan import RunRequest
 
 SETTINGS = {
     "model": {"family": "conv", "image_size": 16, "latents": 4, "base_channels": 4},

@@ -10,8 +10,7 @@ from lives import Recorder, merged, request, write_images
 from PIL import Image
 
 from unified_vae.analysis import diagnosis as causes
-from unified_vae.cli import run_diagnose
-from unified_vae.cli.door import enter
+from unified_vae.cli.app import main
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError
 from unified_vae.core.events import Observer
 from unified_vae.evaluation import diagnose as diagnose_module
@@ -187,11 +186,11 @@ def test_images_that_are_gone_are_asked_for(runs, tmp_path):
 
 def test_the_command_prints_evidence_cause_and_command(healthy, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert enter(run_diagnose.app, "diagnose.py", [str(healthy), "--output", "out", "--device", "cpu"]) == 0
+    assert main("diagnose.py", [str(healthy), "--output", "out", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     for part in ("metrics", "PCA line", "sharpness", "evidence", *causes.CAUSES, "cause: healthy", "next:  uv run "):
         assert part in text
     assert "picture: out/diagnosis.png" in text
     assert all(len(line) <= 108 or " " not in line[60:] for line in text.splitlines() if "uv run" not in line)
-    assert enter(run_diagnose.app, "diagnose.py", ["runs/none"]) == 2
-    assert "runs/none is no folder" in capsys.readouterr().err
+    assert main("diagnose.py", ["runs/none"]) == 2
+    assert "runs/none is not a folder" in capsys.readouterr().err

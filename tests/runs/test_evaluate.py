@@ -10,8 +10,7 @@ import torch
 from lives import Recorder, request, write_images
 from PIL import Image
 
-from unified_vae.cli.door import enter
-from unified_vae.cli.main import app
+from unified_vae.cli.app import main
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.core.posterior import DiagonalGaussian
@@ -207,7 +206,7 @@ def test_inception_s_weights_are_read_without_code(run, tmp_path):
 
 def test_two_runs_on_the_same_images(runs, tmp_path, capsys):
     words = ["evaluate", str(runs / "a"), str(runs / "b"), "--output", str(tmp_path / "out"), "--device", "cpu"]
-    assert enter(app, "unified-vae", [*words, "--samples", "8", "--draws", "2"]) == 0
+    assert main("unified-vae", [*words, "--samples", "8", "--draws", "2"]) == 0
     text = capsys.readouterr().out
     for part in ("RECONSTRUCTION", "PSNR, mean over images", " + better", "not available: LPIPS", "sheet: ", "plot: "):
         assert part in text
@@ -277,7 +276,7 @@ def test_what_one_model_lacks_has_its_reason(runs, tmp_path, capsys):
     save_density(tmp_path / "with", fit_gaussian(DiagonalGaussian(torch.randn(60, 4), torch.zeros(60, 4))), {})
     words = ["evaluate", str(tmp_path / "with"), str(runs / "b" / "model"), "--output", str(tmp_path / "out")]
     words += ["--data", str(runs / "images.npy"), "--device", "cpu", "--samples", "8", "--max-images", "12"]
-    assert enter(app, "unified-vae", [*words, *(word for group in only("samples") for word in ("--skip", group))]) == 0
+    assert main("unified-vae", [*words, *(word for group in only("samples") for word in ("--skip", group))]) == 0
     reason = "model draws new images from N(0, I) alone: no other latent density was fitted"
     assert reason in " ".join(capsys.readouterr().out.split())
     models = json.loads((tmp_path / "out" / "comparison.json").read_text())["models"]
@@ -299,7 +298,7 @@ def test_labels_tell_the_models_apart(tmp_path):
 
 def test_mistakes_get_one_sentence(run, tmp_path, capsys):
     def error_of(*words, verb="evaluate"):
-        code = enter(app, "unified-vae", [verb, *map(str, words), "--device", "cpu"])
+        code = main("unified-vae", [verb, *map(str, words), "--device", "cpu"])
         err = capsys.readouterr().err
         assert err.startswith("error: ") and "Traceback" not in err
         return code, err

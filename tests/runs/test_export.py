@@ -9,8 +9,7 @@ import torch
 from exports import exported, model_of, trained
 from lives import Recorder
 
-from unified_vae.cli import main as command
-from unified_vae.cli.door import enter
+from unified_vae.cli.app import main
 from unified_vae.core.errors import CheckpointError, ConfigError, EnvironmentProblem
 from unified_vae.core.tensor_file import write_tensors
 from unified_vae.data import prepare
@@ -169,7 +168,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
         ([run, "--to", "onnx", "--half", "bf16"], 2, "Use fp16"),
     ]
     for words, code, part in cases:
-        given = enter(command.app, command.PROGRAM, ["export", *map(str, words)])
+        given = main("unified-vae", ["export", *map(str, words)])
         error = capsys.readouterr().err
         assert (given, error.count("\n")) == (code, 1), (words, error)
         assert part in error, (words, error)
@@ -182,7 +181,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
 
 
 def test_the_command_says_what_is_where(run, capsys):
-    code = enter(command.app, command.PROGRAM, ["export", str(run), "--to", "safetensors", "--images", "4"])
+    code = main("unified-vae", ["export", str(run), "--to", "safetensors", "--images", "4"])
     said = capsys.readouterr().out
     assert code == 0 and "model.safetensors" in said and "exports/safetensors" in said and "fp16: " in said
     assert (run / "exports" / "safetensors" / "export.json").is_file()

@@ -10,8 +10,7 @@ import torch
 from lives import Recorder, request, write_images
 from test_spatial_runs import spatial_request
 
-from unified_vae.cli import main as command
-from unified_vae.cli.door import enter
+from unified_vae.cli.app import main
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.experiment.subject.subject import find
 from unified_vae.export import export as export_module
@@ -97,7 +96,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
         ([tmp_path / "vector", "--to", "diffusers"], 2, "--model-preset spatial_f8"),
         ([run, "--to", "diffusers", "--half", "fp16"], 2, "keeps float32"),
     ):
-        given = enter(command.app, command.PROGRAM, ["export", *map(str, words)])
+        given = main("unified-vae", ["export", *map(str, words)])
         error = capsys.readouterr().err
         assert (given, error.count("\n")) == (code, 1) and part in error, error
     assert not (tmp_path / "vector" / "exports").exists()

@@ -10,9 +10,8 @@ import torch
 from lives import Recorder, write_images
 
 from unified_vae.config.presets import PresetBook, from_command_line
-from unified_vae.experiment.planning.plan import plan_mode, plan_presets
-from unified_vae.experiment.request import RunRequest
 from unified_vae.pipeline.fit import fit
+from unified_vae.pipeline.plan import plan_mode, plan_presets
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
 BOOK = PresetBook.load(shipped=SHIPPED)
@@ -40,10 +39,10 @@ def shortened(source, steps, *more):
     )
 
 
-def start(plan, resume=True):
+def start(plan):
     torch.set_num_threads(1)
     recorder = Recorder()
-    fit(RunRequest(plan.run, plan.run_dir, resume, "the same again", plan.fix_from), [recorder])
+    fit(plan, [recorder])
     return recorder
 
 

@@ -12,9 +12,8 @@ from lives import request, write_images
 from PIL import Image
 
 from unified_vae import VAE
-from unified_vae.cli.commands import pictures
-from unified_vae.cli.door import enter
-from unified_vae.cli.main import PROGRAM, app
+from unified_vae.cli.app import main
+from unified_vae.cli.commands import generate
 from unified_vae.experiment.using.generate import noise_seed
 from unified_vae.pipeline.fit import fit
 
@@ -41,7 +40,7 @@ def said(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.chdir(home)
 
     def call(*words: str) -> tuple[int, str, str]:
-        code = enter(app, PROGRAM, list(words))
+        code = main("unified-vae", list(words))
         return (code, *capsys.readouterr())
 
     return call
@@ -191,5 +190,5 @@ def test_wrong_words_are_one_line(home: Path, said, words: str, code: int, sente
 
 
 def test_parsing_imports_no_torch() -> None:
-    names = pictures.sample.__globals__
+    names = generate.sample.__globals__
     assert not {"torch", "VAE", "np"} & set(names)

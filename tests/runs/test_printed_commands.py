@@ -10,21 +10,13 @@ from pathlib import Path
 import pytest
 from lives import Recorder, request, write_images
 
-from unified_vae.cli import run_diagnose, run_mode, run_presets
-from unified_vae.cli.display import finished_lines
-from unified_vae.cli.door import enter, restart_command
-from unified_vae.cli.main import app
+from unified_vae.cli.app import main, parse, restart_command
+from unified_vae.console import finished_lines
 from unified_vae.core.errors import ConfigError
 from unified_vae.evaluation.diagnose import diagnose
 from unified_vae.pipeline.fit import fit
 
 NAME = "my  run's $x *"
-APPS = {
-    "train.py": run_mode.app,
-    "train_unified.py": run_presets.app,
-    "diagnose.py": run_diagnose.app,
-    "unified-vae": app,
-}
 
 
 def words_of(command: str) -> list[str]:
@@ -32,7 +24,7 @@ def words_of(command: str) -> list[str]:
     start, run, script, *words = shlex.split(command)
     assert (start, run) == ("uv", "run")
     if script != "tensorboard":
-        assert callable(APPS[script](args=words, prog_name=script, standalone_mode=False))
+        assert callable(parse(script, words))
     return [script, *words]
 
 
@@ -87,5 +79,5 @@ def test_the_command_that_goes_on_is_the_one_given(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_error_keeps_the_spaces_of_a_quoted_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert enter(run_diagnose.app, "diagnose.py", [str(tmp_path / "a  b")]) == 2
-    assert f"{tmp_path}/a  b is no folder" in capsys.readouterr().err
+    assert main("diagnose.py", [str(tmp_path / "a  b")]) == 2
+    assert f"{tmp_path}/a  b is not a folder" in capsys.readouterr().err

@@ -11,9 +11,8 @@ from unified_vae.analysis.diagnosis import Diagnosis
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.schedule import warmup_end
 from unified_vae.core.errors import CheckpointError, ConfigError
-from unified_vae.experiment.planning.plan import plan_mode
-from unified_vae.experiment.request import RunRequest
 from unified_vae.pipeline.fit import fit
+from unified_vae.pipeline.plan import plan_mode
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
 COLLAPSE = {
@@ -40,7 +39,7 @@ def cure(sick, *assignments):
     words = ["training.epochs=60", "training.validate_every_epochs=60", "training.optimizer.lr=3e-3", *assignments]
     plan = plan_mode(PresetBook.load(shipped=SHIPPED), "resume_fix", from_command_line({}, words), sick)
     recorder = Recorder()
-    fit(RunRequest(plan.run, plan.run_dir, True, "again", plan.fix_from), [recorder])
+    fit(plan, [recorder])
     return recorder, plan
 
 

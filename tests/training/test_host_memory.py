@@ -32,7 +32,7 @@ told = None
 if sys.argv[1] == "keep":
     told = keep_freed_memory()
 elif sys.argv[1] == "train":
-    from unified_vae.cli.start import set_process_defaults
+    from unified_vae.cli.app import set_process_defaults
 
     set_process_defaults(None)
 elif sys.argv[1] == "library":

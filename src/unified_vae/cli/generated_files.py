@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unified_vae.cli.text import gibibytes, number, value_text
 from unified_vae.config.base import dotted, leaves, models_at
 from unified_vae.config.explain import Settings
 from unified_vae.config.presets import SECTIONS, Mode, Preset, PresetBook
 from unified_vae.config.run import RunConfig
+from unified_vae.console import gibibytes, number, value_text
 
 SCHEMA = Path("config") / "config_unified.schema.json"
 PAGE = Path("docs") / "presets.md"
@@ -134,7 +134,7 @@ def presets_page(book: PresetBook) -> str:
 
 
 def _costs(book: PresetBook) -> list[str]:
-    """What each model costs, for images of three channels."""
+    """Table of what each model costs, for images of three channels."""
     from unified_vae.experiment.model_figures import model_figures
 
     rows = []
@@ -143,9 +143,9 @@ def _costs(book: PresetBook) -> list[str]:
         millions = (f"{count / 1e6:.1f} million" for count in (figures.parameters, figures.fixed))
         operations = (f"{number(flops / 1e9)} GFLOP" for flops in (figures.forward_flops, figures.step_flops))
         rows.append((f"`{name}`", *millions, *operations, f"{gibibytes(figures.step_bytes(COSTED_IMAGES))} GiB"))
-    heading = ("Preset", "Parameters", "Fixed", "An image forward", "An image in a step")
+    heading = ("Preset", "Parameters", "Fixed", "Forward, per image", "Step, per image")
     words = (
-        "What they cost, without the networks of loss terms; two operations for a multiplication and an addition. The "
+        "Costs without the networks of loss terms; a multiplication and an addition count as two operations. The "
         f"memory is about that of a step of {COSTED_IMAGES} images at once in fp32; `--dry-run` shows it for any run."
     )
     return [

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from unified_vae.core.events import Observer, Observers, RunFinished
-from unified_vae.experiment.request import RunRequest
 from unified_vae.pipeline import finalize, initialize, resume_fix
 from unified_vae.pipeline.errors import translate_runtime_errors
+from unified_vae.pipeline.plan import RunRequest
 from unified_vae.pipeline.run_header import announce
 from unified_vae.pipeline.setup import StepBuilder, TrainJob, cache_images, setup, write_run_files
 from unified_vae.training.distributed import open_runtime

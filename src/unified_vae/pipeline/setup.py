@@ -35,12 +35,12 @@ from unified_vae.data.batches import (
 from unified_vae.data.dataset import DataSets, PackedSplit
 from unified_vae.data.prepare import open_data
 from unified_vae.experiment.environment import environment
-from unified_vae.experiment.request import RunRequest
 from unified_vae.experiment.run_folder import RunFolder, RunRecord, resolved_origins
 from unified_vae.losses.build import Substitution, resolve_terms
 from unified_vae.losses.kl import equivalent_linear_vae
 from unified_vae.pipeline import autotune, resume
 from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, make_schedule, mean_over_batch, with_shared_batch
+from unified_vae.pipeline.plan import RunRequest
 from unified_vae.training import retention
 from unified_vae.training.checkpointer import Checkpointer
 from unified_vae.training.distributed import Runtime

@@ -3,77 +3,69 @@
 from __future__ import annotations
 
 import re
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unified_vae.cli.commands.encode import Checkpoint, Device, Model
-from unified_vae.cli.door import Job
-from unified_vae.cli.start import show, to_screen
-from unified_vae.cli.text import table, wrapped
+from unified_vae.cli.commands import CHECKPOINT, DEVICE, MODEL
+from unified_vae.console import open_console, show, table, wrapped
 from unified_vae.core.errors import ConfigError, DataError
-
-Images = Annotated[
-    list[Path] | None,
-    typer.Argument(metavar="[IMAGES...]", help="Files and folders to edit.", show_default="some of the labeled"),
-]
-Labels = Annotated[
-    str,
-    typer.Option(help="A folder with a folder a class, builtin, or a table like CelebA's: name, then -1 or 0 and 1."),
-]
-Data = Annotated[str | None, typer.Option(help="The images that a table names.", show_default="the run's")]
-Attribute = Annotated[str | None, typer.Option(help="What to change, as --list names it.", show_default="none")]
-Strength = Annotated[str, typer.Option(help="From..to; 0 changes nothing, 1 is the attribute in full.")]
-Columns = Annotated[int, typer.Option(min=2, max=25, help="Strengths on the sheet.")]
-Sheet = Annotated[Path, typer.Option(metavar="FILE.png", help="Each image at each strength.")]
-File = Annotated[Path, typer.Option("--directions", help="The directions of all attributes, .safetensors and .json.")]
-AtMost = Annotated[int, typer.Option("--max-images", min=20, help="Labeled images to learn from.")]
-Only = Annotated[bool, typer.Option("--list", help="Only list the attributes and how well each is separated.")]
 
 
 def edit(
-    model: Model,
-    images: Images = None,
+    model: Annotated[Path, MODEL],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[IMAGES...]", help="Files and folders to edit.", show_default="some of the labeled images"
+        ),
+    ] = None,
     *,
-    labels: Labels,
-    data: Data = None,
-    attribute: Attribute = None,
-    strength: Strength = "-3..3",
-    columns: Columns = 7,
-    sheet: Sheet = Path("edit.png"),
-    directions: File = Path("directions.safetensors"),
-    max_images: AtMost = 10_000,
-    only_list: Only = False,
-    checkpoint: Checkpoint = None,
-    device: Device = None,
-) -> Job:
-    """Change an attribute of images, learnt from labels: a sheet of strengths."""
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="A folder with a folder per class, builtin, or a table like CelebA's: name, then -1 or 0 and 1."
+        ),
+    ],
+    data: Annotated[str | None, typer.Option(help="The images that a table names.", show_default="the run's")] = None,
+    attribute: Annotated[
+        str | None, typer.Option(help="What to change, as --list names it.", show_default="none")
+    ] = None,
+    strength: Annotated[str, typer.Option(help="From..to; 0 changes nothing, 1 is the attribute in full.")] = "-3..3",
+    columns: Annotated[int, typer.Option(min=2, max=25, help="Strengths on the sheet.")] = 7,
+    sheet: Annotated[Path, typer.Option(metavar="FILE.png", help="Each image at each strength.")] = Path("edit.png"),
+    directions: Annotated[
+        Path, typer.Option("--directions", help="The directions of all attributes, .safetensors and .json.")
+    ] = Path("directions.safetensors"),
+    max_images: Annotated[int, typer.Option("--max-images", min=20, help="Labeled images to learn from.")] = 10_000,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="Only list the attributes and how well each is separated.")
+    ] = False,
+    checkpoint: Annotated[str | None, CHECKPOINT] = None,
+    device: Annotated[str | None, DEVICE] = None,
+) -> None:
+    """Change an attribute of images, learned from labels: a sheet of strengths."""
     if attribute is None and not only_list:
         raise ConfigError("name what to change with --attribute; --list shows what there is")
-    word, strengths = None if only_list else attribute, spread(strength, columns)
+    strengths = spread(strength, columns)
+    from unified_vae.experiment.using.edit import edit  # imports torch: seconds
 
-    def work(command: str) -> int:
-        from unified_vae.experiment.using.edit import edit  # imports torch: seconds
-
-        with closing(to_screen()) as screen:
-            result = edit(
-                model, images or (), labels, data=data, attribute=word, strengths=strengths, sheet=sheet,
-                directions=directions, max_images=max_images, checkpoint=checkpoint, device=device, observer=screen,
-            )  # fmt: skip
-        rows = [("attribute", "images", "separated from the rest by the latents (guessing: 50%)"), *result.rows]
-        lines = [f"learned from {result.images:,} labeled images", *table(rows)]
-        code = show([*lines, *(line for path in result.files for line in wrapped(f"written: {path.as_posix()}", "  "))])
-        if result.problem:
-            raise DataError(result.problem)
-        return code
-
-    return work
+    with open_console() as console:
+        result = edit(
+            model, images or (), labels, data=data, attribute=None if only_list else attribute, strengths=strengths,
+            sheet=sheet, directions=directions, max_images=max_images, checkpoint=checkpoint, device=device,
+            observer=console,
+        )  # fmt: skip
+    rows = [("attribute", "images", "separated from the rest by the latents (chance: 50%)"), *result.rows]
+    lines = [f"learned from {result.images:,} labeled images", *table(rows)]
+    show([*lines, *(line for path in result.files for line in wrapped(f"written: {path.as_posix()}", "  "))])
+    if result.problem:
+        raise DataError(result.problem)
 
 
 def spread(text: str, columns: int) -> list[float]:
-    """So many strengths of a range such as `-3..3`, evenly; raises ConfigError."""
+    """Return evenly spaced strengths of a range such as `-3..3`; raises ConfigError."""
     match = re.fullmatch(r"\s*([-+]?[0-9.]+?)\s*\.\.\s*([-+]?[0-9.]+)\s*", text)
     try:
         low, high = (float(part) for part in match.groups()) if match else (float(text), float(text))

@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unified_vae.cli.door import Job
-from unified_vae.cli.start import show, to_screen
-from unified_vae.cli.text import number, table, wrapped
-from unified_vae.core.errors import ConfigError
-from unified_vae.core.shell import uv_run
+from unified_vae.cli.commands import CHECKPOINT, DEVICE
+from unified_vae.console import number, open_console, show, table, wrapped
 from unified_vae.evaluation import Group, Weights
 
 if TYPE_CHECKING:
@@ -44,9 +41,7 @@ def evaluate(
             show_default="the run's validation images",
         ),
     ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Weights of: best, last or a step.", show_default="best")
-    ] = None,
+    checkpoint: Annotated[str | None, CHECKPOINT] = None,
     weights: Annotated[
         Weights | None,
         typer.Option(
@@ -72,34 +67,20 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the files of several models.", show_default="comparison")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="the run's")
-    ] = None,
+    device: Annotated[str | None, DEVICE] = None,
     seed: Annotated[int, typer.Option(help="Of samples, patches and resamples.")] = 0,
-) -> Job:
+) -> None:
     """Measure models: likeness, likelihood, samples, latents, each with a 95 % interval; several side by side."""
 
-    def work(command: str) -> int:
-        from unified_vae.evaluation.evaluate import evaluate  # imports torch: seconds
+    from unified_vae.evaluation.evaluate import evaluate  # imports torch: seconds
 
-        watcher = to_screen()
-        try:
-            evaluation = evaluate(
-                targets, data=data, checkpoint=checkpoint, weights=weights, samples=samples, max_images=max_images,
-                draws=draws, skip=skip or (), inception=inception, report=json, output=output, device=device, seed=seed,
-                observer=watcher,
-            )  # fmt: skip
-        finally:
-            watcher.close()
-        return show(report_lines(evaluation))
-
-    return work
-
-
-def compare(context: typer.Context) -> Job:
-    """Renamed: evaluate A B ..."""
-    command = uv_run("unified-vae", "evaluate", *context.args)
-    raise ConfigError(f"compare is now evaluate with several models: {command}")
+    with open_console() as console:
+        evaluation = evaluate(
+            targets, data=data, checkpoint=checkpoint, weights=weights, samples=samples, max_images=max_images,
+            draws=draws, skip=skip or (), inception=inception, report=json, output=output, device=device, seed=seed,
+            observer=console,
+        )  # fmt: skip
+    show(report_lines(evaluation))
 
 
 def report_lines(evaluation: Evaluation) -> Iterator[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from unified_vae.cli.door import Job
-from unified_vae.cli.start import show, to_screen
-from unified_vae.cli.text import table, wrapped
+from unified_vae.cli.commands import CHECKPOINT, TARGET
+from unified_vae.console import open_console, show, table, wrapped
 from unified_vae.export.export import Format, check
 from unified_vae.export.export import export as run_export
 
@@ -19,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    target: Annotated[
-        Path, typer.Argument(metavar="TARGET", help="Folder of a run, of its checkpoint, or of a model.")
-    ],
+    target: Annotated[Path, TARGET],
     to: Annotated[
         Format,
         typer.Option(
@@ -30,9 +26,7 @@ def export(
         ),
     ],
     output: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="RUN/exports/...")] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Weights of: best, last or a step.", show_default="best")
-    ] = None,
+    checkpoint: Annotated[str | None, CHECKPOINT] = None,
     weights: Annotated[
         Literal["ema", "raw"] | None,
         typer.Option(help="ema: averaged over the steps; raw: as stepped.", show_default="ema; of a model what it has"),
@@ -45,29 +39,24 @@ def export(
     ] = None,
     images: Annotated[int, typer.Option(help="How many images the audit looks at; 0: no audit.", min=0)] = 256,
     device: Annotated[str | None, typer.Option(help="Device of the audit.", show_default="the run's")] = None,
-) -> Job:
+) -> None:
     """Write a model as files for other programs, load them back and compare."""
-    more = {"output": output, "checkpoint": checkpoint, "weights": weights, "half": half, "data": data}
-    return functools.partial(_export, target, to, {**more, "images": images, "device": device})
-
-
-def _export(target: Path, to: Format, more: dict[str, Any], command: str) -> int:
-    check(target, to, more["output"], more["half"], more["images"])  # before the progress line and torch
-    watcher = to_screen()
-    try:
-        exported = run_export(target, to, **more, observer=watcher)
-    finally:
-        watcher.close()
-    return show(exported_lines(exported))
+    check(target, to, output, half, images)  # before the progress line and torch
+    with open_console() as console:
+        exported = run_export(
+            target, to, output=output, checkpoint=checkpoint, weights=weights, half=half, data=data, images=images,
+            device=device, observer=console,
+        )  # fmt: skip
+    show(exported_lines(exported))
 
 
 def exported_lines(exported: Exported) -> list[str]:
-    """Return files, sizes, differences, and the verdict on half precision."""
+    """List files, sizes, differences, and whether half precision is safe."""
     compared = {one.file: one for one in exported.compared}
     rows = [("file", "size", "largest difference", "compared in")]
     for name, count in exported.files.items():
         size = f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-        difference = reader = ""
+        difference, reader = "", ""
         if one := compared.get(name):
             difference = f"{one.absolute:.1e} ({one.relative:.1e} relative)" if one.absolute else "0"
             reader = one.reader

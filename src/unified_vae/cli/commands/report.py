@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unified_vae.cli.door import Job
-from unified_vae.cli.start import show
-from unified_vae.cli.text import wrapped
-
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")]
-Output = Annotated[
-    Path | None,
-    typer.Option(help="The file to write.", show_default="RUN/report.html; of several runs, comparison.html"),
-]
+from unified_vae.console import show, wrapped
 
 
-def report(runs: Runs, output: Output = None) -> Job:
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The file to write.", show_default="RUN/report.html; of several runs, comparison.html"),
+    ] = None,
+) -> None:
     """Write a run's metrics, curves, images and settings as one HTML page; several runs: one that compares them."""
-    return functools.partial(_report, runs, output)
-
-
-def _report(runs: list[Path], output: Path | None, command: str) -> int:
     from unified_vae.report.page import write_report
 
     start = time.monotonic()
     page = write_report(runs, output)
     size = f"{page.stat().st_size / 1e6:.1f} MB, in {time.monotonic() - start:.1f} s"
-    return show(wrapped(f"the page: {page.as_posix()} ({size})", "  "))
+    show(wrapped(f"the page: {page.as_posix()} ({size})", "  "))

@@ -1,4 +1,4 @@
-"""The two doors: what each option sets, where runs go, what is printed, and which exit code follows."""
+"""The training commands: what each option sets, where runs go, what is printed, and which exit code follows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unified_vae.cli import run_presets
-from unified_vae.cli.door import PRESET_OPTIONS
+from unified_vae.cli.app import PRESET_OPTIONS, main
 from unified_vae.config.presets import FLAGS, SECTIONS
 from unified_vae.config.run import ComposedRun
 from unified_vae.core.errors import DataError, Diverged, EnvironmentProblem
@@ -39,42 +38,42 @@ def test_every_named_flag_has_a_value_to_test() -> None:
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-@pytest.mark.parametrize("which", ["mode", "presets"])
-def test_a_flag_reaches_its_field_and_is_named_as_origin(door, flag: str, which: str) -> None:
+@pytest.mark.parametrize("which", ["train", "train_unified"])
+def test_a_flag_reaches_its_field_and_is_named_as_origin(commands, flag: str, which: str) -> None:
     text, value = FLAG_VALUES[flag]
     Path("photos.zip").touch()
-    words = ["--mode", "quick_test"] if which == "mode" else []
-    code, _, error = getattr(door, which)(*words, flag, text)
+    words = ["--mode", "quick_test"] if which == "train" else []
+    code, _, error = getattr(commands, which)(*words, flag, text)
     assert (code, error) == (0, "")
-    run = door.request().run
+    run = commands.request().run
     assert value_at(run, FLAGS[flag]) == value
     assert run.origins[FLAGS[flag]] == flag
 
 
-def test_images_that_are_not_there_are_told_before_anything_is_loaded(door) -> None:
+def test_missing_images_are_reported_at_once(commands) -> None:
     Path("photos.zip").touch()
-    code, out, error = door.mode("--mode", "quick_test", "--data", "fotos.zip")
-    assert (code, out, door.requests) == (2, "", [])
+    code, out, error = commands.train("--mode", "quick_test", "--data", "fotos.zip")
+    assert (code, out, commands.requests) == (2, "", [])
     assert "no file or folder 'fotos.zip'. Did you mean 'photos.zip'" in error
 
 
-def test_a_run_may_not_write_into_its_own_images(door) -> None:
+def test_a_run_may_not_write_into_its_own_images(commands) -> None:
     Path("photos").mkdir()
-    code, _, error = door.mode("--mode", "quick_test", "--data", "photos", "--run-dir", "./photos")
-    assert (code, door.requests) == (2, [])
+    code, _, error = commands.train("--mode", "quick_test", "--data", "photos", "--run-dir", "./photos")
+    assert (code, commands.requests) == (2, [])
     assert "--run-dir and --data are the same folder" in error
 
 
-def test_an_empty_folder_is_told_before_anything_is_loaded(door) -> None:
+def test_an_empty_folder_is_reported_at_once(commands) -> None:
     Path("photos").mkdir()
-    code, out, error = door.mode("--mode", "quick_test", "--data", "photos")
-    assert (code, out, door.requests) == (2, "", [])
+    code, out, error = commands.train("--mode", "quick_test", "--data", "photos")
+    assert (code, out, commands.requests) == (2, "", [])
     assert "The folder 'photos' is empty" in error and error.count("\n") == 1
 
 
-def test_settings_of_a_finished_run_are_not_listed_again(door) -> None:
+def test_settings_of_a_finished_run_are_not_listed_again(commands) -> None:
     run = Path("runs/mine")
-    write_record(door, run)
+    write_record(commands, run)
     (run / "model").mkdir()
     (run / "model" / "config.json").write_text('{"run": {"trained_steps": 40}}')
     words = ["--mode", "quick_test", "--run-dir", "runs/mine"]
@@ -85,15 +84,15 @@ def test_settings_of_a_finished_run_are_not_listed_again(door) -> None:
         (50, [], True),
     ):
         (run / "checkpoints" / f"step-{step:09}").mkdir(parents=True, exist_ok=True)
-        code, out, _ = door.mode(*words, *more)
-        assert code == 0 and door.requests.pop()
+        code, out, _ = commands.train(*words, *more)
+        assert code == 0 and commands.requests.pop()
         assert ("kl.weight (beta)" in out, "settings: as those of the run in runs/mine" in out) == (listed, not listed)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_mode_goes_to_its_own_folder(door, mode: str) -> None:
-    code, _, _ = door.mode("--mode", mode)
-    request = door.request()
+def test_a_mode_goes_to_its_own_folder(commands, mode: str) -> None:
+    code, _, _ = commands.train("--mode", mode)
+    request = commands.request()
     assert code == 0
     assert request.run_dir == Path("runs") / mode
     assert request.resume
@@ -101,97 +100,97 @@ def test_a_mode_goes_to_its_own_folder(door, mode: str) -> None:
     assert request.run.names["mode"] == mode
 
 
-def test_the_side_door_composes_the_same_run_as_the_mode(door) -> None:
-    door.mode("--mode", "fast_high_quality")
+def test_presets_compose_the_same_run_as_the_mode(commands) -> None:
+    commands.train("--mode", "fast_high_quality")
     words = ["--loss-preset", "high_quality", "--training-preset", "fast_high_quality_training"]
-    door.presets(*words, "--model-preset", "fast_high_quality", "--dataset-preset", "full")
-    by_mode, by_presets = door.requests
+    commands.train_unified(*words, "--model-preset", "fast_high_quality", "--dataset-preset", "full")
+    by_mode, by_presets = commands.requests
     assert by_mode.run.config == by_presets.run.config
     assert by_presets.run_dir == Path("runs/high_quality-fast_high_quality_training-fast_high_quality-full")
 
 
-def test_another_augmentation_is_another_folder(door) -> None:
+def test_another_augmentation_is_another_folder(commands) -> None:
     """So that a run of the four older options is found again where it always was."""
     for words in ([], ["--augment-preset", "none"], ["--augment-preset", "flip"]):
-        assert door.presets(*words)[0] == 0
-    usual, none, flip = door.requests
+        assert commands.train_unified(*words)[0] == 0
+    usual, none, flip = commands.requests
     assert usual.run_dir == none.run_dir == Path("runs/mse_l1-standard_training-small-full")
     assert flip.run_dir == Path("runs/mse_l1-standard_training-small-full-flip")
     assert usual.run.config == none.run.config
     assert flip.run.config.data.augment.horizontal_flip
 
 
-def test_the_usual_presets_of_the_side_door_are_in_its_help(door) -> None:
-    door.presets()
-    _, help_text, _ = door.presets("--help")
-    names = door.request().run.names
+def test_default_presets_are_in_the_help(commands) -> None:
+    commands.train_unified()
+    _, help_text, _ = commands.train_unified("--help")
+    names = commands.request().run.names
     assert set(names) == {"loss", "training", "model", "dataset", "augment"}
     assert all(f"({name})" in help_text for name in names.values())
 
 
-def test_presets_command_without_options_shows_its_help(door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets_command_without_options_shows_its_help(commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_unified.py"])
-    assert run_presets.main() == 0
-    shown = door.capsys.readouterr()
+    assert main("train_unified.py") == 0
+    shown = commands.capsys.readouterr()
     assert shown.out.startswith("Usage: train_unified.py") and shown.err == ""
     monkeypatch.setattr(sys, "argv", ["train_unified.py", "--no-resume"])
-    assert run_presets.main() == 0
-    assert door.request().command == "uv run train_unified.py --resume"  # not the help
+    assert main("train_unified.py") == 0
+    assert commands.request().command == "uv run train_unified.py --resume"  # not the help
 
 
-def test_no_resume_and_run_dir_are_handed_on(door, tmp_path: Path) -> None:
-    door.mode("--mode", "quick_test", "--no-resume", "--run-dir", str(tmp_path / "here"))
-    request = door.request()
+def test_no_resume_and_run_dir_are_handed_on(commands, tmp_path: Path) -> None:
+    commands.train("--mode", "quick_test", "--no-resume", "--run-dir", str(tmp_path / "here"))
+    request = commands.request()
     assert not request.resume
     assert request.run_dir == tmp_path / "here"
 
 
-def test_the_restart_command_continues_the_same_run(door) -> None:
+def test_the_restart_command_continues_the_same_run(commands) -> None:
     Path("my photos.zip").touch()
-    door.mode("--mode", "quick_test", "--no-resume", "--data", "my photos.zip")
-    assert door.request().command == "uv run train.py --mode quick_test --data 'my photos.zip'"
+    commands.train("--mode", "quick_test", "--no-resume", "--data", "my photos.zip")
+    assert commands.request().command == "uv run train.py --mode quick_test --data 'my photos.zip'"
 
 
 @pytest.mark.parametrize(
     ("here", "everywhere", "launcher"),
     [(2, 2, "torchrun --standalone --nproc-per-node 2"), (8, 16, "torchrun --nnodes 2 --nproc-per-node 8")],
 )
-def test_the_restart_command_starts_as_many_processes(door, monkeypatch, here, everywhere, launcher) -> None:
+def test_the_restart_command_starts_as_many_processes(commands, monkeypatch, here, everywhere, launcher) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": here, "WORLD_SIZE": everywhere}.items():
         monkeypatch.setenv(name, str(value))
-    door.mode("--mode", "quick_test")
-    assert door.request().command == f"uv run {launcher} train.py --mode quick_test"
+    commands.train("--mode", "quick_test")
+    assert commands.request().command == f"uv run {launcher} train.py --mode quick_test"
 
 
-def test_set_wins_over_flags_and_flags_over_the_mode(door) -> None:
-    door.mode("--mode", "quick_test", "--beta", "3", "--set", "loss.kl.weight=4", "--epochs", "2")
-    run = door.request().run
+def test_set_wins_over_flags_and_flags_over_the_mode(commands) -> None:
+    commands.train("--mode", "quick_test", "--beta", "3", "--set", "loss.kl.weight=4", "--epochs", "2")
+    run = commands.request().run
     assert run.config.loss.kl.weight == 4
     assert run.config.training.epochs == 2
     assert run.origins["loss.kl.weight"] == "--set"
 
 
-def test_a_flag_survives_a_change_of_kind(door) -> None:
-    door.mode("--mode", "full_retrain", "--lr", "0.1", "--set", "training.optimizer.kind=sgd")
-    optimizer = door.request().run.config.training.optimizer
+def test_a_flag_survives_a_change_of_kind(commands) -> None:
+    commands.train("--mode", "full_retrain", "--lr", "0.1", "--set", "training.optimizer.kind=sgd")
+    optimizer = commands.request().run.config.training.optimizer
     assert optimizer.kind == "sgd"
     assert optimizer.lr == 0.1
 
 
-def test_dry_run_shows_the_run_and_starts_nothing(door) -> None:
-    code, out, _ = door.mode("--mode", "quick_test", "--dry-run", "--beta", "3.25")
+def test_dry_run_shows_the_run_and_starts_nothing(commands) -> None:
+    code, out, _ = commands.train("--mode", "quick_test", "--dry-run", "--beta", "3.25")
     assert code == 0
-    assert not door.requests
+    assert not commands.requests
     assert "kl.weight (beta)" in out
     assert "3.25" in out
     assert "runs/quick_test" in out
 
 
-def test_list_presets_names_everything(door) -> None:
+def test_list_presets_names_everything(commands) -> None:
     from unified_vae.config.presets import SECTIONS, PresetBook
 
     book = PresetBook.load()
-    for which in (door.mode, door.presets):
+    for which in (commands.train, commands.train_unified):
         code, out, _ = which("--list-presets")
         assert code == 0
         for name in [*book.modes, *(name for kind in SECTIONS for name in book.presets(kind))]:
@@ -200,8 +199,8 @@ def test_list_presets_names_everything(door) -> None:
             assert mode.use_case.split(";")[0] in " ".join(out.split())
 
 
-def test_without_a_mode_the_table_is_shown(door) -> None:
-    code, out, error = door.mode()
+def test_without_a_mode_the_table_is_shown(commands) -> None:
+    code, out, error = commands.train()
     assert (code, out) == (2, "")
     assert all(mode in error for mode in [*MODES, "resume_fix"])
     assert "uv run train.py --mode" in error
@@ -239,53 +238,53 @@ def test_without_a_mode_the_table_is_shown(door) -> None:
         (["--mode"], "--mode"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_exit_code_2(door, words: list[str], part: str) -> None:
-    code, out, error = door.mode(*words)
+def test_a_mistake_is_one_line_and_exit_code_2(commands, words: list[str], part: str) -> None:
+    code, out, error = commands.train(*words)
     assert (code, out) == (2, "")
-    assert not door.requests
+    assert not commands.requests
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert part in error
 
 
 @pytest.mark.parametrize("kind", ["loss", "training", "model", "dataset", "augment"])
-def test_an_unknown_preset_names_the_nearest(door, kind: str) -> None:
-    code, _, error = door.presets(f"--{kind}-preset", "smal" if kind != "training" else "quick_tset")
+def test_an_unknown_preset_names_the_nearest(commands, kind: str) -> None:
+    code, _, error = commands.train_unified(f"--{kind}-preset", "smal" if kind != "training" else "quick_tset")
     assert code == 2
     assert f"no {kind} preset" in error
     assert "Did you mean" in error or "Known:" in error
 
 
 @pytest.mark.parametrize("error", [DataError("no images"), EnvironmentProblem("no disk"), Diverged("not finite")])
-def test_an_error_of_the_run_gives_its_sentence_and_code(door, error: DataError) -> None:
-    door.error = error
-    code, _, text = door.mode("--mode", "quick_test")
+def test_an_error_of_the_run_gives_its_sentence_and_code(commands, error: DataError) -> None:
+    commands.error = error
+    code, _, text = commands.train("--mode", "quick_test")
     assert code == error.exit_code
     assert text == f"error: {error}\n"
 
 
-def test_the_exit_code_of_the_run_is_that_of_the_door(door) -> None:
-    door.exit_code = 143
-    assert door.mode("--mode", "quick_test")[0] == 143
+def test_the_exit_code_of_the_run_is_passed_on(commands) -> None:
+    commands.exit_code = 143
+    assert commands.train("--mode", "quick_test")[0] == 143
 
 
-def test_an_interrupt_outside_the_loop_is_130(door) -> None:
-    door.error = KeyboardInterrupt()
-    assert door.mode("--mode", "quick_test")[0] == 130
+def test_an_interrupt_outside_the_loop_is_130(commands) -> None:
+    commands.error = KeyboardInterrupt()
+    assert commands.train("--mode", "quick_test")[0] == 130
 
 
-def test_our_own_mistakes_are_not_hidden(door) -> None:
-    door.error = ZeroDivisionError("ours")
+def test_our_own_mistakes_are_not_hidden(commands) -> None:
+    commands.error = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):
-        door.mode("--mode", "quick_test")
+        commands.train("--mode", "quick_test")
 
 
-def test_a_follower_keeps_silent_but_for_errors(door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_follower_keeps_silent_but_for_errors(commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    code, out, error = door.mode("--mode", "quick_test")
+    code, out, error = commands.train("--mode", "quick_test")
     assert (code, out, error) == (0, "", "")
-    assert door.watchers == []
-    code, _, error = door.mode("--mode", "quick")
+    assert commands.observers == []
+    code, _, error = commands.train("--mode", "quick")
     assert code == 2
     assert error
 
@@ -293,11 +292,11 @@ def test_a_follower_keeps_silent_but_for_errors(door, monkeypatch: pytest.Monkey
 # --- resume_fix and records of runs ------------------------------------------------------------------
 
 
-def write_record(door, run_dir: Path, *words: str) -> ComposedRun:
+def write_record(commands, run_dir: Path, *words: str) -> ComposedRun:
     """Leave the folder of a run of `quick_test` with these words, as `fit` would."""
     Path("photos.zip").touch()
-    door.mode("--mode", "quick_test", *words)
-    run = door.requests.pop().run
+    commands.train("--mode", "quick_test", *words)
+    run = commands.requests.pop().run
     run_dir.mkdir(parents=True)
     config = run.config.model_dump(mode="json")
     content = {"config": config, "requested": config, "origins": run.origins, "names": run.names}
@@ -305,30 +304,30 @@ def write_record(door, run_dir: Path, *words: str) -> ComposedRun:
     return run
 
 
-def test_a_mode_is_of_the_other_door_and_each_preset_of_this(door) -> None:
-    code, out, error = door.presets("--mode", "quick_test")
+def test_options_of_the_other_script_are_explained(commands) -> None:
+    code, out, error = commands.train_unified("--mode", "quick_test")
     assert (code, out) == (2, "") and "--mode is an option of train.py: uv run train.py --mode NAME" in error
-    help_text = door.presets("--help")[1]
+    help_text = commands.train_unified("--help")[1]
     assert tuple(f"--{kind}-preset" for kind in SECTIONS) == PRESET_OPTIONS
     assert all(option in help_text for option in PRESET_OPTIONS)
-    assert "is an option of" not in door.presets("--modes", "quick_test")[2]
+    assert "is an option of" not in commands.train_unified("--modes", "quick_test")[2]
 
 
 @pytest.mark.parametrize("mode", ["resume_fix", "quick_test"])
-def test_the_folder_of_a_model_is_told_from_that_of_its_run(door, mode: str) -> None:
+def test_the_folder_of_a_model_is_not_a_run(commands, mode: str) -> None:
     for run, way in (("runs/mine", "name its run, runs/mine,"), ("elsewhere", "name the folder of a run")):
         folder = Path(run) / "model"
         if run == "runs/mine":
-            write_record(door, Path(run))
+            write_record(commands, Path(run))
             (Path(run) / "checkpoints").mkdir()
         folder.mkdir(parents=True)
         (folder / "model.safetensors").touch()
         (folder / "config.json").write_text('{"format": 2, "model": {}}')
-        code, _, error = door.mode("--mode", mode, "--run-dir", str(folder))
+        code, _, error = commands.train("--mode", mode, "--run-dir", str(folder))
         assert code == 2 and error.count("\n") == 1 and way in error and "is the folder of a model" in error
 
 
-def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(door) -> None:
+def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(commands) -> None:
     sick = Path("runs/mine")
     words = [
         "--data",
@@ -344,10 +343,10 @@ def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(door) -> No
         "--seed",
         "4",
     ]
-    earlier = write_record(door, sick, *words).config
-    code, _, error = door.mode("--mode", "resume_fix", "--run-dir", str(sick))
+    earlier = write_record(commands, sick, *words).config
+    code, _, error = commands.train("--mode", "resume_fix", "--run-dir", str(sick))
     assert (code, error) == (0, "")
-    request = door.request()
+    request = commands.request()
     config = request.run.config
     assert request.fix_from == sick
     assert request.run_dir == Path("runs/mine-fixed")
@@ -365,29 +364,29 @@ def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(door) -> No
     assert request.run.names["mode"] == "resume_fix"
 
 
-def test_resume_fix_starts_from_the_usual_run_and_obeys_flags(door) -> None:
-    write_record(door, Path("runs/fast_high_quality"))
+def test_resume_fix_starts_from_the_usual_run_and_obeys_flags(commands) -> None:
+    write_record(commands, Path("runs/fast_high_quality"))
     Path("other.zip").touch()
-    door.mode("--mode", "resume_fix", "--beta", "5", "--data", "other.zip", "--batch-size", "3")
-    config = door.request().run.config
-    assert door.request().run_dir == Path("runs/fast_high_quality-fixed")
+    commands.train("--mode", "resume_fix", "--beta", "5", "--data", "other.zip", "--batch-size", "3")
+    config = commands.request().run.config
+    assert commands.request().run_dir == Path("runs/fast_high_quality-fixed")
     assert (config.loss.kl.weight, config.data.source, config.training.batch_size) == (5, "other.zip", 3)
 
 
-def test_a_damaged_record_is_named_by_file_and_path(door) -> None:
-    write_record(door, Path("runs/mine"))
+def test_a_damaged_record_is_named_by_file_and_path(commands) -> None:
+    write_record(commands, Path("runs/mine"))
     record = Path("runs/mine/config.json")
     record.write_text(record.read_text().replace('"latents": 256', '"latents": -1'))
-    code, _, error = door.mode("--mode", "resume_fix", "--run-dir", "runs/mine")
+    code, _, error = commands.train("--mode", "resume_fix", "--run-dir", "runs/mine")
     assert code == 2
     assert "run runs/mine/config.json: model.latents: must be >= 1, got -1" in error
 
 
-@pytest.mark.parametrize("words", [["mode"], ["mode", "--mode", "full_retrain"], ["presets"]])
-def test_a_record_as_config_repeats_the_run_beside_it(door, words: list[str]) -> None:
-    earlier = write_record(door, Path("runs/mine"), "--beta", "7", "--set", "training.optimizer.kind=sgd").config
+@pytest.mark.parametrize("words", [["train"], ["train", "--mode", "full_retrain"], ["train_unified"]])
+def test_a_record_as_config_repeats_the_run_beside_it(commands, words: list[str]) -> None:
+    earlier = write_record(commands, Path("runs/mine"), "--beta", "7", "--set", "training.optimizer.kind=sgd").config
     which, *more = words
-    code, _, error = getattr(door, which)(*more, "--config", "runs/mine/config.json")
+    code, _, error = getattr(commands, which)(*more, "--config", "runs/mine/config.json")
     assert (code, error) == (0, "")
-    assert door.request().run.config == earlier
-    assert door.request().run_dir == Path("runs/mine-again")
+    assert commands.request().run.config == earlier
+    assert commands.request().run_dir == Path("runs/mine-again")

@@ -14,14 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from unified_vae.cli.display import config_lines, term_lines
-from unified_vae.cli.listing import listing_lines
-from unified_vae.cli.log_file import LogFile
-from unified_vae.cli.progress import TerminalProgress
-from unified_vae.cli.run_lines import RunLines
-from unified_vae.cli.text import joined, table, wrapped
-from unified_vae.cli.time_left import TimeLeft, clock_text
+from unified_vae import console as console_module
+from unified_vae.cli.presets import config_lines, listing_lines
 from unified_vae.config.presets import PresetBook, from_command_line
+from unified_vae.console import (
+    LogFile,
+    RunLines,
+    TerminalProgress,
+    TimeLeft,
+    clock_text,
+    joined,
+    table,
+    term_lines,
+    wrapped,
+)
 from unified_vae.core.events import (
     Difference,
     LossesLogged,
@@ -148,15 +154,15 @@ def test_a_run_in_a_pipe_is_plain_and_complete(tmp_path: Path, resumed: bool) ->
 def test_an_epoch_line_has_everything(tmp_path: Path) -> None:
     lines = plain_run(tmp_path)
     place = next(n for n, line in enumerate(lines) if line.startswith("epoch 2/10"))
-    text = " ".join(lines[place : place + 3])
+    text = " ".join(lines[place : place + 4])
     for part in (
-        "PSNR 24.31 dB best",
+        "PSNR 24.31 dB (best)",
         "KL 512.3 nats",
         "gap 31.4 nats",
         "NLL -5067 nats",
         "7.419 bits/dim",
-        "active 250/256",
-        "loss 1.25",
+        "active units 250/256",
+        "val loss 1.25",
         "mse 0.008",
         "lr 0.0004",
     ):
@@ -175,16 +181,16 @@ def test_an_epoch_line_has_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("num_bad_epochs", "best", "said"),
-    [(0, True, "patience 0/10"), (1, False, "patience 1/10"), (1, True, "patience 1/10 (too small a gain)")],
+    [(0, True, "patience 0/10"), (1, False, "patience 1/10"), (1, True, "patience 1/10 (gain too small)")],
 )
-def test_a_best_that_patience_does_not_count_is_told(num_bad_epochs: int, best: bool, said: str) -> None:
+def test_a_best_with_too_small_a_gain_is_marked(num_bad_epochs: int, best: bool, said: str) -> None:
     stream = io.StringIO()
     event = dataclasses.replace(validated(40, best=best), num_bad_epochs=num_bad_epochs)
     RunLines(stream, Clock()).validated(event)
     assert stream.getvalue().rstrip().endswith(said)
 
 
-def test_a_pipe_gets_a_line_an_epoch_and_at_most_one_each_half_minute(tmp_path: Path) -> None:
+def test_a_pipe_gets_a_line_per_epoch_and_per_half_minute(tmp_path: Path) -> None:
     lines = plain_run(tmp_path)
     assert sum(line.startswith("epoch ") for line in lines) == 10
     beats = [int(match.group(1)) for line in lines if (match := re.match(r"step (\d+)/200 ", line))]
@@ -224,7 +230,7 @@ def test_the_log_file_has_the_lines_of_the_pipe_and_is_continued(tmp_path: Path)
     assert lines[2 : heads[1]] == plain_run(tmp_path)[:-1]
 
 
-def test_a_log_that_cannot_be_opened_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_that_cannot_be_opened_is_noted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     log = LogFile("x")
     (tmp_path / "log.txt").mkdir()
@@ -240,7 +246,7 @@ def test_a_terminal_gets_the_lines_and_bars_and_is_left_clean(tmp_path: Path) ->
     act(watcher, tmp_path, clock)
     watcher.close()
     text = stream.getvalue()
-    for part in ("epoch 2/10", "PSNR 24.31 dB best", "loss.kl (beta)", "run finished", "200/200"):
+    for part in ("epoch 2/10", "PSNR 24.31 dB (best)", "loss.kl (beta)", "run finished", "200/200"):
         assert part in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h")  # the cursor is shown again
 
@@ -283,11 +289,9 @@ def test_a_new_pace_is_believed_after_ten_minutes() -> None:
 
 
 def test_only_the_monotonic_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from unified_vae.cli import time_left
-
-    calls = types.SimpleNamespace(monotonic=time_left.time.monotonic)  # no time(): it would fail
-    monkeypatch.setattr(time_left, "time", calls)
-    left = time_left.TimeLeft(calls.monotonic)
+    calls = types.SimpleNamespace(monotonic=console_module.time.monotonic)  # no time(): it would fail
+    monkeypatch.setattr(console_module, "time", calls)
+    left = TimeLeft(calls.monotonic)
     left.step(1)
     left.step(2)
     assert (left.seconds_to(3) or 0.0) >= 0

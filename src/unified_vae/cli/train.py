@@ -1,0 +1,225 @@
+"""The training commands: `train.py --mode MODE`, and `train_unified.py` with every preset chosen one by one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unified_vae.cli.app import set_process_defaults
+from unified_vae.cli.presets import config_lines, listing_lines, mode_lines
+from unified_vae.config.explain import Settings
+from unified_vae.config.presets import PresetBook, from_command_line
+from unified_vae.console import LogFile, gibibytes, memory_text, number, open_console, show, table, wrapped
+from unified_vae.pipeline.plan import (
+    DEFAULT_PRESETS,
+    RunRequest,
+    check_request,
+    plan_mode,
+    plan_presets,
+    seems_finished,
+)
+
+if TYPE_CHECKING:
+    from unified_vae.experiment.model_figures import ModelFigures
+    from unified_vae.pipeline.profile import Profile
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of both training commands. Few, because `--set` reaches every field."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images: a folder, .zip, .tar, .npy, .npz, torchvision:NAME, hf:owner/name, or builtin."),
+    ] = None
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="below runs/")] = None
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Continue the run in the folder, or start afresh.")
+    ] = True
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto", help="Images per optimizer step, over all devices; auto finds the largest that fits."
+        ),
+    ] = None
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None
+    beta: Annotated[float | None, typer.Option(help="KL weight (loss.kl.weight); 1 is the ELBO.")] = None
+    seed: Annotated[int | None, typer.Option(help="Decides weights, order, augmentation and noise.")] = None
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Set any field, e.g. loss.kl.weight=2; may be repeated."),
+    ] = None
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Your own presets and settings, or the config.json of a run to repeat."),
+    ] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the run with every value's origin, and stop.")] = (
+        False
+    )
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Take some steps, show where their time goes, write a trace, and stop.")
+    ] = False
+    list_presets: Annotated[bool, typer.Option("--list-presets", help="Show all modes and presets, and stop.")] = False
+
+    def settings(self) -> Settings:
+        """Return the settings that the command line makes."""
+        size = self.batch_size
+        flags: dict[str, object | None] = {
+            "--data": self.data,
+            "--epochs": self.epochs,
+            "--batch-size": int(size) if size and size.strip().isascii() and size.strip().isdecimal() else size,
+            "--lr": self.lr,
+            "--beta": self.beta,
+            "--seed": self.seed,
+            "--device": self.device,
+            "--precision": self.precision,
+        }
+        return from_command_line(flags, self.assignments or [])
+
+
+def train(
+    context: typer.Context,
+    mode: Annotated[str | None, typer.Option(help="What to train; --list-presets shows all modes.")] = None,
+    *,
+    options: TrainOptions,
+) -> int:
+    """Train an image VAE by a named mode, e.g. --mode fast_high_quality --data photos/."""
+    book = PresetBook.load(extra=options.config)
+    if options.list_presets:
+        show(listing_lines(book))
+        return 0
+    if mode is not None:
+        return _start(plan_mode(book, mode, options.settings(), options.run_dir), options, context.obj)
+    if book.record is not None:
+        return _start(plan_presets(book, {}, options.settings(), options.run_dir), options, context.obj)
+    print("\n".join(["error: --mode is missing; choose one:", "", *mode_lines(book)]), file=sys.stderr)
+    print("\nStart with: uv run train.py --mode quick_test", file=sys.stderr)
+    return 2
+
+
+def train_unified(
+    context: typer.Context,
+    loss_preset: Annotated[
+        str | None, typer.Option(help="What is minimized.", show_default=DEFAULT_PRESETS["loss"])
+    ] = None,
+    training_preset: Annotated[
+        str | None, typer.Option(help="How long and how fast.", show_default=DEFAULT_PRESETS["training"])
+    ] = None,
+    model_preset: Annotated[
+        str | None, typer.Option(help="Image size, latents, width.", show_default=DEFAULT_PRESETS["model"])
+    ] = None,
+    dataset_preset: Annotated[
+        str | None, typer.Option(help="How many images.", show_default=DEFAULT_PRESETS["dataset"])
+    ] = None,
+    augment_preset: Annotated[
+        str | None,
+        typer.Option(help="Random changes of the training images.", show_default=DEFAULT_PRESETS["augment"]),
+    ] = None,
+    *,
+    options: TrainOptions,
+) -> int:
+    """Train an image VAE from five presets: loss, training, model, dataset and augment."""
+    book = PresetBook.load(extra=options.config)
+    if options.list_presets:
+        show(listing_lines(book))
+        return 0
+    chosen = {
+        "loss": loss_preset,
+        "training": training_preset,
+        "model": model_preset,
+        "dataset": dataset_preset,
+        "augment": augment_preset,
+    }
+    return _start(plan_presets(book, chosen, options.settings(), options.run_dir), options, context.obj)
+
+
+def _start(request: RunRequest, options: TrainOptions, command: str) -> int:
+    """Train, profile or only show the planned run; returns the exit code."""
+    lines = config_lines(request.run)
+    check_request(request)
+    config = request.run.config
+    if options.dry_run:
+        # the settings at once; then, when torch is loaded, what the model costs
+        show([*lines, "", f"run folder: {request.run_dir.as_posix()}"])
+        from unified_vae.experiment.model_figures import model_figures
+
+        batch_size = None if config.training.batch_size == "auto" else config.training.batch_size
+        costs = model_lines(model_figures(config.model), batch_size, config.training.gradient_accumulation_steps)
+        show([*costs, "", "--dry-run: nothing was started"])
+        return 0
+
+    if options.profile:
+        with open_console() as console:
+            console.show(lines)
+            set_process_defaults(config.data.cache_dir)
+            from unified_vae.pipeline.profile import profile, profile_folder
+
+            folder = profile_folder(request.run_dir)
+            result = profile(request.run, folder, console)
+        show(profile_lines(result, folder))
+        return 0
+
+    if options.resume and seems_finished(request):
+        text = f"settings: as those of the run in {request.run_dir.as_posix()}; --dry-run shows them"
+        lines = wrapped(text, "  ")
+    is_main = int(os.environ.get("RANK", "0")) == 0  # under torchrun the other processes show nothing
+    with ExitStack() as stack:
+        observers = [stack.enter_context(each) for each in ((open_console(), LogFile(command)) if is_main else ())]
+        for observer in observers:
+            observer.show(lines)
+        set_process_defaults(config.data.cache_dir)
+        from unified_vae.pipeline.fit import fit  # imports torch: seconds, so only now that the settings are good
+
+        return fit(replace(request, resume=options.resume, command=command), observers).exit_code
+
+
+def model_lines(figures: ModelFigures, batch_size: int | None, micro_batches: int) -> list[str]:
+    """Describe parameters, operations and memory of a model.
+
+    Args:
+        batch_size: None where it is not known yet.
+        micro_batches: of a batch.
+    """
+    fixed = f", {figures.fixed:,} of them fixed (PCA)" if figures.fixed else ""
+    rows = [
+        ("parameters", f"{figures.parameters:,}{fixed}"),
+        ("operations", f"{_giga(figures.forward_flops)} per image forward, {_giga(figures.step_flops)} in a step"),
+    ]
+    if batch_size is not None:
+        local = -(-batch_size // micro_batches)
+        size = gibibytes(figures.step_bytes(local))
+        rows.append(("memory", f"about {size} GiB for a step of {local} images at once in fp32 on one device"))
+    return ["", "model, without the networks of loss terms", *table(rows)]
+
+
+def profile_lines(result: Profile, folder: Path) -> Sequence[str]:
+    """Show the time of each part of a step, the speed, and where the trace is."""
+    total = sum(result.parts.values())
+    rows = [("part of a step", "ms", "share")]
+    rows += [(name, f"{1e3 * seconds:9.3f}", f"{seconds / total:6.1%}") for name, seconds in result.parts.items()]
+    rows.append(("all parts, synchronized one by one", f"{1e3 * total:9.3f}", "100.0%"))
+    share = result.flops / result.peak_flops
+    facts = [
+        ("step", f"{1e3 * result.step_seconds:.3f} ms for {result.batch_size} images, median of {result.steps} steps"),
+        ("speed", f"{number(result.batch_size / result.step_seconds)} img/s"),
+        ("operations", f"{_giga(result.step_flops)} per step, {_giga(result.flops)}/s"),
+        ("machine's peak", f"{_giga(result.peak_flops)}/s in matrix products; a step reaches {share:.0%} of it"),
+        ("memory", memory_text(result.memory).removeprefix("mem ")),
+        ("device", result.device),
+    ]
+    files = f"written to {folder.as_posix()}: profile.json, and trace.json for chrome://tracing or ui.perfetto.dev"
+    return ["", *table(rows), "", *table(facts), "", *wrapped(files, "  "), "--profile: nothing was trained"]
+
+
+def _giga(flops: float) -> str:
+    return f"{number(flops / 1e9)} GFLOP"

@@ -1,0 +1,500 @@
+"""What a run shows: lines, tables, bars, the log file, time left. For the terminal, pipes and notebooks; no torch."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+import textwrap
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
+
+from unified_vae.core.events import (
+    Difference,
+    LossesLogged,
+    Memory,
+    Observer,
+    RolledBack,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    TermRow,
+    Validated,
+)
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from rich.console import Console
+    from rich.progress import TaskID
+
+WIDTH = 108
+HEARTBEAT_SECONDS = 30.0
+PACE_SPACING_SECONDS = 5.0
+PACE_MARKS = 120  # at 5 seconds a mark, the pace is that of the last ten minutes
+SHORTEST_PHASE_SECONDS = 2.0  # no speed is shown before
+
+
+# --- plain text: no color, no control characters -----------------------------------------------------------
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Break a sentence into lines of at most WIDTH, all but the first after `indent`. Long paths stay whole."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def joined(cells: Iterable[str], indent: str = "    ") -> list[str]:
+    """Put cells two spaces apart, in as few lines as hold them; a cell is never broken."""
+    lines: list[str] = []
+    for cell in cells:
+        if lines and len(lines[-1]) + 2 + len(cell) <= WIDTH:
+            lines[-1] += f"  {cell}"
+        else:
+            lines.append(f"{indent}{cell}" if lines else cell)
+    return lines
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
+    """Align columns to their widest cell; the last one wraps below itself."""
+    count = max(map(len, rows), default=0)
+    widths = [max(len(row[column]) for row in rows) for column in range(count - 1)]
+    lines: list[str] = []
+    for row in rows:
+        head = indent + "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False))
+        lines += [line.rstrip() for line in wrapped(head.replace(" ", "\0") + row[-1], " " * len(head))]
+    return [line.replace("\0", " ").rstrip() for line in lines]
+
+
+def value_text(value: object) -> str:
+    """Format a setting as it is written in JSON and after `--set`."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def number(value: float) -> str:
+    """Format a measured number with four significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def gibibytes(count: int) -> str:
+    """Format bytes in GiB, one decimal from 0.1 to 100."""
+    size = count / 2**30
+    if size < 0.1:
+        return f"{size:.2g}"
+    return f"{size:.1f}" if size < 100 else f"{size:.0f}"
+
+
+def clock_text(seconds: float | None) -> str:
+    """Format seconds as h:mm:ss, with days where there are some; `--:--` where unknown."""
+    if seconds is None:
+        return "--:--"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    text = f"{hour}:{minute:02}:{second:02}"
+    return f"{days}d {text}" if days else text
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines; also where the reader has gone, as `head` does."""
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:
+        discard(sys.stdout)
+
+
+def discard(stream: TextIO) -> None:
+    """Let what is still to be written to stdout or stderr go nowhere, since its reader has gone.
+
+    What the stream holds back would otherwise fail when Python flushes it at its end, with another exit code.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class TimeLeft:
+    """Estimates seconds until a step from the pace of the last minutes.
+
+    Validation and saving count into the pace, as they will come again. The clock is monotonic: changing the date does
+    not mislead it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._marks: deque[tuple[float, int]] = deque(maxlen=PACE_MARKS)
+        self._last = (0.0, 0)
+
+    def step(self, step: int) -> None:
+        """Note that step number `step` was just taken. The first one, which also warms up, only starts the clock."""
+        self._last = (self._clock(), step)
+        if not self._marks or self._last[0] - self._marks[-1][0] >= PACE_SPACING_SECONDS:
+            self._marks.append(self._last)
+
+    def seconds_to(self, step: int) -> float | None:
+        """Return seconds until `step` has been taken, never negative; None before there is a pace."""
+        pace = self.per_second()
+        return None if pace is None else max(0.0, (step - self._last[1]) / pace)
+
+    def per_second(self, at_least: float = 0.0) -> float | None:
+        """Return steps per second over the last minutes; None before `at_least` that many seconds."""
+        if not self._marks:
+            return None
+        (start, first), (now, last) = self._marks[0], self._last
+        return (last - first) / (now - start) if last > first and now - start > at_least else None
+
+
+# --- events of a run as lines ------------------------------------------------------------------------------
+
+
+def started_lines(event: RunStarted) -> list[str]:
+    """Describe what was resolved, beta and all loss weights, and on resume what changed."""
+    title = f"resumed at step {event.start_step:,} of {event.total_steps:,}" if event.resumed else "started"
+    lines = ["", *wrapped(f"run {title} in {event.run_dir.as_posix()}", "  ")]
+    lines += [*table(list(event.facts)), "", *term_lines(event.terms)]
+    if event.resumed:
+        lines += ["", *difference_lines(event.differences)]
+    return [*lines, ""]
+
+
+def term_lines(terms: Sequence[TermRow]) -> list[str]:
+    """List beta and the weight of every term, now and over the run."""
+    rows = [("term", "weight", "now", "schedule")]
+    for term in sorted(terms, key=lambda term: term.name != "loss.kl"):
+        name = "loss.kl (beta)" if term.name == "loss.kl" else term.name
+        notes = [term.schedule if term.weight else "off", *([term.note] if term.note else [])]
+        rows.append((name, f"{term.weight:g}", f"{term.weight * term.factor:g}", "; ".join(notes)))
+    return ["objective: beta and all loss weights", *table(rows)]
+
+
+def difference_lines(differences: Sequence[Difference]) -> list[str]:
+    """List every setting that changed since the checkpoint, before and now."""
+    if not differences:
+        return ["settings are those of the checkpoint"]
+    rows = [(each.path, value_text(each.before), value_text(each.now)) for each in differences]
+    return ["settings changed since the checkpoint", *table([("setting", "before", "now"), *rows])]
+
+
+def finished_lines(event: RunFinished) -> list[str]:
+    """Say how the run ended, its PSNR, and what to do next."""
+    outcome = event.outcome
+    if event.signal:  # the name of a signal, or another reason
+        outcome += f" by {event.signal}" if event.signal.startswith("SIG") else f": {event.signal}"
+    lines = ["", f"run {outcome} at step {event.step:,} after {clock_text(event.seconds)}"]
+    if "psnr" in event.values:
+        step = "" if event.best_step is None else f" at step {event.best_step:,}"
+        lines.append(f"  best validation PSNR {event.values['psnr']:.2f} dB{step}")
+    lines += wrapped(f"  run folder: {event.run_dir.as_posix()}", "    ")
+    if event.model_dir is not None:
+        lines += wrapped(f"  model: {event.model_dir.as_posix()}", "    ")
+    for advice in event.advice:
+        # a command stays on a line of its own, so that it can be copied
+        text, start, command = f"  {advice}".partition("uv run ")
+        fits = len(text + start + command) <= WIDTH
+        lines += wrapped(text + start + command, "    ") if fits or not start else wrapped(text.rstrip(), "    ")
+        lines += [] if fits or not start else [f"    {start}{command}"]
+    return lines
+
+
+def validated_cells(event: Validated) -> list[str]:
+    """Return the metrics of a validation: likeness, KL, likelihood, active units, losses."""
+    values = event.values
+    cells = []
+    if "psnr" in values:
+        cells.append(f"PSNR {values['psnr']:.2f} dB{' (best)' if event.best else ''}")
+    if "psnr.above_pca" in values:
+        above = values["psnr.above_pca"]
+        cells.append(f"{abs(above):.1f} dB {'above' if above >= 0 else 'below'} PCA")
+    if "sharpness" in values:
+        cells.append(f"sharpness {values['sharpness']:.2f}")
+    if "rate.nats" in values:
+        cells.append(f"KL {number(values['rate.nats'])} nats")
+    if "posterior.gap" in values:
+        cells.append(f"gap {number(values['posterior.gap'])} nats")
+    if "loss.nll" in values:
+        cells.append(f"NLL {number(values['loss.nll'])} nats")
+    if "bits_per_dim" in values:
+        cells.append(f"{values['bits_per_dim']:.3f} bits/dim")
+    if "active_units" in values:
+        cells.append(f"active units {values['active_units']:.0f}/{len(event.kl_per_unit)}")
+    losses = loss_cells(values)
+    return [*cells, *(f"val {cell}" for cell in losses[:1]), *losses[1:]]
+
+
+def loss_cells(values: Mapping[str, float]) -> list[str]:
+    """`loss 1.234`, `mse 0.0081`, ...: the total first, then each distortion."""
+    cells = [f"loss {number(values['loss.total'])}"] if "loss.total" in values else []
+    for name, value in values.items():
+        if name.startswith("loss.") and name not in ("loss.total", "loss.nll"):
+            cells.append(f"{name.removeprefix('loss.')} {number(value)}")
+    return cells
+
+
+def pace_cells(event: LossesLogged) -> list[str]:
+    """Return learning rate, beta, speed, the share of time spent waiting for images, and memory."""
+    cells = [f"lr {event.values['lr']:.2g}"] if "lr" in event.values else []
+    cells += [f"beta {event.values['beta']:.3g}"] if "beta" in event.values else []
+    speed = f"{number(event.images_per_second)} img/s"
+    return [*cells, speed, f"data {event.data_share:.1%}", memory_text(event.memory)]
+
+
+def memory_text(memory: Memory) -> str:
+    """Describe the device's memory where it has its own, else the process's."""
+    if memory.device_allocated is None:
+        return f"mem {gibibytes(memory.process)} GiB"
+    parts = [f"{gibibytes(memory.device_allocated)} used"]
+    parts += [f"{gibibytes(memory.device_reserved)} reserved"] if memory.device_reserved is not None else []
+    parts += [f"{gibibytes(memory.device_peak)} peak"] if memory.device_peak is not None else []
+    total = "" if memory.device_total is None else f" of {gibibytes(memory.device_total)}"
+    return f"GPU {', '.join(parts)}{total} GiB"
+
+
+# --- observers ---------------------------------------------------------------------------------------------
+
+
+class RunLines(Observer):
+    """Writes the events of a run to a stream as lines: one per epoch, and one per half minute.
+
+    A stream that can no longer be written, such as a closed pipe, is given up: observers of a run do not end it.
+    """
+
+    heartbeat: float | None = HEARTBEAT_SECONDS
+
+    def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream = stream
+        self.clock = clock
+        self.time_left = TimeLeft(clock)
+        self.started: RunStarted | None = None
+        self.logged: LossesLogged | None = None
+        self._last_line = clock()
+        self._phase = ""
+        self._phase_left = TimeLeft(clock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the output; nothing more will be written."""
+
+    def show(self, lines: Iterable[str]) -> None:
+        """Write lines as they are."""
+        for line in lines:
+            self.write_line(line)
+        self._last_line = self.clock()
+
+    def write_line(self, line: str) -> None:
+        """Write one line; subclasses write it elsewhere."""
+        if self.stream is not None:
+            try:
+                print(line, file=self.stream, flush=True)
+            except (OSError, ValueError) as error:  # ValueError: the stream was closed
+                self.stream = None
+                self.stream_failed(error)
+
+    def stream_failed(self, error: OSError | ValueError) -> None:
+        """React to a stream that can no longer be written."""
+
+    def phase(self, text: str, done: int, total: int | None) -> None:
+        is_known = text == self._phase and done != total and not self._heartbeat_due()
+        pace = self.phase_pace(text, done, total)
+        if not is_known:
+            count = f": {done:,} of {total:,}" if total else f": {done:,}" if done else ""
+            self.show(wrapped(", ".join([f"{text}{count}", *pace]), "  "))
+
+    def phase_pace(self, text: str, done: int, total: int | None) -> list[str]:
+        """Return speed and time left of a preparation, e.g. ["812/s", "0:01:07 left"]; nothing while unknown."""
+        if text != self._phase:
+            self._phase, self._phase_left = text, TimeLeft(self.clock)
+        self._phase_left.step(done)
+        pace = self._phase_left.per_second(SHORTEST_PHASE_SECONDS)
+        if pace is None or not total:
+            return []
+        speed = f"{pace:,.0f}/s" if pace >= 10 else f"{pace:.2g}/s"
+        return [speed] if done >= total else [speed, f"{clock_text(self._phase_left.seconds_to(total))} left"]
+
+    def notice(self, text: str) -> None:
+        self.show(wrapped(f"note: {text}", "      "))
+
+    def run_started(self, event: RunStarted) -> None:
+        self.started = event
+        self.show(started_lines(event))
+
+    def step_done(self, event: StepDone) -> None:
+        self.time_left.step(event.step)
+
+    def losses_logged(self, event: LossesLogged) -> None:
+        self.logged = event
+        if self._heartbeat_due():
+            total = self.started.total_steps if self.started else event.step
+            cells = [f"step {event.step:,}/{total:,}", *loss_cells(event.values), *pace_cells(event)]
+            self.show(joined([*cells, f"{self._run_left()} left"]))
+
+    def validated(self, event: Validated) -> None:
+        cells = [f"epoch {event.epoch}/{self.epochs()}", *validated_cells(event)]
+        cells += pace_cells(self.logged) if self.logged is not None else []
+        cells.append(f"{self._run_left()} left")
+        if event.patience is not None:
+            is_below_min_delta = event.best and event.num_bad_epochs > 0
+            gain = " (gain too small)" if is_below_min_delta else ""
+            patience = f"patience {event.num_bad_epochs}/{event.patience}{gain}"
+            cells.append(patience if event.selecting else "early stopping inactive (warm-up)")
+        self.show(joined(cells))
+
+    def rolled_back(self, event: RolledBack) -> None:
+        self.time_left = TimeLeft(self.clock)
+
+    def run_finished(self, event: RunFinished) -> None:
+        self.show(finished_lines(event))
+
+    def epochs(self) -> int:
+        """Return the epochs of the whole run, the last of them perhaps cut short."""
+        return -(-self.started.total_steps // self.started.steps_per_epoch) if self.started else 0
+
+    def _heartbeat_due(self) -> bool:
+        return self.heartbeat is not None and self.clock() - self._last_line >= self.heartbeat
+
+    def _run_left(self) -> str:
+        return clock_text(self.time_left.seconds_to(self.started.total_steps) if self.started else None)
+
+
+class TerminalProgress(RunLines):
+    """The lines of a run, and below them live bars of epoch and run: losses, speed, memory, time left."""
+
+    heartbeat = None  # the bars show that the run is alive
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.text import Text
+
+        super().__init__(None)
+        self.console = console or Console(highlight=False)
+        self.bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=self.console,
+        )
+        self.status = Text("")
+        self.live = Live(Group(self.bars, self.status), console=self.console, refresh_per_second=4, transient=True)
+        self._preparing: tuple[str, TaskID] | None = None
+        self._epoch: TaskID | None = None
+        self._run: TaskID | None = None
+
+    def write_line(self, line: str) -> None:
+        with suppress(OSError, ValueError):  # a lost terminal must not end the run
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        with suppress(OSError, ValueError):
+            self.live.stop()
+
+    def phase(self, text: str, done: int, total: int | None) -> None:
+        self.live.start()
+        count = f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
+        if self._preparing is None or self._preparing[0] != text:
+            self._end_preparation()
+            self._preparing = (text, self.bars.add_task(text, total=total, count=count, left=""))
+        pace = "  ".join(self.phase_pace(text, done, total))
+        self.bars.update(self._preparing[1], completed=done, total=total, count=count, left=pace)
+
+    def run_started(self, event: RunStarted) -> None:
+        self._end_preparation()
+        super().run_started(event)
+        self._epoch = self.bars.add_task("epoch", total=event.steps_per_epoch, count="", left="")
+        self._run = self.bars.add_task("run", total=event.total_steps, count="", left="")
+        self.live.start()
+
+    def step_done(self, event: StepDone) -> None:
+        super().step_done(event)
+        if self._epoch is None or self._run is None:
+            return
+        epoch, done = divmod(event.step - 1, event.steps_per_epoch)
+        end = min((epoch + 1) * event.steps_per_epoch, event.total_steps)
+        self.bars.update(
+            self._epoch,
+            description=f"epoch {epoch + 1}/{self.epochs()}",
+            completed=done + 1,
+            count=f"{done + 1:,}/{event.steps_per_epoch:,}",
+            left=f"{clock_text(self.time_left.seconds_to(end))} left",
+        )
+        self.bars.update(
+            self._run,
+            completed=event.step,
+            count=f"{event.step:,}/{event.total_steps:,}",
+            left=f"{self._run_left()} left",
+        )
+
+    def losses_logged(self, event: LossesLogged) -> None:
+        super().losses_logged(event)
+        self.status.plain = "\n".join(joined([*loss_cells(event.values), *pace_cells(event)], indent=""))
+
+    def run_finished(self, event: RunFinished) -> None:
+        self.live.stop()
+        super().run_finished(event)
+
+    def _end_preparation(self) -> None:
+        if self._preparing is not None:
+            self.bars.remove_task(self._preparing[1])
+            self._preparing = None
+
+
+class LogFile(RunLines):
+    """`<run_dir>/log.txt`: the same lines as on the screen, kept with the run and continued on resume.
+
+    Lines from before the run has a folder are written once there is one.
+    """
+
+    def __init__(self, command: str) -> None:
+        super().__init__(None)
+        now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        self._pending: list[str] | None = [f"--- {now}  {command}"]
+
+    def write_line(self, line: str) -> None:
+        if self._pending is not None:
+            self._pending.append(line)
+        else:
+            super().write_line(line)
+
+    def stream_failed(self, error: OSError | ValueError) -> None:
+        """A full disk stops the log, not the run."""
+        reason = getattr(error, "strerror", None) or error
+        print(f"note: log.txt can no longer be written ({reason}); the run continues without it", file=sys.stderr)
+
+    def run_started(self, event: RunStarted) -> None:
+        self._open(event)
+        super().run_started(event)
+
+    def run_finished(self, event: RunFinished) -> None:
+        self._open(event)  # a run that was finished already has no start
+        super().run_finished(event)
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+
+    def _open(self, event: RunStarted | RunFinished) -> None:
+        if self._pending is None:
+            return
+        lines, self._pending = self._pending, None
+        path = event.run_dir / "log.txt"
+        try:
+            self.stream = path.open("a", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            print(f"note: {path} cannot be written ({error.strerror}); the run continues without it", file=sys.stderr)
+        for line in lines:
+            super().write_line(line)
+
+
+def open_console() -> RunLines:
+    """Return an observer of stdout: bars on a terminal, plain lines in a pipe or a file. Close it, or use `with`."""
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        return TerminalProgress()
+    return RunLines(sys.stdout)

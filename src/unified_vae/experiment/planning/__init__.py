@@ -1,1 +1,0 @@
-"""Which run, in which folder, continuing or curing what. Importing these does not import torch."""
