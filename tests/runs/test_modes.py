@@ -71,7 +71,7 @@ def pairs():
     """All of them; those without the smallest model or the recommended loss take minutes together, so they are slow."""
     for loss in LOSSES:
         for model in MODELS:
-            quick = BOOK.preset("model", model).settings.values.get("image_size", 64) <= 128
+            quick = BOOK.preset("model", model).settings.values.get("image_size", 256) <= 128
             usual = model == "small" or (loss == "high_quality" and quick)
             yield pytest.param(loss, model, marks=[] if usual else [pytest.mark.slow])
 
