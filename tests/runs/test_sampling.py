@@ -105,7 +105,7 @@ def test_statistics_and_a_card_are_beside_the_model(tmp_path):
     assert (tmp_path / "run" / "model" / "samples.png").is_file()
 
 
-@pytest.mark.parametrize("broken", ["measure", "write_card"])
+@pytest.mark.parametrize("broken", ["measure_latent_stats", "write_card"])
 def test_neither_statistics_nor_a_card_can_end_a_run(tmp_path, monkeypatch, broken):
     def fails(*_):
         raise OSError("no space")
