@@ -21,7 +21,7 @@ from script import parser, save, settle, start, table
 NAME = "startup"
 TARGETS = {"first step": 6.0, "exit": 25.0}
 LOOKED_EVERY = 0.01  # seconds
-DOOR = RESULTS.parent.parent / "train.py"
+SCRIPT = RESULTS.parent.parent / "train.py"
 
 
 def read_options() -> argparse.Namespace:
@@ -45,7 +45,7 @@ def one_life(options: argparse.Namespace, number: int) -> dict[str, float]:
     }
     found: dict[str, float] = {}
     begun = time.monotonic()
-    with subprocess.Popen([sys.executable, str(DOOR), *words], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen([sys.executable, str(SCRIPT), *words], stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             passed = time.monotonic() - begun
             found |= {name: passed for name, seen in moments.items() if name not in found and seen()}

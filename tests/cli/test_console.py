@@ -1,4 +1,4 @@
-"""What a run says: beta and every weight, all settings, no control characters, no wide lines."""
+"""What a run shows: beta and every weight, all settings, no control characters, no wide lines."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ LOSSES = {
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """Seconds that pass when a test sets them."""
 
     def __init__(self) -> None:
         self.now = 1000.0

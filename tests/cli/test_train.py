@@ -327,7 +327,7 @@ def test_the_folder_of_a_model_is_not_a_run(commands, mode: str) -> None:
         assert code == 2 and error.count("\n") == 1 and way in error and "is the folder of a model" in error
 
 
-def test_resume_fix_takes_model_and_data_of_the_run_and_its_own_loss(commands) -> None:
+def test_resume_fix_takes_model_and_data_and_its_own_loss(commands) -> None:
     sick = Path("runs/mine")
     words = [
         "--data",

@@ -1,4 +1,4 @@
-"""Lives that are the whole command: the side door, entered in a process that a fork server makes in milliseconds."""
+"""Runs of the whole command train_unified.py in a process that a fork server makes in milliseconds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings_file(folder: Path, change: dict | None = None) -> Path:
 
 def enter(words: list[str], said: Path, environment: dict[str, str], faults: tuple[Fault, ...] = ()) -> None:
     """A life: the command with these words; what it says is added to a file."""
-    try:  # as the doors do
+    try:  # as the scripts do
         import torch
 
         from unified_vae.cli.app import main

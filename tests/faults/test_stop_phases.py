@@ -20,7 +20,7 @@ from PIL import Image
 from unified_vae.training.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and a fork server")
-DOOR = Path(__file__).parents[2] / "train_unified.py"
+SCRIPT = Path(__file__).parents[2] / "train_unified.py"
 PATIENCE_SECONDS = 300
 SIDE = 300
 IMAGES = 250  # most of them to validate on, so that this takes as long as the steps
@@ -88,7 +88,7 @@ class _Command:
         for file in (self.inside, self.further):
             file.unlink(missing_ok=True)
         before = ["-c", _HELD, str(self.inside), str(self.further)] if held else []
-        words = [sys.executable, *before, str(DOOR), "--config", str(config), "--run-dir", str(run_dir)]
+        words = [sys.executable, *before, str(SCRIPT), "--config", str(config), "--run-dir", str(run_dir)]
         with self.said.open("ab") as out:
             self.process = subprocess.Popen(words, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

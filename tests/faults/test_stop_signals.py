@@ -21,7 +21,7 @@ STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A file of settings for the side door."""
+    """A file of settings for train_unified.py."""
     return settings_file(tmp_path_factory.mktemp("data"))
 
 

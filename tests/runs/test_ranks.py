@@ -15,7 +15,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(run_dir, source, ranks, *options):
-    """The side door, under torchrun where there are ranks."""
+    """train_unified.py, under torchrun where there are ranks."""
     settings = merged(
         SETTINGS, {"training": {"epochs": 3, "log_every_steps": 1}, "data": {"cache_dir": str(source.parent / "cache")}}
     )

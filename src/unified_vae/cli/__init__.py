@@ -1,1 +1,1 @@
-"""Words in, words out: the commands of the two doors, the display of runs, tables and progress."""
+"""The command line: parsing, errors and exit codes; what a command prints is in unified_vae.console."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from unified_vae.config.base import dotted, leaves, models_at
 from unified_vae.config.explain import Settings
-from unified_vae.config.presets import SECTIONS, Mode, Preset, PresetBook
+from unified_vae.config.presets import SECTIONS, PresetBook
 from unified_vae.config.run import RunConfig
 from unified_vae.console import gibibytes, number, value_text
 
@@ -19,7 +18,7 @@ PAGE = Path("docs") / "presets.md"
 COSTED_IMAGES = 16
 
 _COMMENTS = {"^_": {"description": "A comment: ignored."}}
-_WORDS = {
+_ABOUT = {
     "_description": {"type": "string", "description": "What it is; shown by --list-presets."},
     "_use_case": {"type": "string", "description": "Whom it serves; shown by --list-presets."},
 }
@@ -35,34 +34,44 @@ after `--set`. Loss weights are parts of one energy that is calibrated as a whol
 
 
 def schema_text() -> str:
-    """Return the schema file's content."""
-    return json.dumps(book_schema(), indent=2) + "\n"
-
-
-def book_schema() -> dict[str, Any]:
-    """The schema of config_unified.json and of a user's own file for `--config`."""
+    """Return the schema of config_unified.json and of a user's own file for `--config`."""
     run = RunConfig.model_json_schema()
-    definitions = {name: _open_to_comments(body) for name, body in run["$defs"].items()}
-    for kind, path in SECTIONS.items():
-        families = [
-            _preset(definitions[member.__name__]) for member in models_at(RunConfig, tuple(path.split(".")), {})
-        ]
-        definitions[f"{kind}_preset"] = families[0] if len(families) == 1 else {"anyOf": families}
-    definitions["mode"] = _mode()
+    definitions = {
+        name: {**body, "patternProperties": _COMMENTS} if body.get("type") == "object" else body
+        for name, body in run["$defs"].items()
+    }
     properties: dict[str, Any] = {
         "$schema": {"type": "string"},
-        "modes": _table_schema("mode", "What train.py --mode offers."),
+        "modes": _entries("mode", "What train.py --mode offers."),
     }
+
+    # a preset has the fields of its section, over all members of a union
+    extends = {"type": "string", "description": "Another preset of this section to start from."}
     for kind, path in SECTIONS.items():
-        words = f"What --{kind}-preset offers; each is a part of the settings under {path!r}."
-        properties[f"{kind}_presets"] = _table_schema(f"{kind}_preset", words)
+        families = []
+        for member in models_at(RunConfig, tuple(path.split(".")), {}):
+            body = definitions[member.__name__]
+            families.append({**body, "properties": {**_ABOUT, "_extends": extends, **body["properties"]}})
+        definitions[f"{kind}_preset"] = families[0] if len(families) == 1 else {"anyOf": families}
+        offered = f"What --{kind}-preset offers; each is a part of the settings under {path!r}."
+        properties[f"{kind}_presets"] = _entries(f"{kind}_preset", offered)
+
+    definitions["mode"] = {
+        "type": "object",
+        "description": "A combination of presets.",
+        "properties": {
+            **_ABOUT,
+            **{kind: {"type": "string", "description": f"One of the {kind} presets."} for kind in SECTIONS},
+            "set": {"type": "object", "description": "Dotted path -> value, laid over the presets."},
+            "fixes": {"type": "string", "description": "The folder of an earlier run that this mode fixes."},
+        },
+        "patternProperties": _COMMENTS,
+        "additionalProperties": False,
+    }
     for name, body in run["properties"].items():
-        words = body.get("description", f"Settings under {name!r}.")
-        properties[name] = {
-            **body,
-            "description": f"{words} Only in a file for --config: overrides all presets.",
-        }
-    return {
+        about = body.get("description", f"Settings under {name!r}.")
+        properties[name] = {**body, "description": f"{about} Only in a file for --config: overrides all presets."}
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Presets of unified-vae",
         "type": "object",
@@ -71,70 +80,42 @@ def book_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": dict(sorted(definitions.items())),
     }
+    return json.dumps(schema, indent=2) + "\n"
 
 
-def _open_to_comments(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "patternProperties": _COMMENTS} if body.get("type") == "object" else body
-
-
-def _preset(config: dict[str, Any]) -> dict[str, Any]:
-    body = copy.deepcopy(config)
-    extends = {"type": "string", "description": "Another preset of this section to start from."}
-    body["properties"] = {**_WORDS, "_extends": extends, **body["properties"]}
-    return body
-
-
-def _mode() -> dict[str, Any]:
-    names = {kind: {"type": "string", "description": f"One of the {kind} presets."} for kind in SECTIONS}
+def _entries(definition: str, description: str) -> dict[str, Any]:
     return {
         "type": "object",
-        "description": "A combination of presets.",
-        "properties": {
-            **_WORDS,
-            **names,
-            "set": {"type": "object", "description": "Dotted path -> value, laid over the presets."},
-            "fixes": {"type": "string", "description": "The folder of an earlier run that this mode fixes."},
-        },
-        "patternProperties": _COMMENTS,
-        "additionalProperties": False,
-    }
-
-
-def _table_schema(definition: str, words: str) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "description": words,
+        "description": description,
         "patternProperties": _COMMENTS,
         "additionalProperties": {"$ref": f"#/$defs/{definition}"},
     }
 
 
 def presets_page(book: PresetBook) -> str:
-    """The whole page, as Markdown."""
-    lines = [_INTRODUCTION, "## Modes", "", "`uv run train.py --mode NAME`", ""]
-    lines += _table(
-        ("Mode", "What it is", "Use case", *(kind.capitalize() for kind in SECTIONS)),
-        ((f"`{mode.name}`", mode.description, mode.use_case, *_names(mode)) for mode in book.modes.values()),
-    )
+    """Return the page of all modes and presets, as Markdown."""
+    rows: list[Sequence[str]] = []
+    for mode in book.modes.values():
+        absent = "defaults" if mode.fixes is None else "that run's"
+        names = [f"`{mode.presets[kind]}`" if kind in mode.presets else absent for kind in SECTIONS]
+        rows.append((f"`{mode.name}`", mode.description, mode.use_case, *names))
+    heading = ("Mode", "What it is", "Use case", *(kind.capitalize() for kind in SECTIONS))
+    lines = [_INTRODUCTION, "## Modes", "", "`uv run train.py --mode NAME`", "", *_table(heading, rows)]
     for kind in SECTIONS:
-        lines += [
-            "",
-            f"## {kind.capitalize()} presets",
-            "",
-            f"`uv run train_unified.py --{kind}-preset NAME`",
-            "",
-        ]
-        lines += _table(
-            ("Preset", "What it is", "Use case", "Settings"),
-            ((f"`{p.name}`", p.description, p.use_case, _settings(p)) for p in book.presets(kind).values()),
-        )
+        rows = []
+        for preset in book.presets(kind).values():
+            values = preset.settings
+            settings = (f"`{dotted(keys)}={value_text(values.value(keys))}`" for keys in leaves(values.values))
+            rows.append((f"`{preset.name}`", preset.description, preset.use_case, "<br>".join(settings)))
+        lines += ["", f"## {kind.capitalize()} presets", "", f"`uv run train_unified.py --{kind}-preset NAME`", ""]
+        lines += _table(("Preset", "What it is", "Use case", "Settings"), rows)
         if kind == "model":
-            lines += ["", *_costs(book)]
+            lines += ["", *_cost_lines(book)]
     return "\n".join(lines) + "\n"
 
 
-def _costs(book: PresetBook) -> list[str]:
-    """Table of what each model costs, for images of three channels."""
+def _cost_lines(book: PresetBook) -> list[str]:
+    """Describe what each model costs, for images of three channels."""
     from unified_vae.experiment.model_figures import model_figures
 
     rows = []
@@ -144,25 +125,11 @@ def _costs(book: PresetBook) -> list[str]:
         operations = (f"{number(flops / 1e9)} GFLOP" for flops in (figures.forward_flops, figures.step_flops))
         rows.append((f"`{name}`", *millions, *operations, f"{gibibytes(figures.step_bytes(COSTED_IMAGES))} GiB"))
     heading = ("Preset", "Parameters", "Fixed", "Forward, per image", "Step, per image")
-    words = (
+    text = (
         "Costs without the networks of loss terms; a multiplication and an addition count as two operations. The "
         f"memory is about that of a step of {COSTED_IMAGES} images at once in fp32; `--dry-run` shows it for any run."
     )
-    return [
-        words,
-        "",
-        *_table((*heading, f"Memory of {COSTED_IMAGES} images"), rows),
-    ]
-
-
-def _names(mode: Mode) -> list[str]:
-    absent = "defaults" if mode.fixes is None else "that run's"
-    return [f"`{mode.presets[kind]}`" if kind in mode.presets else absent for kind in SECTIONS]
-
-
-def _settings(preset: Preset) -> str:
-    values = preset.settings
-    return "<br>".join(f"`{dotted(keys)}={value_text(values.value(keys))}`" for keys in leaves(values.values))
+    return [text, "", *_table((*heading, f"Memory of {COSTED_IMAGES} images"), rows)]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
