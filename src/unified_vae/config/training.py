@@ -47,7 +47,7 @@ class CheckpointConfig(Config):
 
 
 class RecoveryConfig(Config):
-    """A step whose loss or gradient is not finite is skipped; where that does not end, the run goes back."""
+    """A step whose loss or gradient is NaN/Inf is skipped; where that does not end, the run goes back."""
 
     max_consecutive_skips: int = Field(default=5, ge=1)
     """Skipped steps in a row after which the run goes back to its last good checkpoint."""

@@ -55,7 +55,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError as problem:
         discard(stage)
         raise EnvironmentProblem(
-            f"{path} cannot be written ({reason(problem)}). Free space or mend the permissions, then try again."
+            f"{path} cannot be written ({reason(problem)}). Free space or fix the permissions, then try again."
         ) from problem
 
 

@@ -1,4 +1,4 @@
-"""Mistakes a user can mend: one sentence - what, where, what to do - and an exit code.
+"""Mistakes a user can fix: one sentence - what, where, what to do - and an exit code.
 
 The cli prints the sentence and exits with `exit_code`; anything else that escapes is a bug of ours.
 """
@@ -45,7 +45,7 @@ class CheckpointError(EnvironmentProblem):
 
 
 class Diverged(UserError):
-    """Training produced numbers that are not finite."""
+    """Training produced NaN/Inf."""
 
     exit_code = 4
 

@@ -135,7 +135,7 @@ def resamples(images: int, seed: int, purpose: str, count: int = RESAMPLES) -> I
 def bootstrap_interval(
     value: float, resampled: Numbers, biased: bool = False, minimum: float = -math.inf
 ) -> Interval | None:
-    """Return the middle 95 % of resampled values; None where they are not finite.
+    """Return the middle 95 % of resampled values; None where they are NaN/Inf.
 
     Args:
         biased: use the spread alone, around the value itself. A resample holds some images several times, and so fewer

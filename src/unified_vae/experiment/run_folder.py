@@ -159,7 +159,7 @@ class RunFolder:
 def _unwritable(place: Path, why: str) -> EnvironmentProblem:
     return EnvironmentProblem(
         f"the run folder {place} cannot be written ({why}). "
-        "Give another with --run-dir, free space, or mend its permissions."
+        "Give another with --run-dir, free space, or fix its permissions."
     )
 
 

@@ -40,7 +40,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     except OSError as problem:
         raise EnvironmentProblem(
             f"the run folder {run_dir} cannot be written ({problem.strerror}). "
-            "Give another with --run-dir, or mend its permissions."
+            "Give another with --run-dir, or fix its permissions."
         ) from problem
     try:
         with suppress(OSError):  # it only serves the message to a second run; the disk may be full
