@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 from runs import NOT_ASKED, Job, images, pixels, train
 from script import overrides, parser, save, settle, start, table
+from unified_vae.analysis.attributes import Array, Attribute, Directions
 from unified_vae.core.counter import key
 from unified_vae.core.tensor_file import parse_tensors, write_tensors
 from unified_vae.data.cartoon.faces import ATTRIBUTE_NAMES, draw_faces, face_attributes
-from unified_vae.experiment.subject.subject import find
-from unified_vae.experiment.using.attributes import Array, Attribute, Directions
+from unified_vae.inference.load import load_model
 from unified_vae.models.vae import VAE
 
 NAME = "attribute_edit"
@@ -271,7 +271,7 @@ def met(figures: Mapping[str, Any], which: str) -> list[str]:
 def main() -> None:
     options = read_options()
     run = options.run or trained(options)
-    model = find(run, None, None, print, looks=False).model.eval()
+    model = load_model(run, require_data=False).model.eval()
     options.image_size = model.image_size
     probe = trained_probe(options)
     data = images("builtin", model.image_size, options.labelled if options.quick else None)

@@ -29,7 +29,7 @@ from unified_vae.core.counter import key
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.events import Observer
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.using.latents import decode, encode
+from unified_vae.inference.latents import decode, encode
 from unified_vae.models.build import build_model
 from unified_vae.models.pretrained import load_pretrained, save_pretrained
 from unified_vae.models.vae import VAE

@@ -19,6 +19,7 @@ from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.run import RunConfig
 from unified_vae.config.schedule import factor
 from unified_vae.core.counter import key
+from unified_vae.core.noise import latent_noise
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.batches import steps_per_epoch, train_batches, validation_batches
 from unified_vae.data.dataset import DataSets
@@ -30,7 +31,6 @@ from unified_vae.models.build import build_model
 from unified_vae.models.vae import VAE
 from unified_vae.optim.build import build_optimizers
 from unified_vae.optim.lr import lr_factor
-from unified_vae.training.random import latent_noise
 
 NAME = "predecessor"
 SETS = {"cifar10": 32, "faces128": 64}

@@ -25,9 +25,9 @@ from unified_vae.config.data import DataConfig
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.core.events import Observer, RunStarted, Validated
 from unified_vae.core.malloc import keep_freed_memory
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.dataset import DataSets
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.pipeline.fit import fit
 from unified_vae.pipeline.plan import RunRequest, plan_mode, plan_presets
 

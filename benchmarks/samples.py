@@ -22,9 +22,9 @@ from runs import Job, images, pixels, train_all
 from script import overrides, parser, save, settle, source, start, table
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import ConfigError
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.dataset import DataSets
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.run_folder import RunFolder
 from unified_vae.metrics.sets import patch_distances
 from unified_vae.models.density import LatentDensity, NormalDensity
 from unified_vae.models.pretrained import load_pretrained

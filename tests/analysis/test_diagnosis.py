@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from unified_vae.analysis import diagnosis as causes
+from unified_vae.analysis import model_cost
 from unified_vae.analysis.diagnosis import CAUSES, HEALTHY, Diagnosis, History, PCALine, interpolate
 from unified_vae.analysis.recommendation import RunContext, recommend
 from unified_vae.cli import train
 from unified_vae.cli.app import main
 from unified_vae.config.presets import PresetBook
 from unified_vae.config.run import RunConfig
-from unified_vae.experiment import model_figures
 
 
 def line(latents=64, here=25.0, more=27.0, predicted_active=64, predicted_psnr=25.0, rise_until=None):
@@ -198,7 +198,7 @@ COMMANDS = {
 def context(tmp_path, monkeypatch):
     """A run with its folder as a user writes it. Commands are planned and checked; no model is built for a dry run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_figures, "model_figures", lambda _: None)
+    monkeypatch.setattr(model_cost, "model_cost", lambda _: None)
     monkeypatch.setattr(train, "model_lines", lambda *_: [])
     folder = tmp_path / "runs" / "my run"
     folder.mkdir(parents=True)

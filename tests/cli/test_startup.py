@@ -72,7 +72,7 @@ def test_help_imports_no_module_of_a_verb(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_shows_the_settings_before_it_loads_torch(commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "unified_vae.experiment.model_figures", None)
+    monkeypatch.setitem(sys.modules, "unified_vae.analysis.model_cost", None)
     with pytest.raises(ImportError):
         commands.train("--mode", "quick_test", "--dry-run")
     assert "run folder: runs/quick_test" in commands.capsys.readouterr().out

@@ -30,7 +30,7 @@ def from_name(cls, name):
 
 metadata.Distribution.from_name = classmethod(from_name)
 
-from unified_vae.experiment.environment import environment
+from unified_vae.core.device import environment
 from unified_vae.export import export
 from unified_vae.report import page
 from unified_vae.core import checkpoint_format

@@ -17,7 +17,7 @@ from unified_vae.config.explain import Settings
 from unified_vae.config.presets import SECTIONS, PresetBook
 from unified_vae.config.run import RunConfig
 from unified_vae.config.upgrade import REMOVED, new_path
-from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.core.run_dir import RunFolder
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "unified_vae"

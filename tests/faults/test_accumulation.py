@@ -8,8 +8,8 @@ from figures import report
 from injected import SignalInside, injected
 from lives import Recorder, merged, outcome, request, write_images
 
+from unified_vae.core.retention import saved_steps
 from unified_vae.pipeline.fit import fit
-from unified_vae.training.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 NUM_MICRO_BATCHES = 4

@@ -9,11 +9,11 @@ from injected import SmallMemory, injected
 from lives import Recorder, merged, request, write_images
 from pydantic import ValidationError
 
+from unified_vae.analysis.model_cost import model_cost
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.data.batches import gather
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.model_figures import model_figures
 from unified_vae.pipeline import autotune
 from unified_vae.pipeline.autotune import (
     MIN_STEPS_PER_EPOCH,
@@ -81,7 +81,7 @@ def test_trials_are_not_compiled_also_where_the_run_is(opened, source, monkeypat
 
 
 def test_the_rule_follows_the_memory_that_is_available(opened, source, monkeypatch):
-    each, sizes, reason = 2 * model_figures(request("unused", source).run.config.model).kept_bytes, [], ""
+    each, sizes, reason = 2 * model_cost(request("unused", source).run.config.model).kept_bytes, [], ""
     for available in (0, *(each * 2**power for power in range(10))):
         monkeypatch.setattr(autotune, "available_memory", lambda available=available: available)
         size, reason = autotune._by_rule(*opened, 1000)

@@ -14,7 +14,7 @@ from figures import report
 from injected import SlowDisk, live_with, rows
 from lives import request, server, write_images
 
-from unified_vae.training.retention import saved_steps
+from unified_vae.core.retention import saved_steps
 from unified_vae.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")

@@ -10,11 +10,10 @@ import torch
 from figures import report
 from lives import Recorder, request, write_images
 
-from unified_vae.core import checkpoint_format
+from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, folder_name
 from unified_vae.core.errors import CheckpointError
 from unified_vae.pipeline.fit import fit
-from unified_vae.training import retention
 
 CUTS, CUTS_LONG = 40, 200
 FLIPS, FLIPS_LONG = 150, 1000

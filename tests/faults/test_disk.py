@@ -14,10 +14,9 @@ from full_disks import limit_file_size, obey_permissions, small_disk
 from lives import Recorder, leftovers, outcome, request, write_images
 from watched import watched
 
-from unified_vae.core import checkpoint_format
+from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
-from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.training import retention
+from unified_vae.core.run_dir import RunFolder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits, mounts and permissions are Linux's here")
 

@@ -20,13 +20,13 @@ from lives import Recorder, request, write_images
 from test_pickles import Payload
 
 from unified_vae.analysis.preflight import Preflight
+from unified_vae.config.record import RunRecord
+from unified_vae.core import retention
 from unified_vae.core.checkpoint_format import MANIFEST, seal
 from unified_vae.core.errors import UserError
-from unified_vae.experiment.run_folder import RunRecord
 from unified_vae.models.pretrained import open_pretrained
 from unified_vae.pipeline.fit import fit
 from unified_vae.pipeline.resume import differences, refuse_impossible
-from unified_vae.training import retention
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the time limit needs a signal")
 INPUTS, INPUTS_LONG = 500, 20_000

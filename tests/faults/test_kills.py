@@ -12,9 +12,9 @@ from figures import report
 from lives import Recorder, leftovers, live, merged, outcome, reads, request, server, state_of, write_images
 
 from unified_vae.core.durable import STAGE_PREFIX
-from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.core.retention import saved_steps, sweep
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.pipeline.fit import fit
-from unified_vae.training.retention import saved_steps, sweep
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 STEPS = 36  # of the tiny run: 6 epochs of 6

@@ -18,13 +18,13 @@ from test_memory import IMAGES, vae_step
 from unified_vae.config.training import RecoveryConfig
 from unified_vae.core.errors import Diverged
 from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.retention import saved_steps
 from unified_vae.models.vae import VAE
 from unified_vae.pipeline.fit import fit
 from unified_vae.training import validation
 from unified_vae.training.anomalies import MIN_NORMS, GradientSpike, MetricAccumulator, SkippedStep
 from unified_vae.training.checkpointer import Checkpointer
 from unified_vae.training.distributed import Runtime
-from unified_vae.training.retention import saved_steps
 from unified_vae.training.state import TrainState
 
 NAN, INF = float("nan"), float("inf")

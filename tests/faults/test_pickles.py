@@ -12,15 +12,14 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
-from unified_vae.core import checkpoint_format
+from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, seal
 from unified_vae.core.errors import EnvironmentProblem, UserError
-from unified_vae.experiment.subject.subject import find
+from unified_vae.inference.load import load_model
 from unified_vae.losses import perceptual
 from unified_vae.losses.perceptual import ARCHITECTURES, cached_file, load_weights, lpips_heads
 from unified_vae.models.pretrained import load_pretrained
 from unified_vae.pipeline.fit import fit
-from unified_vae.training import retention
 
 OPENERS = re.compile(r"\b(pickle\.loads?|Unpickler|allow_pickle=True|weights_only=False|dcp\.load)\b")
 SOURCES = Path(__file__).parents[2] / "src"
@@ -106,7 +105,7 @@ def test_a_file_as_a_run(tmp_path, source, evil):
     (tmp_path / "last.ckpt").write_bytes(evil)
     assert "is a file, and a run is a folder" in refused(tmp_path / "last.ckpt", source)
     with pytest.raises(UserError):
-        find(tmp_path / "last.ckpt", None, None, print)
+        load_model(tmp_path / "last.ckpt")
 
 
 def test_a_folder_of_torch_distributed_checkpoint(tmp_path, source, marker):
@@ -115,7 +114,7 @@ def test_a_folder_of_torch_distributed_checkpoint(tmp_path, source, marker):
     (tmp_path / "run" / "__0_0.distcp").write_bytes(pickle.dumps(Payload(marker)))
     assert ".metadata is a checkpoint of another program" in refused(tmp_path / "run", source)
     with pytest.raises(UserError):
-        find(tmp_path / "run", None, None, print)
+        load_model(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", MANIFEST])

@@ -17,13 +17,12 @@ from torch import nn
 
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.config.training import CheckpointConfig
-from unified_vae.core import checkpoint_format
+from unified_vae.core import checkpoint_format, retention, validation
 from unified_vae.core.checkpoint_format import MANIFEST
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.optim.build import build_optimizers
 from unified_vae.pipeline.fit import fit
-from unified_vae.training import retention, validation
 from unified_vae.training.checkpointer import Checkpointer, OptimizerState
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState

@@ -17,7 +17,7 @@ from figures import report
 from lives import leftovers, merged, outcome, state_of
 from PIL import Image
 
-from unified_vae.training.retention import saved_steps
+from unified_vae.core.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and a fork server")
 SCRIPT = Path(__file__).parents[2] / "train_unified.py"

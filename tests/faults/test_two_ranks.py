@@ -12,7 +12,7 @@ from figures import report
 from injected import Halt
 from lives import leftovers, outcome
 
-from unified_vae.training.retention import saved_steps
+from unified_vae.core.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes with gloo are tested on Linux")
 STEPS = 36  # 6 epochs of 6

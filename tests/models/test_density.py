@@ -202,7 +202,7 @@ def test_mixtures_of_before_draw_as_then(folder) -> None:
 
 
 def test_a_flow_of_before_is_replaced_by_the_prior(folder) -> None:
-    """Its tensors are not read; `sample` says so (tests/using/test_generate.py)."""
+    """Its tensors are not read; `sample` says so (tests/inference/test_generate.py)."""
     save_density(folder, fit_gaussian(two_blobs()), {})
     edit(folder, lambda description: description["density"].update(kind="flow", sizes={"components": 2, "bent": 5}))
     assert isinstance(load_pretrained(folder).density, NormalDensity)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from lives import Recorder, request, write_images
 
-from unified_vae.experiment.subject.subject import find
 from unified_vae.export.export import export
+from unified_vae.inference.load import load_model
 from unified_vae.pipeline.fit import fit
 
 CHANGE = {"training": {"epochs": 2, "samples": {"count": 4}}}
@@ -40,7 +40,7 @@ def outputs_of_parts(stage, parts, to, batches):
 
 def model_of(run, weights="ema"):
     """The best weights of a run."""
-    return find(run, None, None, lambda _: None, weights=weights).model
+    return load_model(run, weights=weights).model
 
 
 def alone(script, *words):

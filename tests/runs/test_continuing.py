@@ -10,7 +10,7 @@ import torch
 from lives import Recorder, request, write_images
 
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
-from unified_vae.experiment.subject.subject import find
+from unified_vae.inference.load import load_model
 from unified_vae.pipeline.fit import fit
 
 SHORT = {"training": {"epochs": 2}}
@@ -242,5 +242,5 @@ def test_a_residual_run_of_an_earlier_version_is_read_as_it_was(source, tmp_path
     again = go(tmp_path / "run", source, {"training": {"epochs": 3}, "model": before})
     assert again.finished.outcome == "finished" and again.started[0].resumed
     shutil.copytree(tmp_path / "run" / "model", tmp_path / "alone")
-    subject = find(tmp_path / "alone", None, None, print, looks=False)
-    assert subject.config.model.pre_encoder_blocks == 0 and subject.config.model.bottleneck_channels == 2**20
+    loaded = load_model(tmp_path / "alone", require_data=False)
+    assert loaded.config.model.pre_encoder_blocks == 0 and loaded.config.model.bottleneck_channels == 2**20

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,17 +10,16 @@ from lives import Recorder, request, write_images
 from PIL import Image
 
 from unified_vae.cli.app import main
+from unified_vae.core import retention
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.evaluation import Group
 from unified_vae.evaluation.evaluate import SIZES_DIFFER, _read_weights, draw_sheet, evaluate, unique_labels
-from unified_vae.experiment.subject import subject as subject_module
+from unified_vae.inference import load
 from unified_vae.models.density import fit_gaussian
 from unified_vae.models.pretrained import save_density
 from unified_vae.pipeline.fit import fit
-from unified_vae.training import retention
-from unified_vae.training.checkpointer import train_state
 
 SHORT = {"training": {"epochs": 1}, "density": {"fit": "normal"}}
 
@@ -138,12 +136,10 @@ def test_both_weights_are_of_one_step_although_the_run_goes_on(run, monkeypatch)
     states = iter([steps[0]])
     assert len(steps) > 1
 
-    def training(saved):
-        return replace(train_state(saved), best_step=next(states, steps[-1]))
-
-    monkeypatch.setattr(subject_module, "train_state", training)
-    subjects, _ = _read_weights(run, None, None, None, Observer())
-    assert {name: (each.step, each.weights) for name, each in subjects.items()} == {
+    progress = load.Progress
+    monkeypatch.setattr(load, "Progress", lambda step, _, over: progress(step, next(states, steps[-1]), over))
+    models, _ = _read_weights(run, None, None, None, Observer())
+    assert {name: (each.step, each.weights) for name, each in models.items()} == {
         "ema": (steps[0], "ema"),
         "raw": (steps[0], "raw"),
     }

@@ -7,8 +7,8 @@ import pytest
 import torch
 from lives import Recorder, merged, request, write_images
 
+from unified_vae.config.record import leaves
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.experiment.run_folder import leaves
 from unified_vae.pipeline.fit import fit
 
 BASE = {

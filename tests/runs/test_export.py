@@ -15,10 +15,9 @@ from unified_vae.core.tensor_file import write_tensors
 from unified_vae.data import prepare
 from unified_vae.evaluation import Group
 from unified_vae.evaluation.evaluate import evaluate
-from unified_vae.experiment.subject.images import open_images
-from unified_vae.experiment.subject.same_weights import finished_model
-from unified_vae.experiment.subject.subject import find
 from unified_vae.export import export
+from unified_vae.inference.image_set import open_images
+from unified_vae.inference.load import load_model, trained_model
 from unified_vae.models.pretrained import load_pretrained
 
 
@@ -47,8 +46,8 @@ def test_raw_weights_are_those_that_were_stepped_and_bring_no_density(run, tmp_p
 def test_exported_raw_weights_stay_raw_wherever_they_go(run, tmp_path):
     """In the figures of the folder, in what is exported of it, and beside the run's own model of averaged weights."""
     first, _ = exported(run, "safetensors", output=tmp_path / "raw", weights="raw", images=0)
-    subject = find(first.folder, None, None, print, looks=False)
-    assert subject.weights == "raw" and "raw weights" in subject.name
+    loaded = load_model(first.folder, require_data=False)
+    assert loaded.weights == "raw" and "raw weights" in loaded.name
     images = str(run.parent / "images.npy")
     options = {"samples": 4, "max_images": 8, "device": "cpu", "skip": set(Group) - {Group.LATENTS}}
     evaluation = evaluate([first.folder], data=images, **options, observer=Recorder())
@@ -65,26 +64,26 @@ def test_exported_raw_weights_stay_raw_wherever_they_go(run, tmp_path):
 
 def test_the_folder_of_the_same_weights_is_told_by_the_weights(run, tmp_path):
     """Not by its step, which raw and averaged weights share."""
-    averaged, raw = (find(run, None, None, print, weights=weights) for weights in ("ema", "raw"))
-    assert finished_model(averaged).folder == run / "model" and finished_model(raw) is None
+    averaged, raw = (load_model(run, weights=weights) for weights in ("ema", "raw"))
+    assert trained_model(averaged).folder == run / "model" and trained_model(raw) is None
     copied = shutil.copytree(run / "model", tmp_path / "copy")
-    assert finished_model(find(copied, None, None, print, looks=False)).folder == copied
+    assert trained_model(load_model(copied, require_data=False)).folder == copied
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="damaged"):
-        finished_model(find(tmp_path / "run", None, None, print))
+        trained_model(load_model(tmp_path / "run"))
     done, seen = exported(tmp_path / "run", "safetensors", output=tmp_path / "out", images=0)
     assert load_pretrained(done.folder) and any("is damaged" in text for text in seen.notices)
 
 
 def test_the_images_of_a_run_are_packed_once_for_all_that_looks_at_them(run, monkeypatch):
     """Of a run whose channels were found in the images."""
-    subject = find(run, None, None, print)
-    assert subject.record.requested.model.channels == "auto"
+    loaded = load_model(run)
+    assert loaded.record.requested.model.channels == "auto"
     monkeypatch.setattr(prepare, "pack_source", lambda *_: pytest.fail("the images are packed again"))
     for source in (None, f"{run.parent}/../{run.parent.name}/images.npy"):
-        assert open_images(subject, source, Recorder()).channels == 3
-    raw = find(run, None, None, print, weights="raw")  # without statistics, which are measured
+        assert open_images(loaded, source, Recorder()).channels == 3
+    raw = load_model(run, weights="raw")  # without statistics, which are measured
     assert export._measure_stats(raw, None, None, Recorder()).images > 0
 
 

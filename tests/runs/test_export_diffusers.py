@@ -12,10 +12,10 @@ from test_spatial_runs import spatial_request
 
 from unified_vae.cli.app import main
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.experiment.subject.subject import find
 from unified_vae.export import export as export_module
 from unified_vae.export.export import Comparison, export
 from unified_vae.export.formats import write_diffusers
+from unified_vae.inference.load import load_model
 from unified_vae.models.pretrained import open_pretrained
 from unified_vae.pipeline.fit import fit
 
@@ -63,10 +63,10 @@ def test_config_and_card_say_what_the_latents_are_like(run, folder):
 
 
 def test_the_card_names_presets_apart_from_settings(run, tmp_path):
-    subject = find(run, None, None, lambda _: None)
-    record = replace(subject.record, names={"mode": "m", "loss": "sharp", "model": "small"})
+    loaded = load_model(run)
+    record = replace(loaded.record, names={"mode": "m", "loss": "sharp", "model": "small"})
     stats = open_pretrained(run / "model").stats
-    write_diffusers(tmp_path, replace(subject, record=record), subject.config.model, stats, None)
+    write_diffusers(tmp_path, replace(loaded, record=record), loaded.config.model, stats, None)
     training = (tmp_path / "README.md").read_text().partition("## Training")[2]
     rows = [line.split(" | ")[0] for line in training.splitlines()]
     rows = [row for row in rows if row]

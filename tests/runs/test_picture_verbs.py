@@ -14,7 +14,7 @@ from PIL import Image
 from unified_vae import VAE
 from unified_vae.cli.app import main
 from unified_vae.cli.commands import generate
-from unified_vae.experiment.using.generate import noise_seed
+from unified_vae.inference.generate import noise_seed
 from unified_vae.pipeline.fit import fit
 
 CAPTION = 18
@@ -140,7 +140,7 @@ def test_a_movie_goes_there_and_back(home: Path, said, suffix: str) -> None:  # 
 
 
 def test_a_caption_loses_its_last_parts_on_a_narrow_sheet() -> None:
-    from unified_vae.experiment.using.image_grids import fit_caption
+    from unified_vae.inference.image_grids import fit_caption
 
     assert fit_caption("from here, to there, slowly", 1000) == "from here, to there, slowly"
     assert fit_caption("from here, to there, slowly", 120) == "from here, to there"
@@ -148,7 +148,7 @@ def test_a_caption_loses_its_last_parts_on_a_narrow_sheet() -> None:
 
 
 def test_a_long_sheet_shows_the_first_and_says_so(home: Path, said, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    from unified_vae.experiment.using import image_grids
+    from unified_vae.inference import image_grids
 
     monkeypatch.setattr(image_grids, "MAX_IMAGES", 4)
     code, out, _ = said("sample", "run", "--count", "9", "--sheet", "nine.png")
@@ -158,10 +158,10 @@ def test_a_long_sheet_shows_the_first_and_says_so(home: Path, said, monkeypatch:
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        ("sample nowhere", 3, "nowhere is not there"),
+        ("sample nowhere", 2, "nowhere is not there"),
         ("sample model.pt", 3, "pickles"),
         ("sample model.pt --checkpoint best", 3, "pickles"),
-        ("sample photos", 3, "photos is no model"),
+        ("sample photos", 2, "photos is no run and no model"),
         ("sample young", 3, "young has no checkpoint yet"),
         ("sample run --checkpoint 77", 2, "has best, last and the steps"),
         ("sample run --sheet a.jpg", 2, "ends in .png"),
@@ -170,7 +170,7 @@ def test_a_long_sheet_shows_the_first_and_says_so(home: Path, said, monkeypatch:
         ("sample run --count 0", 2, "--count"),
         ("sample run --temperature nan", 2, "--temperature"),
         ("sample run --density odd", 2, "--density"),
-        ("sample run --device abacus", 2, "no device 'abacus'"),
+        ("sample run --device abacus", 2, "unknown device 'abacus'"),
         ("reconstruct run", 2, "Missing argument"),
         ("reconstruct run text.png", 2, "text.png cannot be used: not an image"),
         ("reconstruct run none.png", 2, "none.png is not there"),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from lives import Recorder, request, write_images
 
+from unified_vae.analysis.model_cost import model_cost
 from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.experiment.model_figures import model_figures
-from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.models.build import build_model
 from unified_vae.pipeline import profile
 from unified_vae.pipeline.profile import profile_folder
@@ -32,7 +32,7 @@ def test_a_profile_names_the_parts_and_writes_a_trace(tmp_path, little):
                  "loss: l1", "backward", "gradient norm", "optimizer", "averaged weights"):  # fmt: skip
         assert found.parts[part] > 0
     assert "loss: charbonnier" not in found.parts
-    figures = model_figures(some.run.config.model)
+    figures = model_cost(some.run.config.model)
     assert found.step_flops == pytest.approx(8 * figures.step_flops)
     assert json.loads((folder / "profile.json").read_text())["steps"] == found.steps
     names = {event.get("name") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
@@ -81,7 +81,7 @@ def test_a_part_inside_another_has_its_own_time():
 @pytest.mark.parametrize("family", [ConvConfig, ResidualConfig])
 def test_figures_are_those_of_the_real_model(family):
     config = family(image_size=16, latents=5, base_channels=8, channels="auto")
-    figures = model_figures(config)
+    figures = model_cost(config)
     model = build_model(config.model_copy(update={"channels": 3}), seed=0)
     assert figures.parameters == sum(p.numel() for p in model.parameters())
     assert 2 * figures.forward_flops < figures.step_flops < 3 * figures.forward_flops
@@ -102,8 +102,8 @@ def test_figures_are_those_of_the_real_model(family):
 
 def test_operations_of_a_convolution_are_two_for_each_weight_and_place():
     """conv: 3 -> 8 at 8 px, 8 -> 16 at 4 px, ...: counted by hand for the first two layers of a net of two."""
-    one = model_figures(ConvConfig(image_size=16, latents=4, base_channels=8, channels=3, pca_init=False))
-    two = model_figures(ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_init=False))
+    one = model_cost(ConvConfig(image_size=16, latents=4, base_channels=8, channels=3, pca_init=False))
+    two = model_cost(ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_init=False))
     widths, side = 64, 1
     more = 2 * (2 * widths * side**2) + 2 * widths * side**2  # two rows of the encoder's head, one of the decoder's
     assert two.forward_flops - one.forward_flops in (more, 4 * more, 16 * more)

@@ -10,9 +10,10 @@ import torch
 from lives import Recorder, outcome, request, write_images
 from pydantic import ValidationError
 
+from unified_vae.config.record import RunRecord
 from unified_vae.config.run import RunConfig
 from unified_vae.config.training import TrainingConfig
-from unified_vae.experiment.run_folder import RunFolder, RunRecord
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.pipeline import autotune
 from unified_vae.pipeline.autotune import LONG_SECONDS, LONG_STEPS, choose_kernels, with_kernels
 from unified_vae.pipeline.build import ResolvedConfig

@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 
-from unified_vae.core import checkpoint_format
+from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, seal
 from unified_vae.core.durable import STAGE_PREFIX
 from unified_vae.core.errors import CheckpointError
-from unified_vae.training import retention
 
 
 def content(step, size=64):

@@ -20,13 +20,13 @@ from unified_vae.config.optim import AdamWConfig, CosineLR
 from unified_vae.config.training import CheckpointConfig, TrainingConfig
 from unified_vae.core import checkpoint_format
 from unified_vae.core.events import Observer
+from unified_vae.core.retention import newest_good
 from unified_vae.data.dataset import PackedSplit
 from unified_vae.pipeline.build import build_vae_step
 from unified_vae.pipeline.fit import INITIALIZERS, fit
 from unified_vae.training.checkpointer import Checkpointer, JsonState, OptimizerState
 from unified_vae.training.loggers import MetricsLog
 from unified_vae.training.memory import MicroBatches
-from unified_vae.training.retention import newest_good
 from unified_vae.training.state import TrainState
 from unified_vae.training.train_step import GradientUpdater, TrainStep, VAEStep, to_unit_range
 from unified_vae.training.trainer import Trainer, TrainSchedule

@@ -116,11 +116,11 @@ def presets_page(book: PresetBook) -> str:
 
 def _cost_lines(book: PresetBook) -> list[str]:
     """Describe what each model costs, for images of three channels."""
-    from unified_vae.experiment.model_figures import model_figures
+    from unified_vae.analysis.model_cost import model_cost
 
     rows = []
     for name in book.presets("model"):
-        figures = model_figures(book.compose({"model": name}, Settings()).config.model)
+        figures = model_cost(book.compose({"model": name}, Settings()).config.model)
         millions = (f"{count / 1e6:.1f} million" for count in (figures.parameters, figures.fixed))
         operations = (f"{number(flops / 1e9)} GFLOP" for flops in (figures.forward_flops, figures.step_flops))
         rows.append((f"`{name}`", *millions, *operations, f"{gibibytes(figures.step_bytes(COSTED_IMAGES))} GiB"))

@@ -27,7 +27,7 @@ from unified_vae.pipeline.plan import (
 )
 
 if TYPE_CHECKING:
-    from unified_vae.experiment.model_figures import ModelFigures
+    from unified_vae.analysis.model_cost import ModelCost
     from unified_vae.pipeline.profile import Profile
 
 
@@ -151,10 +151,10 @@ def _start(request: RunRequest, options: TrainOptions, command: str) -> int:
     if options.dry_run:
         # the settings at once; then, when torch is loaded, what the model costs
         show([*lines, "", f"run folder: {request.run_dir.as_posix()}"])
-        from unified_vae.experiment.model_figures import model_figures
+        from unified_vae.analysis.model_cost import model_cost
 
         batch_size = None if config.training.batch_size == "auto" else config.training.batch_size
-        costs = model_lines(model_figures(config.model), batch_size, config.training.gradient_accumulation_steps)
+        costs = model_lines(model_cost(config.model), batch_size, config.training.gradient_accumulation_steps)
         show([*costs, "", "--dry-run: nothing was started"])
         return 0
 
@@ -183,7 +183,7 @@ def _start(request: RunRequest, options: TrainOptions, command: str) -> int:
         return fit(replace(request, resume=options.resume, command=command), observers).exit_code
 
 
-def model_lines(figures: ModelFigures, batch_size: int | None, micro_batches: int) -> list[str]:
+def model_lines(figures: ModelCost, batch_size: int | None, micro_batches: int) -> list[str]:
     """Describe parameters, operations and memory of a model.
 
     Args:

@@ -12,6 +12,8 @@ from unified_vae.config.schedule import Constant, WeightSchedule, factor
 
 MissingWeights = Literal["replace", "strict"]
 KLReduction = Literal["nats", "sum_sum", "half_sum_sum", "mean_sum", "mean_mean", "l1_sum"]
+PIXEL_TERMS = ("mse", "l1", "charbonnier")
+"""Distortion terms that are means of pixel errors."""
 LIKELIHOODS: tuple[set[str], ...] = ({"mse"}, {"l1"})
 """Distortion terms that alone are a negative log likelihood: of a Gaussian, of a Laplace density. No mix is one."""
 LIKELIHOOD_METRICS = ("loss.nll", "bits_per_dim", "distortion.bits_per_dim")
@@ -243,3 +245,10 @@ class LossConfig(Config):
             for name in type(self).model_fields
             if isinstance(value := getattr(self, name), TermConfig) and value.weight > 0
         }
+
+    def pixel_share(self, means: Mapping[str, float]) -> float | None:
+        """The part of the distortion that is a mean of pixel errors, by the terms' means; None where none is known."""
+        enabled = self.distortion_terms()
+        parts = {name: enabled[name].weight * mean for name, mean in means.items() if name in enabled}
+        total = sum(parts.values())
+        return sum(parts.get(name, 0.0) for name in PIXEL_TERMS) / total if total > 0 else None

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from unified_vae.core.durable import STAGE_PREFIX, discard, reason, sync_file, sync_folder
 from unified_vae.core.errors import CheckpointError
@@ -139,6 +140,30 @@ def load(root: Path, step: int) -> Checkpoint:
     if not isinstance(state, dict):
         raise CheckpointError(f"{folder / STATE} does not hold the state of a run")
     return Checkpoint(step, groups, state)
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict, exactly; a module with `upgrade_state_dict` first adapts that of an earlier version.
+
+    Raises:
+        CheckpointError: names or shapes differ; the sentence says how many and the first of them.
+    """
+    upgrade = getattr(module, "upgrade_state_dict", None)
+    tensors = upgrade(tensors) if upgrade else tensors
+
+    def forms(values: Mapping[str, Tensor]) -> dict[str, str]:
+        return {key: f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in values.items()}
+
+    expected, given = forms(module.state_dict()), forms(tensors)
+    differing = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
+    if differing:
+        first = differing[0]
+        raise CheckpointError(
+            f"the checkpoint is of another {name}: {len(differing)} tensors differ, the first is {first} "
+            f"(checkpoint {given.get(first, 'absent')}, now {expected.get(first, 'absent')})."
+        )
+    with torch.no_grad():
+        module.load_state_dict(dict(tensors))
 
 
 def _read_verified(path: Path, expected: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
-from contextlib import AbstractContextManager, nullcontext
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -14,6 +18,7 @@ from torch import Tensor
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.core.events import Memory
 from unified_vae.core.malloc import return_freed_memory
+from unified_vae.core.version import __version__
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -150,10 +155,10 @@ def choose_device(name: str | torch.device, local_rank: int = 0) -> torch.device
         device = torch.device("cuda", local_rank if device.index is None else device.index)
         if (device.index or 0) >= count:
             raise EnvironmentProblem(
-                f"--device {name}: torch sees {count} CUDA device(s) here. Use --device cpu, or fix the driver."
+                f"device {name}: torch sees {count} CUDA device(s) here. Use --device cpu, or fix the driver."
             )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise EnvironmentProblem("--device mps: torch sees no Apple GPU here. Use --device cpu.")
+        raise EnvironmentProblem("device mps: torch sees no Apple GPU here. Use --device cpu.")
     return device
 
 
@@ -169,3 +174,79 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("training.precision fp16 needs a GPU. Use bf16, fp32 or auto on the CPU.")
     return DTYPES[precision]
+
+
+def environment() -> dict[str, str]:
+    """Versions of what decides the numbers, and the machine: recorded with a run."""
+    facts = {
+        "unified-vae": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if torch.cuda.is_available():
+        facts["cuda"] = str(torch.version.cuda)
+        facts["gpu"] = torch.cuda.get_device_name()
+    if sys.platform == "darwin":
+        facts["macos"] = platform.mac_ver()[0]
+    return facts
+
+
+@contextmanager
+def open_device(name: str | torch.device, precision: str = "fp32") -> Iterator[ComputeDevice]:
+    """A device for one process, with the flags of `torch_flags`.
+
+    Args:
+        name: as for `choose_device`.
+        precision: fp32, bf16, fp16 or auto.
+
+    Raises:
+        ConfigError, EnvironmentProblem: there is no such device or precision here.
+    """
+    device = choose_device(name)
+    compute = ComputeDevice(device, choose_dtype(precision, device))
+    with torch_flags(device):
+        yield compute
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Keep cuDNN from computing convolutions of float32 with 10 bits of mantissa, its default on recent GPUs."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def torch_flags(device: torch.device, deterministic: bool = False) -> Iterator[None]:
+    """Set the flags of torch that training and measuring need, and put back what they were.
+
+    Args:
+        deterministic: refuse kernels whose bits differ from run to run.
+    """
+    cudnn, filling = torch.backends.cudnn, getattr(torch.utils, "deterministic")  # noqa: B009  # a property of the module
+    before = (cudnn.benchmark, cudnn.allow_tf32)
+    mode, filled = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    current = torch.cuda.current_device() if device.type == "cuda" else None
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            cudnn.benchmark = not deterministic  # the fastest kernel may be another one next time
+            cudnn.allow_tf32 = False  # on by default: 10 bits of mantissa under the name of fp32
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+            torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import the compiler
+            filling.fill_uninitialized_memory = False  # nothing here reads what it has not written
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = before
+        torch.set_deterministic_debug_mode(mode)
+        filling.fill_uninitialized_memory = filled
+        if current is not None:
+            torch.cuda.set_device(current)
+        if deterministic and workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

@@ -19,16 +19,16 @@ from unified_vae.analysis.recommendation import Recommendation, RunContext, reco
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import DataError, EnvironmentProblem
 from unified_vae.core.events import Observer
+from unified_vae.core.noise import fixed_noise
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.batches import gather
 from unified_vae.data.dataset import DataSets, PackedSplit
-from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject.images import open_images, refuse_other_channels
-from unified_vae.experiment.subject.subject import Subject, find
+from unified_vae.inference.image_grids import to_pixels
+from unified_vae.inference.image_set import check_channels, open_images
+from unified_vae.inference.load import LoadedModel, load_model
 from unified_vae.metrics.images import DETAIL, squared_errors
 from unified_vae.models.vae import VAE
 from unified_vae.training.distributed import Runtime, open_runtime
-from unified_vae.training.random import fixed_noise
-from unified_vae.training.sheets import to_pixels
 from unified_vae.training.validation import MetricSums, reconstruct_batches
 
 BATCH_SIZE = 64
@@ -76,8 +76,8 @@ def diagnose(
     """
     from unified_vae.report.plots import draw_diagnosis
 
-    subject = find(target, checkpoint, data, observer.notice)
-    config, folder = subject.config, RunFolder(output or subject.home)
+    loaded = load_model(target, checkpoint, data=data, on_message=observer.notice)
+    config, folder = loaded.config, RunFolder(output or loaded.home)
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         folder.prepare()
@@ -87,21 +87,21 @@ def diagnose(
 
     # learning curves: all for the best and the last weights, up to its step for an earlier checkpoint
     history = None
-    if subject.run_dir is not None:
-        is_known = subject.state is None or subject.step in (subject.state.step, subject.state.best_step)
-        history = History.read(RunFolder(subject.run_dir).metrics, None if is_known else subject.step)
+    if loaded.run_dir is not None:
+        is_known = loaded.progress is None or loaded.step in (loaded.progress.step, loaded.progress.best_step)
+        history = History.read(RunFolder(loaded.run_dir).metrics, None if is_known else loaded.step)
 
     with open_runtime(device or config.device, config.training.precision) as runtime:
-        images = _open_images(subject, data, observer)
-        model, validation = subject.model.to(runtime.device), images.validation
+        images = _open_images(loaded, data, observer)
+        model, validation = loaded.model.to(runtime.device), images.validation
         observer.phase("looking at the validation images", 0, None)
         sums, errors = _measure(model, validation, len(validation), runtime)
         observer.phase("looking at as many training images", 0, None)
         training_sums, _ = _measure(model, images.train, len(validation), runtime)
 
         # what linear maps reach: from the run's own preflight, or computed now for other images
-        if subject.record is not None and data is None:
-            preflight = Preflight.from_json(subject.record.preflight)
+        if loaded.record is not None and data is None:
+            preflight = Preflight.from_json(loaded.record.preflight)
         else:
             preflight, _ = run_preflight(config, images, runtime.device)
         last_beta = None if history is None else history.beta
@@ -109,14 +109,14 @@ def diagnose(
 
         metrics, sigma = sums.values(), None if history is None else history.sigma
         if sigma is None:
-            mse = subject.terms.get("mse")
+            mse = loaded.terms.get("mse")
             sigma = mse**0.5 if mse else 10 ** (-metrics["psnr"] / 20)
         diagnosis = Diagnosis.from_metrics(
             metrics,
-            subject.model.latents,
+            loaded.model.latents,
             images=len(validation),
             training_psnr=training_sums.images.psnr(),
-            pixel_share=subject.pixel_share(),
+            pixel_share=loaded.config.loss.pixel_share(loaded.terms),
             beta=config.loss.kl.weight if last_beta is None else last_beta,
             sigma=sigma,
             history=history,
@@ -136,12 +136,12 @@ def diagnose(
         }
 
     # the files
-    recommendation = recommend(diagnosis, _run_context(subject, data, images))
+    recommendation = recommend(diagnosis, _run_context(loaded, data, images))
     plain = {name: value for name, value in asdict(diagnosis).items() if isinstance(value, int | float | None)}
     content = {
         "format": FORMAT,
-        "subject": subject.name,
-        "step": subject.step,
+        "subject": loaded.name,
+        "step": loaded.step,
         "cause": diagnosis.cause,
         "advice": recommendation.advice,
         "command": recommendation.command,
@@ -155,23 +155,23 @@ def diagnose(
     write_text(folder.diagnosis, json.dumps(content, indent=2) + "\n")
     draw_diagnosis(folder.diagnosis_picture, content, diagnosis.summary(), DETAIL, strips)
     facts = _facts(diagnosis, line, metrics)
-    return Report(subject.name, diagnosis, recommendation, facts, folder.diagnosis, folder.diagnosis_picture)
+    return Report(loaded.name, diagnosis, recommendation, facts, folder.diagnosis, folder.diagnosis_picture)
 
 
-def _open_images(subject: Subject, source: str | None, observer: Observer) -> DataSets:
+def _open_images(loaded: LoadedModel, source: str | None, observer: Observer) -> DataSets:
     """The images as the run opened them, or others at the same size.
 
     Raises:
         DataError: they are gone, or of other channels than the model.
     """
     try:
-        data = open_images(subject, source, observer, max_images=subject.config.data.max_images)
+        data = open_images(loaded, source, observer, max_images=loaded.config.data.max_images)
     except DataError as problem:
         if source is not None:
             raise
         raise DataError(f"{problem} A diagnosis looks at the run's images: give their place with --data.") from problem
-    refuse_other_channels(data, subject)
-    before = subject.record.data["fingerprint"] if subject.record else data.fingerprint
+    check_channels(data, loaded)
+    before = loaded.record.data["fingerprint"] if loaded.record else data.fingerprint
     if before != data.fingerprint:
         observer.notice("these are not the images that the run was trained on: some may be in both of its splits")
     return data
@@ -193,15 +193,15 @@ def _pairs(model: VAE, split: PackedSplit, numbers: np.ndarray, runtime: Runtime
     return list(to_pixels(torch.stack([images, output.reconstruction], dim=1).flatten(0, 1)))
 
 
-def _run_context(subject: Subject, source: str | None, data: DataSets) -> RunContext:
-    config, record, state = subject.config, subject.record, subject.state
+def _run_context(loaded: LoadedModel, source: str | None, data: DataSets) -> RunContext:
+    config, record, state = loaded.config, loaded.record, loaded.progress
     finished = True
     if state is not None and record is not None:
         total = config.training.epochs * record.steps_per_epoch
         finished = state.stopped_early or state.step >= min(total, config.training.max_steps or total)
     if source is not None:
         config = config.replace(**{"data.source": source})
-    return RunContext(config, subject.run_dir, record.names if record else {}, len(data.train), finished)
+    return RunContext(config, loaded.run_dir, record.names if record else {}, len(data.train), finished)
 
 
 def _facts(model: Diagnosis, line: PCALine, metrics: dict[str, float]) -> list[tuple[str, str]]:

@@ -17,10 +17,12 @@ import torch
 from PIL import Image
 
 from unified_vae.analysis.diagnosis import History
+from unified_vae.core.device import environment
 from unified_vae.core.durable import probe, reason, write_text
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.core.printable import printable
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.evaluation import Group, Weights
 from unified_vae.evaluation.bootstrap import LEVEL, Difference, MetricResult, paired_difference
 from unified_vae.evaluation.images import EvaluationImages, open_evaluation_images
@@ -31,13 +33,10 @@ from unified_vae.evaluation.metrics import (
     disentanglement_templates,
     measure,
 )
-from unified_vae.experiment.environment import environment
-from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject.same_weights import finished_model_or_notice
-from unified_vae.experiment.subject.subject import WORDS, Subject, find
+from unified_vae.inference.image_grids import draw_grid, save_png, stack_vertically, to_pixels
+from unified_vae.inference.load import WEIGHTS_WORDS, LoadedModel, load_model, trained_model
 from unified_vae.models.density import LatentDensity, NormalDensity
 from unified_vae.training.distributed import open_runtime
-from unified_vae.training.sheets import below_one_another, sheet, to_pixels, write_picture
 
 FORMAT = 1
 SHOWN = 8  # images in a row of the sheet
@@ -60,7 +59,7 @@ class Candidate:
     """
 
     label: str
-    subject: Subject
+    loaded: LoadedModel
     images: EvaluationImages
 
 
@@ -127,12 +126,12 @@ def evaluate(
     if single and output is not None:
         raise ConfigError("--output is the folder for the files of several models: --json names the report of one")
     if single:
-        subjects, notes = _read_weights(targets[0], data, checkpoint, weights, observer)
+        loaded_models, notes = _read_weights(targets[0], data, checkpoint, weights, observer)
     else:
-        subjects, notes = _read_models(targets, data, checkpoint, weights, observer), []
+        loaded_models, notes = _read_models(targets, data, checkpoint, weights, observer), []
 
     # prove that the files can be written before any work is done
-    first = next(iter(subjects.values()))
+    first = next(iter(loaded_models.values()))
     folder = output or Path("comparison")
     report = report or (RunFolder(first.home).evaluation if single else folder / "comparison.json")
     check_writable(report.parent, "--json" if single or report.parent != folder else "--output")
@@ -140,15 +139,15 @@ def evaluate(
         check_writable(folder, "--output")
 
     # the images of all, then one model after the other; what depends on the images alone is measured once per size
-    def open_images(subject: Subject) -> EvaluationImages:
+    def open_images(loaded: LoadedModel) -> EvaluationImages:
         whole = data is not None and not single
-        return open_evaluation_images(subject, data, max_images, observer, whole=whole)
+        return open_evaluation_images(loaded, data, max_images, observer, whole=whole)
 
     if single:
         shared = open_images(first)
-        candidates = [Candidate(label, subject, shared) for label, subject in subjects.items()]
+        candidates = [Candidate(label, loaded, shared) for label, loaded in loaded_models.items()]
     else:
-        candidates = [Candidate(label, subject, open_images(subject)) for label, subject in subjects.items()]
+        candidates = [Candidate(label, loaded, open_images(loaded)) for label, loaded in loaded_models.items()]
         for candidate in candidates[1:]:
             _check_same_images(candidates[0], candidate)
     results: dict[str, list[MetricResult]] = {}
@@ -189,7 +188,7 @@ def evaluate(
         models = [
             {
                 "label": label,
-                "weights": candidate.subject.weights,
+                "weights": candidate.loaded.weights,
                 **about[label],
                 "figures": [result.to_json() for result in results[label]],
             }
@@ -205,7 +204,7 @@ def evaluate(
     if not single:
         draw_sheet(files["sheet"], shown)
         _draw_plot(files["plot"], candidates, results)
-    names = {candidate.label: candidate.subject.name for candidate in candidates}
+    names = {candidate.label: candidate.loaded.name for candidate in candidates}
     return Evaluation(names, candidates[0].images.description, results, differences, notes, files)
 
 
@@ -233,31 +232,35 @@ def check_writable(folder: Path, option: str) -> None:
 
 def _read_weights(
     target: Path, data: str | None, checkpoint: str | None, weights: Weights | None, observer: Observer
-) -> tuple[dict[str, Subject], list[str]]:
+) -> tuple[dict[str, LoadedModel], list[str]]:
     """One model with each of the weights asked for, and what to say of it."""
     requested = None if weights == "both" else weights
-    subject = find(target, checkpoint, data, observer.notice, weights=requested, looks=False)
+    loaded = load_model(
+        target, checkpoint, data=data, weights=requested, require_data=False, on_message=observer.notice
+    )
     if requested is not None:
-        return {subject.weights: subject}, []
-    if subject.run_dir is None or subject.folder is not None:
-        words = WORDS[subject.weights]
+        return {loaded.weights: loaded}, []
+    if loaded.run_dir is None or loaded.export is not None:
+        words = WEIGHTS_WORDS[loaded.weights]
         if weights == "both":
             raise ConfigError(f"{target} is an exported model, which has {words} weights alone: leave --weights out")
-        short = " (EMA)" if subject.weights == "ema" else ""
-        return {subject.weights: subject}, [f"this exported model has {words} weights{short} alone; its run has both"]
+        short = " (EMA)" if loaded.weights == "ema" else ""
+        return {loaded.weights: loaded}, [f"this exported model has {words} weights{short} alone; its run has both"]
     # the raw weights of the same step, whatever becomes the best or last one of a run that is training
-    raw = find(subject.run_dir, str(subject.step), data, lambda _: None, weights="raw", looks=False)
-    return {"ema": subject, "raw": raw}, []
+    raw = load_model(loaded.run_dir, str(loaded.step), data=data, weights="raw", require_data=False)
+    return {"ema": loaded, "raw": raw}, []
 
 
 def _read_models(
     targets: Sequence[Path], data: str | None, checkpoint: str | None, weights: Weights | None, observer: Observer
-) -> dict[str, Subject]:
+) -> dict[str, LoadedModel]:
     """Several models by their labels."""
     if weights == "both":
         raise ConfigError("--weights both is of one model: give --weights raw, or leave it out for the averaged ones")
     return {
-        label: find(target, checkpoint, data, observer.notice, weights=weights, looks=False)
+        label: load_model(
+            target, checkpoint, data=data, weights=weights, require_data=False, on_message=observer.notice
+        )
         for label, target in zip(unique_labels(targets), targets, strict=True)
     }
 
@@ -284,14 +287,14 @@ def _check_same_images(a: Candidate, b: Candidate) -> None:
         )
 
 
-def _densities(subject: Subject, on_message: Callable[[str], None]) -> list[LatentDensity]:
+def _densities(loaded: LoadedModel, on_message: Callable[[str], None]) -> list[LatentDensity]:
     """N(0, I), and the density that was fitted to these very weights, where there is one."""
-    fitted = subject.model.density
+    fitted = loaded.model.density
     if fitted.kind == "normal":
         consequence = "So samples are drawn from N(0, I) alone."
-        finished = finished_model_or_notice(subject, on_message, consequence)
+        finished = trained_model(loaded, on_message, consequence)
         fitted = fitted if finished is None else finished.content.model.density
-    normal = NormalDensity(subject.model.latents)
+    normal = NormalDensity(loaded.model.latents)
     return [normal] if fitted.kind == "normal" else [normal, fitted]
 
 
@@ -300,11 +303,11 @@ def _densities(subject: Subject, on_message: Callable[[str], None]) -> list[Late
 
 def _measure_weights(candidate: Candidate, context: EvaluationContext, is_second: bool) -> list[MetricResult]:
     """One of the two weights of a model; the second without disentanglement, whose trees take minutes."""
-    subject, label = candidate.subject, ", raw weights" if candidate.label == "raw" else ""
-    densities = [] if Group.SAMPLES in context.skip else _densities(subject, context.observer.notice)
+    loaded, label = candidate.loaded, ", raw weights" if candidate.label == "raw" else ""
+    densities = [] if Group.SAMPLES in context.skip else _densities(loaded, context.observer.notice)
     skip = [Group.FACTORS] if is_second else []
-    results = measure(subject.model.to(context.device), densities, context, label, skip)
-    subject.model.to("cpu")
+    results = measure(loaded.model.to(context.device), densities, context, label, skip)
+    loaded.model.to("cpu")
     if is_second and Group.FACTORS not in context.skip:
         reason = "where both weights are measured, it is of the averaged ones alone; --weights raw measures these"
         results += [result.with_missing(reason) for result in disentanglement_templates()]
@@ -315,8 +318,8 @@ def _measure_model(
     candidate: Candidate, context: EvaluationContext
 ) -> tuple[list[MetricResult], tuple[Views, Views, Views]]:
     """One of several models: its metrics; originals, reconstructions and samples for the sheet."""
-    model = candidate.subject.model.to(context.device)
-    densities = _densities(candidate.subject, context.observer.notice)
+    model = candidate.loaded.model.to(context.device)
+    densities = _densities(candidate.loaded, context.observer.notice)
     measured = [] if Group.SAMPLES in context.skip else densities
     results = measure(model, measured, context, f" ({candidate.label})")
     images = next(candidate.images.batches(SHOWN))[:SHOWN].to(context.device).float() / 255
@@ -352,10 +355,10 @@ def _describe(
     candidate: Candidate, *, samples: int | None, draws: int, skip: Collection[Group], seed: int
 ) -> dict[str, Any]:
     """What has to be the same for two reports to be compared, and what they are of."""
-    model, images = candidate.subject.model, candidate.images
+    model, images = candidate.loaded.model, candidate.images
     return {
-        "subject": candidate.subject.name,
-        "step": candidate.subject.step,
+        "subject": candidate.loaded.name,
+        "step": candidate.loaded.step,
         "model": {"image_size": model.image_size, "channels": model.channels, "latents": model.latents},
         "images": {
             "description": images.description,
@@ -387,8 +390,8 @@ def draw_sheet(path: Path, shown: Mapping[str, tuple[Views, Views, Views]]) -> N
     for images, caption in rows:
         large = [Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST) for image in images]
         short = caption if len(caption) <= MAX_CAPTION else "..." + caption[3 - MAX_CAPTION :]
-        blocks.append(sheet(np.stack([np.asarray(image) for image in large]), len(large), short))
-    write_picture(below_one_another(blocks), path)
+        blocks.append(draw_grid(np.stack([np.asarray(image) for image in large]), len(large), short))
+    save_png(stack_vertically(blocks), path)
 
 
 def _draw_plot(path: Path, candidates: Sequence[Candidate], results: Mapping[str, Sequence[MetricResult]]) -> None:
@@ -399,7 +402,7 @@ def _draw_plot(path: Path, candidates: Sequence[Candidate], results: Mapping[str
     for candidate in candidates:
         values = {result.name: result.value for result in results[candidate.label]}
         rate, psnr = values.get("rate"), values.get("psnr.pooled")
-        run_dir = candidate.subject.run_dir
+        run_dir = candidate.loaded.run_dir
         history = History() if run_dir is None else History.read(RunFolder(run_dir).metrics)
         measured = None if rate is None or psnr is None else (rate, psnr)
         models[candidate.label] = (history.rates, measured, history.validation)

@@ -14,8 +14,8 @@ from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.core.events import Observer
 from unified_vae.data.batches import gather
 from unified_vae.data.dataset import PackedSplit, recorded_contents
-from unified_vae.experiment.subject.images import is_own, open_images, refuse_other_channels
-from unified_vae.experiment.subject.subject import Subject
+from unified_vae.inference.image_set import check_channels, is_run_source, open_images
+from unified_vae.inference.load import LoadedModel
 
 MAX_BATCH_VALUES = 1 << 22  # pixel values of a batch
 MAX_BATCH = 64
@@ -80,9 +80,9 @@ class EvaluationImages:
 
 
 def open_evaluation_images(
-    subject: Subject, source: str | None, limit: int | None, observer: Observer, *, whole: bool = False
+    loaded: LoadedModel, source: str | None, limit: int | None, observer: Observer, *, whole: bool = False
 ) -> EvaluationImages:
-    """Open the validation images of the subject's run; of another source all images.
+    """Open the validation images of the model's run; of another source all images.
 
     Says where images of another source are among those that the run was trained on.
 
@@ -95,18 +95,18 @@ def open_evaluation_images(
         ConfigError: a model without its run, and no source.
         DataError: they are gone, or of other channels than the model.
     """
-    is_run_source = is_own(subject, source)
-    validation_only = is_run_source and (source is None or not whole)
-    if source is None and subject.record is None:
-        raise ConfigError(f"{subject.name} is a model without its run: name the images to measure on with --data")
+    from_run = is_run_source(loaded, source)
+    validation_only = from_run and (source is None or not whole)
+    if source is None and loaded.record is None:
+        raise ConfigError(f"{loaded.name} is a model without its run: name the images to measure on with --data")
     try:  # of another source no more than `limit` are decoded
-        data = open_images(subject, None if validation_only else source, observer, max_images=limit)
+        data = open_images(loaded, None if validation_only else source, observer, max_images=limit)
     except DataError as problem:
         if source is not None and not validation_only:
             raise
         raise DataError(f"{problem} To measure on other images, name them with --data.") from problem
-    refuse_other_channels(data, subject)
-    if validation_only and subject.record is not None and subject.record.data["fingerprint"] != data.fingerprint:
+    check_channels(data, loaded)
+    if validation_only and loaded.record is not None and loaded.record.data["fingerprint"] != data.fingerprint:
         observer.notice("the run's images changed since it began: some of these may have been trained on")
     sides = {"validation": data.validation} if validation_only else {"train": data.train, "validation": data.validation}
     available = sum(map(len, sides.values()))
@@ -114,10 +114,10 @@ def open_evaluation_images(
     part = "" if count == available else f"the first {count:,} of "
     which = "the run's validation images" if validation_only else "all images"
     contents = [entry.content for side in sides for entry in data.inventory.entries if entry.split == side][:count]
-    if not validation_only and subject.run_dir is not None:
-        trained = recorded_contents(subject.run_dir, "train")
+    if not validation_only and loaded.run_dir is not None:
+        trained = recorded_contents(loaded.run_dir, "train")
         if overlap := sum(content in trained for content in contents):
-            observer.notice(f"{subject.name} was trained on {overlap:,} of these {len(contents):,} images")
-        elif is_run_source and not trained:
-            observer.notice(f"{subject.name} was trained on some of these images")
+            observer.notice(f"{loaded.name} was trained on {overlap:,} of these {len(contents):,} images")
+        elif from_run and not trained:
+            observer.notice(f"{loaded.name} was trained on some of these images")
     return EvaluationImages(list(sides.values()), count, f"{part}{which} of {data.description}", contents)

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from unified_vae.core.events import Observer
     from unified_vae.data.dataset import DataSets
-    from unified_vae.experiment.subject.subject import Subject
     from unified_vae.export.formats import Part
     from unified_vae.export.precision import HalfAudit, HalfName
+    from unified_vae.inference.load import LoadedModel
     from unified_vae.models.pretrained import LatentStats
     from unified_vae.models.vae import VAE
 
@@ -151,27 +151,26 @@ def export(
     check(target, to, output, half, images)
     import torch
 
-    from unified_vae.experiment.subject.same_weights import finished_model_or_notice
-    from unified_vae.experiment.subject.subject import find
     from unified_vae.export import formats
     from unified_vae.export.precision import DTYPES, half_copy
+    from unified_vae.inference.load import load_model, trained_model
     from unified_vae.models.pretrained import load_pretrained
 
-    subject = find(target, checkpoint, data, observer.notice, weights=weights, looks=False)
-    model, config = subject.model, subject.config.model
+    loaded = load_model(target, checkpoint, data=data, weights=weights, require_data=False, on_message=observer.notice)
+    model, config = loaded.model, loaded.config.model
     if to == "diffusers" and not isinstance(config, SpatialConfig):
         raise ConfigError(
-            f"--to diffusers: the latents of {subject.name} are a vector, and AutoencoderKL takes a map. Train a model "
+            f"--to diffusers: the latents of {loaded.name} are a vector, and AutoencoderKL takes a map. Train a model "
             "of the family spatial (--model-preset spatial_f8), or export this one with --to onnx, torch or "
             "safetensors."
         )
-    folder = output or _default_output(subject, target, to, checkpoint, half)
+    folder = output or _default_output(loaded, target, to, checkpoint, half)
     pixels = f"float in [{-1 if to == 'diffusers' else 0}, 1], channels first"
     facts = {
         "producer": f"unified-vae {__version__}, torch {torch.__version__}",
-        "model": subject.name,
+        "model": loaded.name,
         "family": config.family,
-        "weights": subject.weights,
+        "weights": loaded.weights,
         "precision": half or "fp32",
         "pixels": f"{pixels}; {'RGB' if model.channels == 3 else 'gray'}; clip what the decoder gives",
         "image_size": model.image_size,
@@ -179,16 +178,16 @@ def export(
         "latents": model.latents,
     }
     with _staged(folder) as stage:
-        audit, verdicts = _audit(subject, half, data, images, device, observer)
+        audit, verdicts = _audit(loaded, half, data, images, device, observer)
         finished = None
         if audit is not None or to in ("safetensors", "diffusers"):
-            finished = finished_model_or_notice(subject, observer.notice, "So nothing of it is used.")
+            finished = trained_model(loaded, observer.notice, "So nothing of it is used.")
 
         # write the files, and open them again
         compared: list[Comparison]
         if to == "safetensors":
             observer.phase("writing the model folder", 0, None)
-            formats.write_folder(stage, subject, _about_model(subject, pixels), finished, observer)
+            formats.write_folder(stage, loaded, _about_model(loaded, pixels), finished, observer)
             compared = [_compare_folder(model, load_pretrained(stage))]
             if audit is not None:
                 _keep_verdict(stage, audit)
@@ -206,9 +205,9 @@ def export(
             if to == "diffusers":
                 assert isinstance(config, SpatialConfig)
                 known = None if data is not None or finished is None else finished.content.stats
-                stats = known or _measure_stats(subject, data, device, observer)
+                stats = known or _measure_stats(loaded, data, device, observer)
                 observer.phase("writing the folder", 0, None)
-                formats.write_diffusers(stage, subject, config, stats, audit)
+                formats.write_diffusers(stage, loaded, config, stats, audit)
             observer.phase("opening the files in a fresh process", 0, None)
             compared = compare(stage, parts, to, half=half is not None)
             if to == "diffusers":
@@ -227,19 +226,19 @@ def export(
         except UserError as error:
             observer.notice(f"the verdict on half precision could not be kept in {finished.folder}: {error}")
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    return Exported(subject.name, folder, files, compared, verdicts)
+    return Exported(loaded.name, folder, files, compared, verdicts)
 
 
-def _about_model(subject: Subject, pixels: str) -> dict[str, Any]:
-    run: dict[str, Any] = {"name": subject.home.absolute().name, "license": subject.config.license}
-    run["step"] = subject.step
-    if subject.record is not None:
-        run |= {"names": dict(subject.record.names), "data": subject.record.data["description"]}
+def _about_model(loaded: LoadedModel, pixels: str) -> dict[str, Any]:
+    run: dict[str, Any] = {"name": loaded.home.absolute().name, "license": loaded.config.license}
+    run["step"] = loaded.step
+    if loaded.record is not None:
+        run |= {"names": dict(loaded.record.names), "data": loaded.record.data["description"]}
     return {
-        "run": {**run, "weights": subject.weights},
-        "loss": subject.config.loss.model_dump(mode="json"),
+        "run": {**run, "weights": loaded.weights},
+        "loss": loaded.config.loss.model_dump(mode="json"),
         "pixels": pixels,
-        "background": subject.config.data.background,
+        "background": loaded.config.data.background,
     }
 
 
@@ -328,7 +327,7 @@ def _compare_folder(model: VAE, loaded: VAE) -> Comparison:
 
 
 def _audit(
-    subject: Subject,
+    loaded: LoadedModel,
     half: HalfName | None,
     data: str | None,
     images: int,
@@ -344,9 +343,9 @@ def _audit(
     from unified_vae.training.distributed import open_runtime
 
     sets = None
-    if images > 0 and (data is not None or subject.record is not None):
+    if images > 0 and (data is not None or loaded.record is not None):
         try:
-            sets = _open_images(subject, data, observer)
+            sets = _open_images(loaded, data, observer)
         except UserError as error:
             if data is not None:
                 raise
@@ -357,9 +356,9 @@ def _audit(
         why = "--images 0" if images == 0 else "name images with --data"
         return None, [f"half precision was not audited: {why}"]
     batch = gather(sets.validation, np.arange(min(images, len(sets.validation))))
-    with open_runtime(device or subject.config.device, "fp32") as runtime:
+    with open_runtime(device or loaded.config.device, "fp32") as runtime:
         try:
-            result = audit(subject.model.to(runtime.device), batch, observer.phase)
+            result = audit(loaded.model.to(runtime.device), batch, observer.phase)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -368,48 +367,46 @@ def _audit(
                 "leave the audit out with --images 0"
             ) from error
         finally:
-            subject.model.to("cpu")
+            loaded.model.to("cpu")
     if half is not None and not result.of(half).safe:
         raise ConfigError(f"--half {half} is not safe for this model. {'; '.join(result.lines())}.")
     return result, result.lines()
 
 
-def _open_images(subject: Subject, data: str | None, observer: Observer) -> DataSets:
-    from unified_vae.experiment.subject.images import open_images, refuse_other_channels
+def _open_images(loaded: LoadedModel, data: str | None, observer: Observer) -> DataSets:
+    from unified_vae.inference.image_set import check_channels, open_images
 
-    sets = open_images(subject, data, observer, max_images=subject.config.data.max_images)
-    refuse_other_channels(sets, subject)
+    sets = open_images(loaded, data, observer, max_images=loaded.config.data.max_images)
+    check_channels(sets, loaded)
     return sets
 
 
-def _measure_stats(subject: Subject, data: str | None, device: str | None, observer: Observer) -> LatentStats:
+def _measure_stats(loaded: LoadedModel, data: str | None, device: str | None, observer: Observer) -> LatentStats:
     """Statistics of the latents of training images."""
     from unified_vae.analysis.density import encode_training_images
     from unified_vae.models.pretrained import measure_latent_stats
     from unified_vae.training.distributed import open_runtime
 
-    if data is None and subject.record is None:
-        raise ConfigError(
-            f"{subject.name} says nothing of its latents' scale: name images to measure it on with --data"
-        )
-    sets = _open_images(subject, data, observer)
+    if data is None and loaded.record is None:
+        raise ConfigError(f"{loaded.name} says nothing of its latents' scale: name images to measure it on with --data")
+    sets = _open_images(loaded, data, observer)
 
     def progress(done: int, total: int) -> None:
         observer.phase("measuring the scale of the latents", done, total)
 
-    with open_runtime(device or subject.config.device, "fp32") as runtime:
+    with open_runtime(device or loaded.config.device, "fp32") as runtime:
         try:
-            model = subject.model.to(runtime.device)
+            model = loaded.model.to(runtime.device)
             return measure_latent_stats(
-                encode_training_images(model, sets.train, STATS_IMAGES, subject.config.seed, progress)
+                encode_training_images(model, sets.train, STATS_IMAGES, loaded.config.seed, progress)
             )
         finally:
-            subject.model.to("cpu")
+            loaded.model.to("cpu")
 
 
 def _keep_verdict(folder: Path, audit: HalfAudit) -> None:
     """Write the verdict into a complete model's config file and card, in place of an earlier one."""
-    from unified_vae.api.card import CARD, half_precision
+    from unified_vae.inference.hub import CARD, half_precision
     from unified_vae.models.pretrained import describe
 
     content = audit.to_json()
@@ -427,14 +424,16 @@ def _keep_verdict(folder: Path, audit: HalfAudit) -> None:
 # --- where it is written ---------------------------------------------------------------------------------
 
 
-def _default_output(subject: Subject, target: Path, to: Format, checkpoint: str | None, half: HalfName | None) -> Path:
+def _default_output(
+    loaded: LoadedModel, target: Path, to: Format, checkpoint: str | None, half: HalfName | None
+) -> Path:
     """A folder of its own for each combination, below `exports` beside the run's checkpoints."""
     words: list[str] = [to]
     if target.resolve().parent.name == "checkpoints" or checkpoint not in (None, "best"):
-        words.append(f"step-{subject.step}")
-    words += [] if subject.weights == "ema" else [subject.weights]
+        words.append(f"step-{loaded.step}")
+    words += [] if loaded.weights == "ema" else [loaded.weights]
     words += [half] if half else []
-    return subject.home / "exports" / "-".join(words)
+    return loaded.home / "exports" / "-".join(words)
 
 
 def _refuse_other_files(folder: Path) -> None:

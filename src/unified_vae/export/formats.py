@@ -19,15 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unified_vae.api.card import CARD, SAMPLES, write_card
 from unified_vae.config.model import SpatialConfig
 from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.core.tensor_file import write_tensors
-from unified_vae.experiment.subject.same_weights import Finished
-from unified_vae.experiment.subject.subject import Subject
 from unified_vae.export.precision import HalfAudit
+from unified_vae.inference.hub import CARD, SAMPLES, write_card
+from unified_vae.inference.load import LoadedModel, TrainedModel
 from unified_vae.models.autoencoder_kl import diffusers_key, norm_groups
 from unified_vae.models.density import FILE_NAME as DENSITY_FILE
 from unified_vae.models.pretrained import STATS, LatentStats, describe, save_pretrained
@@ -206,7 +205,7 @@ def write_package(path: Path, part: Part, notice: Callable[[str], None]) -> None
 
 
 def write_folder(
-    stage: Path, subject: Subject, about: Mapping[str, Any], finished: Finished | None, observer: Observer
+    stage: Path, loaded: LoadedModel, about: Mapping[str, Any], finished: TrainedModel | None, observer: Observer
 ) -> None:
     """Write the model folder that a finished run has: safetensors and config.json, from any checkpoint.
 
@@ -214,13 +213,13 @@ def write_folder(
         about: further entries of the config file.
         finished: the folder of these weights, whose density, statistics and card are taken over.
     """
-    save_pretrained(stage, subject.config.model, subject.model.state_dict(), about)
+    save_pretrained(stage, loaded.config.model, loaded.model.state_dict(), about)
     if finished is None:
-        write_card(stage, subject.model, {**about, "model": subject.config.model.model_dump()})
+        write_card(stage, loaded.model, {**about, "model": loaded.config.model.model_dump()})
         observer.notice("no latent density was fitted to these weights: new images are sampled from N(0, I)")
         return
     known = dict(finished.content.description)
-    known["run"] = {**known.get("run", {}), "weights": subject.weights}
+    known["run"] = {**known.get("run", {}), "weights": loaded.weights}
     for name in (DENSITY_FILE, STATS, CARD, SAMPLES):
         if (finished.folder / name).is_file():
             shutil.copyfile(finished.folder / name, stage / name)
@@ -278,7 +277,7 @@ shift (Stable Diffusion 1, 2 and XL) would leave the mean where it is, {remainin
 
 
 def write_diffusers(
-    stage: Path, subject: Subject, config: SpatialConfig, stats: LatentStats, audit: HalfAudit | None
+    stage: Path, loaded: LoadedModel, config: SpatialConfig, stats: LatentStats, audit: HalfAudit | None
 ) -> None:
     """Write a folder that `diffusers.AutoencoderKL.from_pretrained` opens: weights, config and card.
 
@@ -286,7 +285,7 @@ def write_diffusers(
     (z - shift_factor) * scaling_factor, as with Stable Diffusion 3 and Flux, which has mean 0 and variance 1 over all
     channels and positions. Where fp16 is safe, diffusers need not compute in float32 (`force_upcast`).
     """
-    weights = {diffusers_key(name): value for name, value in subject.model.state_dict().items()}
+    weights = {diffusers_key(name): value for name, value in loaded.model.state_dict().items()}
     write_tensors(stage / DIFFUSERS_WEIGHTS, weights)
     stages = len(config.widths)
     settings = {
@@ -318,17 +317,17 @@ def write_diffusers(
     squares = stats.std.double().unflatten(0, (config.latent_channels, -1)).square() + means.square()
     mean = means.mean(1)
     std = (squares.mean(1) - mean.square()).clamp_min(0).sqrt()
-    loss = subject.config.loss
+    loss = loaded.config.loss
     terms = [f"{name} {term.weight:g}" for name, term in loss.distortion_terms().items()]
-    names = dict(subject.record.names) if subject.record else {}
+    names = dict(loaded.record.names) if loaded.record else {}
     training: Sequence[tuple[str, str]] = [
-        ("run", (subject.run_dir or subject.home).resolve().name),
-        ("step", "unknown" if subject.step is None else f"{subject.step:,}"),
+        ("run", (loaded.run_dir or loaded.home).resolve().name),
+        ("step", "unknown" if loaded.step is None else f"{loaded.step:,}"),
         *((f"preset: {kind}" if kind != "mode" else kind, f"`{name}`") for kind, name in names.items()),
         ("loss", ", ".join([*terms, f"beta {loss.kl.weight:g}"])),
     ]
     card = DIFFUSERS_CARD.format(
-        license=subject.config.license,
+        license=loaded.config.license,
         factor=config.downsample_factor,
         latent_channels=config.latent_channels,
         channels=config.channels,

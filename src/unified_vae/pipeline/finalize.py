@@ -15,8 +15,7 @@ from unified_vae.analysis.density import FittedDensity, encode_training_images, 
 from unified_vae.analysis.diagnosis import HEALTHY, Diagnosis, History, PCALine
 from unified_vae.analysis.preflight import Preflight, largest_beta_where
 from unified_vae.analysis.recommendation import RunContext, recommend
-from unified_vae.api.card import FIGURES, write_card
-from unified_vae.config.loss import Capacity, Geco, KLConfig
+from unified_vae.config.loss import PIXEL_TERMS, Capacity, Geco, KLConfig
 from unified_vae.config.model import DensityConfig
 from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core.checkpoint_format import load
@@ -24,10 +23,11 @@ from unified_vae.core.durable import reason, write_text
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.events import RunFinished
 from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.core.shell import uv_run
 from unified_vae.data.batches import gather, rank_slice
-from unified_vae.experiment.run_folder import RunFolder
-from unified_vae.experiment.subject.subject import PIXEL_TERMS
+from unified_vae.inference.hub import FIGURES, write_card
+from unified_vae.inference.image_grids import write_density_grid
 from unified_vae.metrics.images import ReconstructionSums
 from unified_vae.models.density import FILE_NAME as DENSITY_FILE
 from unified_vae.models.density import NormalDensity
@@ -43,7 +43,6 @@ from unified_vae.models.pretrained import (
 )
 from unified_vae.models.vae import VAE
 from unified_vae.pipeline.setup import TrainJob
-from unified_vae.training.sheets import paint_density
 from unified_vae.training.state import TrainState
 from unified_vae.training.validation import reconstruct_batches
 
@@ -121,7 +120,7 @@ def fit_latent_density(job: TrainJob) -> None:
         sheet = None
         try:
             samples = config.training.samples
-            sheet = paint_density(model, folder.samples / SAMPLES_FILE, samples.count, config.seed)
+            sheet = write_density_grid(model, folder.samples / SAMPLES_FILE, samples.count, config.seed)
         except OSError as error:
             observer.notice(f"{folder.samples / SAMPLES_FILE} cannot be written ({reason(error)})")
         except torch.OutOfMemoryError:

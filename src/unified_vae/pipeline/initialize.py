@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from unified_vae.analysis.preflight import init_from_pca
+from unified_vae.config.record import leaves
 from unified_vae.core.counter import key, permutation
 from unified_vae.data.batches import gather, validation_batches
-from unified_vae.experiment.run_folder import leaves
+from unified_vae.inference.image_grids import FITTED_IMAGES, GridWriter
 from unified_vae.pipeline.build import calibrate
 from unified_vae.pipeline.setup import TrainJob
 from unified_vae.training.loggers import MetricsLog, SkippedLog, TensorBoardLogger, TimingLog, tensorboard_problem
-from unified_vae.training.sheets import LATENTS_FROM, SheetPainter
 from unified_vae.training.trainer import Trainer
 from unified_vae.training.validation import VAEValidator
 
@@ -33,7 +33,7 @@ def make_trainer(job: TrainJob) -> Trainer:
     from unified_vae.pipeline.run_header import run_header
 
     config, state, folder, runtime = job.config, job.state, job.folder, job.runtime
-    metrics_log, painter = None, None
+    metrics_log, grid_writer = None, None
     header = run_header(job)  # on every rank: the first losses are a mean over all of them
     if runtime.is_main:
         job.observer.members += [TimingLog(folder.timing), SkippedLog(folder.skipped, state.skipped_steps)]
@@ -46,7 +46,7 @@ def make_trainer(job: TrainJob) -> Trainer:
             }
             job.observer.members.append(TensorBoardLogger(folder.tensorboard, plain))
         metrics_log = MetricsLog(folder.metrics, state.metrics_rows, job.observer.notice)
-        painter = _make_painter(job)
+        grid_writer = _make_grid_writer(job)
     job.observer.run_started(header)
     ema = job.train_step.ema
     job.trainer = Trainer(
@@ -66,17 +66,17 @@ def make_trainer(job: TrainJob) -> Trainer:
             job.observer,
             job.preflight.psnr_pca,
         ),
-        image_writer=None if painter is None else lambda step, name: painter.paint(ema.model, step, name),
+        image_writer=None if grid_writer is None else lambda step, name: grid_writer.write(ema.model, step, name),
         metrics_log=metrics_log,
         cached_images=job.cached_images,
     )
     return job.trainer
 
 
-def _make_painter(job: TrainJob) -> SheetPainter:
+def _make_grid_writer(job: TrainJob) -> GridWriter:
     """Draws the sample images of a run, of its first validation images."""
     seed, samples = job.schedule.seed, job.config.training.samples
     count = min(samples.count, len(job.data.validation))
     first = next(iter(validation_batches(job.data.validation, batch_size=count, rank=0, world_size=1)))
-    subset = np.sort(permutation(key(seed, "sheets"), len(job.data.train))[:LATENTS_FROM])
-    return SheetPainter(job.folder.samples, first, samples.count, seed, gather(job.data.train, subset))
+    subset = np.sort(permutation(key(seed, "sheets"), len(job.data.train))[:FITTED_IMAGES])
+    return GridWriter(job.folder.samples, first, samples.count, seed, gather(job.data.train, subset))

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from unified_vae.config.explain import Settings
 from unified_vae.config.presets import PresetBook, read_record
+from unified_vae.config.record import changed
 from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.config.upgrade import upgrade
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.paths import is_file, shown, sibling
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.sources.find import check_not_empty, check_source, source_path
-from unified_vae.experiment.run_folder import RunFolder, changed
 
 RUNS = Path("runs")
 RECORD = "config.json"

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from unified_vae.config.presets import FLAGS
+from unified_vae.config.record import RunRecord, changed, leaves
 from unified_vae.config.run import RunConfig
-from unified_vae.core import checkpoint_format
+from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import Checkpoint
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError
 from unified_vae.core.events import Difference, Observer
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.core.shell import quoted, uv_run
-from unified_vae.experiment.run_folder import RunFolder, RunRecord, changed, leaves
-from unified_vae.training import retention
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState
 

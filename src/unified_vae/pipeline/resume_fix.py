@@ -12,15 +12,14 @@ import torch
 
 from unified_vae.analysis.diagnosis import Diagnosis, PCALine
 from unified_vae.analysis.preflight import init_from_pca
-from unified_vae.core import checkpoint_format
+from unified_vae.core import checkpoint_format, retention
+from unified_vae.core.checkpoint_format import load_weights
 from unified_vae.core.counter import key
 from unified_vae.core.errors import CheckpointError
-from unified_vae.experiment.run_folder import RunFolder
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.models.build import build_model
 from unified_vae.pipeline.build import calibrate
 from unified_vae.pipeline.setup import TrainJob
-from unified_vae.training import retention
-from unified_vae.training.checkpointer import load_weights
 from unified_vae.training.validation import ValidationResult, validate
 
 

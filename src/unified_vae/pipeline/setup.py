@@ -16,12 +16,16 @@ from unified_vae.analysis.diagnosis import Diagnosis
 from unified_vae.analysis.preflight import Preflight, run_preflight
 from unified_vae.config.data import DataConfig
 from unified_vae.config.loss import LossConfig
+from unified_vae.config.record import RunRecord, resolved_origins
 from unified_vae.config.run import ComposedRun, RunConfig
+from unified_vae.core import retention
+from unified_vae.core.device import environment
 from unified_vae.core.durable import write_text
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Difference, Observers, RunFinished
 from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.core.principal_components import PrincipalComponents
+from unified_vae.core.run_dir import RunFolder
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.batches import (
     TrainBatch,
@@ -34,14 +38,11 @@ from unified_vae.data.batches import (
 )
 from unified_vae.data.dataset import DataSets, PackedSplit
 from unified_vae.data.prepare import open_data
-from unified_vae.experiment.environment import environment
-from unified_vae.experiment.run_folder import RunFolder, RunRecord, resolved_origins
 from unified_vae.losses.build import Substitution, resolve_terms
 from unified_vae.losses.kl import equivalent_linear_vae
 from unified_vae.pipeline import autotune, resume
 from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, make_schedule, mean_over_batch, with_shared_batch
 from unified_vae.pipeline.plan import RunRequest
-from unified_vae.training import retention
 from unified_vae.training.checkpointer import Checkpointer
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.memory import MicroBatches, available_memory

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unified_vae.config.training import CheckpointConfig
-from unified_vae.core import checkpoint_format
+from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import Checkpoint, TensorGroups
 from unified_vae.core.durable import reason, sync_folder
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.events import CheckpointSaved, Observer
-from unified_vae.training import retention
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState
 
@@ -376,7 +375,7 @@ class Checkpointer:
         """
         for name, entry in self.stateful.items():
             if isinstance(entry, nn.Module):
-                load_weights(entry, checkpoint.tensors(name), name)
+                checkpoint_format.load_weights(entry, checkpoint.tensors(name), name)
             else:
                 read = checkpoint.entry if isinstance(entry, JsonState) else checkpoint.tensors
                 entry.load_state_dict(read(name))
@@ -433,27 +432,3 @@ def train_state(checkpoint: Checkpoint) -> TrainState:
     if state.step != checkpoint.step:
         raise CheckpointError(f"the checkpoint of step {checkpoint.step:,} holds the state of step {state.step:,}.")
     return state
-
-
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Load a state dict, exactly; a module with `upgrade_state_dict` first adapts that of an earlier version.
-
-    Raises:
-        CheckpointError: names or shapes differ; the sentence says how many and the first of them.
-    """
-    upgrade = getattr(module, "upgrade_state_dict", None)
-    tensors = upgrade(tensors) if upgrade else tensors
-
-    def forms(values: Mapping[str, Tensor]) -> dict[str, str]:
-        return {key: f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in values.items()}
-
-    expected, given = forms(module.state_dict()), forms(tensors)
-    differing = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
-    if differing:
-        first = differing[0]
-        raise CheckpointError(
-            f"the checkpoint is of another {name}: {len(differing)} tensors differ, the first is {first} "
-            f"(checkpoint {given.get(first, 'absent')}, now {expected.get(first, 'absent')})."
-        )
-    with torch.no_grad():
-        module.load_state_dict(dict(tensors))

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unified_vae.core.device import ComputeDevice, choose_device, choose_dtype
+from unified_vae.core.device import ComputeDevice, choose_device, choose_dtype, torch_flags
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ def open_runtime(device: str, precision: str, deterministic: bool = False) -> It
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     dtype = choose_dtype(precision, chosen)
     control: dist.ProcessGroup | None = None
-    with _torch_flags(chosen, deterministic):
+    with torch_flags(chosen, deterministic):
         if world_size > 1:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
             group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
@@ -156,31 +156,3 @@ def open_runtime(device: str, precision: str, deterministic: bool = False) -> It
         finally:
             if world_size > 1:
                 dist.destroy_process_group()
-
-
-@contextmanager
-def _torch_flags(device: torch.device, deterministic: bool) -> Iterator[None]:
-    """Set what a run needs of torch's flags, and put back what they were."""
-    cudnn, filling = torch.backends.cudnn, getattr(torch.utils, "deterministic")  # noqa: B009  # a property of the module
-    before = (cudnn.benchmark, cudnn.allow_tf32)
-    mode, filled = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    current = torch.cuda.current_device() if device.type == "cuda" else None
-    try:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-            cudnn.benchmark = not deterministic  # the fastest kernel may be another one next time
-            cudnn.allow_tf32 = False  # on by default: 10 bits of mantissa under the name of fp32
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-            torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import the compiler
-            filling.fill_uninitialized_memory = False  # nothing here reads what it has not written
-        yield
-    finally:
-        cudnn.benchmark, cudnn.allow_tf32 = before
-        torch.set_deterministic_debug_mode(mode)
-        filling.fill_uninitialized_memory = filled
-        if current is not None:
-            torch.cuda.set_device(current)
-        if deterministic and workspace is None:
-            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

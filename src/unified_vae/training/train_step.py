@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from unified_vae.config.data import AugmentConfig
 from unified_vae.config.loss import LIKELIHOOD_METRICS
+from unified_vae.core.noise import latent_noise
 from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch
@@ -28,7 +29,6 @@ from unified_vae.training.compile import compile_fn, translate_compile_errors
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.ema import EMA
 from unified_vae.training.memory import MicroBatches
-from unified_vae.training.random import latent_noise
 
 GRADIENT_NORM = "gradient.norm"
 OBJECTIVE_METRICS = ("loss.total", "loss.nll", "rate.nats")

@@ -49,7 +49,7 @@ def edit(
     if attribute is None and not only_list:
         raise ConfigError("name what to change with --attribute; --list shows what there is")
     strengths = spread(strength, columns)
-    from unified_vae.experiment.using.edit import edit  # imports torch: seconds
+    from unified_vae.analysis.edit import edit  # imports torch: seconds
 
     with open_console() as console:
         result = edit(

@@ -38,7 +38,7 @@ def encode(
     precision: Precision = "fp32",
 ) -> None:
     """Turn a whole data source into latents with names and labels; continues where it was stopped."""
-    from unified_vae.experiment.using.latents import encode  # imports torch: seconds
+    from unified_vae.inference.latents import encode  # imports torch: seconds
 
     with open_console() as console:
         result = encode(
@@ -72,7 +72,7 @@ def decode(
     precision: Precision = "fp32",
 ) -> None:
     """Turn latents back into images by name; continues where it was stopped."""
-    from unified_vae.experiment.using.latents import decode
+    from unified_vae.inference.latents import decode
 
     with open_console() as console:
         result = decode(

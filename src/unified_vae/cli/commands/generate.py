@@ -44,7 +44,7 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Draw new images: a sheet, or a folder of files."""
-    from unified_vae.experiment.using.generate import sample  # imports torch: seconds
+    from unified_vae.inference.generate import sample  # imports torch: seconds
 
     sheet = sheet if sheet or folder else Path("samples.png")
     with open_console() as console:
@@ -64,7 +64,7 @@ def reconstruct(
     device: Device = "auto",
 ) -> None:
     """Encode and decode images: beside the originals, or as files."""
-    from unified_vae.experiment.using.generate import reconstruct
+    from unified_vae.inference.generate import reconstruct
 
     sheet = sheet if sheet or folder else Path("reconstructions.png")
     with open_console() as console:
@@ -92,7 +92,7 @@ def interpolate(
     device: Device = "auto",
 ) -> None:
     """Walk from one image to another: a sheet, files or a movie."""
-    from unified_vae.experiment.using.generate import interpolate
+    from unified_vae.inference.generate import interpolate
 
     sheet = sheet if sheet or folder or movie else Path("walk.png")
     with open_console() as console:

@@ -1,0 +1,1 @@
+"""Trained models: load, encode, decode, sample, save; `from unified_vae import VAE`."""
