@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,8 +28,8 @@ from torch.nn import functional as F
 from runs import NOT_ASKED, Job, images, pixels, train
 from script import overrides, parser, save, settle, start, table
 from unified_vae.analysis.attributes import Array, Attribute, Directions
-from unified_vae.core.counter import key
-from unified_vae.core.tensor_file import parse_tensors, write_tensors
+from unified_vae.core.checkpoint_format import write_tensors
+from unified_vae.core.rng import key
 from unified_vae.data.cartoon.faces import ATTRIBUTE_NAMES, draw_faces, face_attributes
 from unified_vae.inference.load import load_model
 from unified_vae.models.vae import VAE
@@ -112,7 +113,7 @@ def trained_probe(options: argparse.Namespace) -> Probe:
     probe = Probe(options.image_size)
     path = options.work_dir / f"probe-{options.image_size}-{options.probe_faces}-{options.probe_epochs}.safetensors"
     if path.is_file():
-        probe.load_state_dict(parse_tensors(path.read_bytes()))
+        probe.load_state_dict(safetensors.torch.load(path.read_bytes()))
         return probe.eval()
     faces, labels = drawn(LEARN_SEED, options.probe_faces, options.image_size)
     _learn(probe, faces, {name: torch.from_numpy(values) for name, values in labels.items()}, options.probe_epochs)

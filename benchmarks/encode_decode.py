@@ -25,9 +25,9 @@ from torch import Tensor
 from script import parser, save, settle, start, table
 from unified_vae.config.data import DataConfig
 from unified_vae.config.model import ConvConfig
-from unified_vae.core.counter import key
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.events import Observer
+from unified_vae.core.rng import key
 from unified_vae.data.prepare import open_data
 from unified_vae.inference.latents import decode, encode
 from unified_vae.models.build import build_model

@@ -18,9 +18,8 @@ from script import parser, save, settle, source, start, table
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.run import RunConfig
 from unified_vae.config.schedule import factor
-from unified_vae.core.counter import key
-from unified_vae.core.noise import latent_noise
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.distributions import VAEOutput
+from unified_vae.core.rng import key, latent_noise
 from unified_vae.data.batches import steps_per_epoch, train_batches, validation_batches
 from unified_vae.data.dataset import DataSets
 from unified_vae.losses.build import build_objective

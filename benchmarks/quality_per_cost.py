@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from runs import NOT_ASKED, Job, train_all
 from script import overrides, parser, save, settle, source, start, table
-from unified_vae.core.malloc import keep_freed_memory
+from unified_vae.cli.app import keep_freed_memory
 from unified_vae.models.build import build_model
 
 

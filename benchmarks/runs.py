@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
+from unified_vae.cli.app import keep_freed_memory
 from unified_vae.config.data import DataConfig
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.core.events import Observer, RunStarted, Validated
-from unified_vae.core.malloc import keep_freed_memory
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.dataset import DataSets
 from unified_vae.data.prepare import open_data

@@ -47,11 +47,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from script import parser, save, settle, start, table
+from unified_vae.cli.app import keep_freed_memory
 from unified_vae.config.loss import KLConfig, LossConfig, MSEConfig
 from unified_vae.config.model import ConvConfig, ResidualConfig, SpatialConfig
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.config.training import RecoveryConfig
-from unified_vae.core.malloc import keep_freed_memory
 from unified_vae.data.batches import TrainBatch
 from unified_vae.losses.build import build_objective
 from unified_vae.models.autoencoder_kl import norm_groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unified_vae.core.version import __version__
+from unified_vae.core import __version__
 
 if TYPE_CHECKING:
     from unified_vae.inference.model import VAE

@@ -9,7 +9,7 @@ import torch
 
 from unified_vae.analysis.density import choose, fit_density, fit_kinds
 from unified_vae.config.model import DensityConfig
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.models.density import NormalDensity, fit_gaussian, read_density, write_density
 
 AUTO = DensityConfig(max_components=4)

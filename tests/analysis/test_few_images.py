@@ -6,7 +6,7 @@ import torch
 from test_principal import FLIP, PLAIN, Images, some_images
 
 from unified_vae.analysis.pca import dct_components, principal_components
-from unified_vae.core.principal_components import compose, project
+from unified_vae.core.linear_vae import compose, project
 
 SIDE, LATENTS, COUNT = 16, 64, 128
 

@@ -8,8 +8,8 @@ import torch
 from unified_vae.analysis import density as analysis
 from unified_vae.analysis.density import fit_density
 from unified_vae.config.model import DensityConfig
+from unified_vae.core.distributions import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.core.errors import DataError
-from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.metrics.latents import LatentSums
 from unified_vae.models.density import UnitsDensity, fit_simple, fit_units, read_density, write_density
 

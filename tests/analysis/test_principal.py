@@ -6,7 +6,7 @@ import torch
 
 from unified_vae.analysis.pca import _truncated_svd, principal_components
 from unified_vae.config.data import AugmentConfig
-from unified_vae.core.principal_components import compose, project
+from unified_vae.core.linear_vae import compose, project
 
 PLAIN = AugmentConfig()
 FLIP = AugmentConfig(horizontal_flip=True)

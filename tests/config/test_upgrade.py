@@ -22,7 +22,7 @@ from unified_vae.config.upgrade import (
     upgrade_part,
 )
 from unified_vae.core.errors import ConfigError
-from unified_vae.core.principal_components import LARGEST_SIDE
+from unified_vae.core.linear_vae import LARGEST_SIDE
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config" / "config_unified.json"

@@ -11,7 +11,7 @@ import pytest
 from figures import report
 from lives import Recorder, leftovers, live, merged, outcome, reads, request, server, state_of, write_images
 
-from unified_vae.core.durable import STAGE_PREFIX
+from unified_vae.core.files import STAGE_PREFIX
 from unified_vae.core.retention import saved_steps, sweep
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.pipeline.fit import fit

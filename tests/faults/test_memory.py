@@ -15,8 +15,8 @@ from steps import CPU, small_step, take
 from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, L1Config, LossConfig, Unconstrained
 from unified_vae.config.model import ConvConfig
 from unified_vae.config.optim import AdamWConfig
+from unified_vae.core.device import is_out_of_memory
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.core.out_of_memory import is_out_of_memory
 from unified_vae.losses.kl import kl_per_image
 from unified_vae.pipeline.fit import fit
 from unified_vae.training.memory import try_or_none_on_oom

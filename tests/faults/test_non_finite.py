@@ -16,8 +16,8 @@ from steps import optimizer_tensors, take
 from test_memory import IMAGES, vae_step
 
 from unified_vae.config.training import RecoveryConfig
+from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.core.errors import Diverged
-from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.core.retention import saved_steps
 from unified_vae.models.vae import VAE
 from unified_vae.pipeline.fit import fit

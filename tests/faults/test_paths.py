@@ -18,7 +18,7 @@ from made_archives import zipped
 from made_images import png, write_files
 
 from unified_vae.cli.app import main
-from unified_vae.core.paths import LONGEST_NAME, sibling
+from unified_vae.core.files import LONGEST_NAME, with_affixes
 from unified_vae.models.pretrained import load_pretrained
 
 PICTURES = {f"{n}.png": png(n, 16) for n in range(12)}
@@ -172,11 +172,11 @@ def test_a_current_folder_that_is_gone_is_one_sentence(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("name", ["short", "n" * 250, "图" * 83, "x" * 255])
 def test_names_made_from_names_are_never_too_long(name: str, tmp_path: Path) -> None:
-    made = sibling(tmp_path / name, ".", ".holder.json")
+    made = with_affixes(tmp_path / name, ".", ".holder.json")
     assert len(os.fsencode(made.name)) <= LONGEST_NAME
     assert made.name.startswith(".") and made.name.endswith(".holder.json")
     made.touch()
-    assert made != sibling(tmp_path / (name[:-1] + "y"), ".", ".holder.json")
+    assert made != with_affixes(tmp_path / (name[:-1] + "y"), ".", ".holder.json")
 
 
 def test_a_run_to_be_fixed_whose_name_is_too_long_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

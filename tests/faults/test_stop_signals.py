@@ -12,7 +12,7 @@ from figures import report
 from injected import Halt, SlowDisk, live_with
 from lives import leftovers, live, outcome, reads, request, server, write_images
 
-from unified_vae.core.durable import STAGE_PREFIX
+from unified_vae.core.files import STAGE_PREFIX
 from unified_vae.core.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and a fork server")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from unified_vae.config.model import ConvConfig, ModelConfig, SpatialConfig
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.models.build import build_model
 from unified_vae.models.pretrained import measure_latent_stats, save_pretrained, save_stats
 

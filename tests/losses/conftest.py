@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.distributions import DiagonalGaussian, VAEOutput
 from unified_vae.losses.perceptual import ARCHITECTURES, Net
 
 Images = Callable[..., Tensor]

@@ -25,9 +25,8 @@ from unified_vae.config.loss import (
     Unconstrained,
 )
 from unified_vae.config.schedule import Linear as Warmup
-from unified_vae.core.linear_gaussian import optimum
-from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.distributions import DiagonalGaussian, VAEOutput
+from unified_vae.core.linear_vae import optimum
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.kl import (
     L1_PER_SIGMA,

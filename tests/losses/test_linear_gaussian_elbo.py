@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.config.loss import KLConfig, LossConfig
-from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.distributions import DiagonalGaussian, VAEOutput
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.objective import Objective
 

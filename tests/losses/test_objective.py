@@ -23,7 +23,7 @@ from unified_vae.config.loss import (
     is_likelihood,
 )
 from unified_vae.config.schedule import Constant, Cosine, Linear
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.distributions import VAEOutput
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.objective import Objective
 from unified_vae.losses.structural import HaarPSI

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unified_vae.config.loss import LossConfig, LPIPSConfig, PerceptualConfig
+from unified_vae.core.distributions import VAEOutput
 from unified_vae.core.errors import ConfigError
-from unified_vae.core.vae_output import VAEOutput
 from unified_vae.losses.build import build_objective
 from unified_vae.losses.perceptual import ARCHITECTURES, LPIPS, Backbone, Net, Perceptual, lpips_heads
 

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from sklearn.metrics import mutual_info_score
 
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.metrics import latents as metrics
 from unified_vae.metrics.latents import (
     SMALLEST_PIXEL_VARIANCE,

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from unified_vae.config.model import ConvConfig
+from unified_vae.core.checkpoint_format import write_tensors
+from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.core.errors import CheckpointError
-from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.core.tensor_file import write_tensors
 from unified_vae.models.build import build_model
 from unified_vae.models.density import (
     FILE_NAME,

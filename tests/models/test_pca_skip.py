@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from unified_vae.config.model import ConvConfig, ResidualConfig
-from unified_vae.core.linear_gaussian import optimum
-from unified_vae.core.principal_components import LARGEST_SIDE, PrincipalComponents, enlarge, working_side
+from unified_vae.core.linear_vae import LARGEST_SIDE, PrincipalComponents, enlarge, optimum, working_side
 from unified_vae.models.build import build_model
 from unified_vae.models.pca_skip import fold_factor, fold_to_size
 

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from unified_vae.config.model import ResidualConfig
-from unified_vae.core.principal_components import shrink
+from unified_vae.core.linear_vae import shrink
 from unified_vae.models.blocks import MAX_PCA_CHANNELS, pad_to_grid
 from unified_vae.models.build import build_model
 from unified_vae.models.pca_skip import fold_to_size

@@ -12,7 +12,7 @@ import pytest
 from made_runs import CONFIG, bare_run, draw, kept_diagnosis, validation, whole_run, write_rows
 
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.core.paths import above
+from unified_vae.core.files import ancestor
 from unified_vae.report import page as made
 from unified_vae.report import plots
 from unified_vae.report.page import duration, text, write_report
@@ -274,11 +274,11 @@ def test_what_a_run_is_named_by_does_not_change_its_page(tmp_path, monkeypatch, 
     pages = {re.sub("Written [-0-9]+ [0-9:]+ UTC", "", page(target)) for target in targets}
     assert len(pages) == 1 and str(tmp_path) not in pages.pop()
     monkeypatch.chdir(run / "model")
-    assert above(Path(), 1) == run
+    assert ancestor(Path(), 1) == run
     monkeypatch.chdir(run)
-    assert above(Path("model"), 1) == above(Path("checkpoints/step-000000040"), 2) == run, "not `.`"
+    assert ancestor(Path("model"), 1) == ancestor(Path("checkpoints/step-000000040"), 2) == run, "not `.`"
     monkeypatch.chdir(tmp_path / "runs")
-    assert above(run / "model", 1) == run and above(Path("mine/model"), 1) == Path("mine")
+    assert ancestor(run / "model", 1) == run and ancestor(Path("mine/model"), 1) == Path("mine")
 
 
 def test_wrong_folders_are_named_in_a_sentence(tmp_path):

@@ -11,9 +11,9 @@ from PIL import Image
 
 from unified_vae.cli.app import main
 from unified_vae.core import retention
+from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
 from unified_vae.core.events import Observer
-from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.evaluation import Group
 from unified_vae.evaluation.evaluate import SIZES_DIFFER, _read_weights, draw_sheet, evaluate, unique_labels
 from unified_vae.inference import load

@@ -10,8 +10,8 @@ from exports import exported, model_of, trained
 from lives import Recorder
 
 from unified_vae.cli.app import main
+from unified_vae.core.checkpoint_format import write_tensors
 from unified_vae.core.errors import CheckpointError, ConfigError, EnvironmentProblem
-from unified_vae.core.tensor_file import write_tensors
 from unified_vae.data import prepare
 from unified_vae.evaluation import Group
 from unified_vae.evaluation.evaluate import evaluate

@@ -7,8 +7,8 @@ import torch
 
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, seal
-from unified_vae.core.durable import STAGE_PREFIX
 from unified_vae.core.errors import CheckpointError
+from unified_vae.core.files import STAGE_PREFIX
 
 
 def content(step, size=64):

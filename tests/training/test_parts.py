@@ -9,7 +9,7 @@ from torch import nn
 
 from unified_vae.config.optim import AdamWConfig, SGDConfig
 from unified_vae.core.errors import CheckpointError
-from unified_vae.core.noise import fixed_noise, latent_noise
+from unified_vae.core.rng import fixed_noise, latent_noise
 from unified_vae.optim.build import build_optimizers
 from unified_vae.training.checkpointer import OptimizerState
 from unified_vae.training.ema import EMA

@@ -29,8 +29,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from unified_vae.core.errors import ConfigError, DataError, nearest
-from unified_vae.core.printable import printable
+from unified_vae.core.errors import ConfigError, DataError, escape_name, nearest
 
 Array = npt.NDArray[np.float64]
 UNKNOWN = -1
@@ -127,8 +126,8 @@ def read_table(path: Path, ids: Sequence[str]) -> list[Attribute]:
         images = {file: number for number, file in enumerate(files) if file in rows and times[file] == 1}
     if not images:
         raise DataError(
-            f"{path} names none of the {len(ids):,} images (it names e.g. {printable(next(iter(rows)))}, and an image "
-            f"is e.g. {printable(ids[0])}): its first column holds the names of the files"
+            f"{path} names none of the {len(ids):,} images (it names e.g. {escape_name(next(iter(rows)))}, and an "
+            f"image is e.g. {escape_name(ids[0])}): its first column holds the names of the files"
         )
     attributes = []
     for column, head in enumerate(cells[0][-(width - 1) :]):

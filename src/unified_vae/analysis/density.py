@@ -19,9 +19,9 @@ from torch import Tensor
 
 from unified_vae.config.data import AugmentConfig
 from unified_vae.config.model import DensityConfig, DensityKind
-from unified_vae.core.counter import key, permutation
+from unified_vae.core.distributions import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.core.errors import DataError
-from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
+from unified_vae.core.rng import key, permutation
 from unified_vae.data.batches import gather
 from unified_vae.data.dataset import PackedSplit
 from unified_vae.models.density import (

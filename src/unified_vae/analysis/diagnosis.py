@@ -26,8 +26,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unified_vae.core.durable import write_text
 from unified_vae.core.errors import CheckpointError
+from unified_vae.core.files import write_text
 
 COLLAPSED = 0.1  # fraction of the needed units below which a posterior counts as collapsed
 PARTLY_COLLAPSED = 0.5  # below this it is on its way

@@ -13,12 +13,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from unified_vae.analysis.attributes import MIN_IMAGES, Attribute, Directions, Score, choose, is_table, read_table
-from unified_vae.core.counter import key, permutation
+from unified_vae.core.checkpoint_format import write_tensors
 from unified_vae.core.device import ComputeDevice, open_device
-from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.core.events import Observer
-from unified_vae.core.tensor_file import write_tensors
+from unified_vae.core.files import write_text
+from unified_vae.core.rng import key, permutation
 from unified_vae.data.sources.base import Quarantined
 from unified_vae.data.sources.folder import has_image_extension
 from unified_vae.inference.image_grids import MAX_IMAGES, check_outputs, check_suffix, draw_grid, to_pixels, write_png

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from unified_vae.config.model import ModelConfig
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.distributions import VAEOutput
 from unified_vae.models.build import build_model
 from unified_vae.models.vae import VAE
 

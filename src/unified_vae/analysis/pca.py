@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unified_vae.config.data import AugmentConfig
-from unified_vae.core.counter import key, permutation
-from unified_vae.core.principal_components import PrincipalComponents, shrink, working_side
+from unified_vae.core.linear_vae import PrincipalComponents, shrink, working_side
+from unified_vae.core.rng import key, permutation
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import gather
 from unified_vae.data.dataset import PackedSplit

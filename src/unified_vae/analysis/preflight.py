@@ -21,8 +21,7 @@ from unified_vae.config.loss import Capacity, Geco, KLConfig
 from unified_vae.config.model import SpatialConfig
 from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import CheckpointError, ConfigError
-from unified_vae.core.linear_gaussian import LinearVAE, Spectrum, optimum
-from unified_vae.core.principal_components import PrincipalComponents, compose, project
+from unified_vae.core.linear_vae import LinearVAE, PrincipalComponents, Spectrum, compose, optimum, project
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.dataset import DataSets
 from unified_vae.metrics.images import psnr

@@ -16,7 +16,7 @@ from unified_vae.analysis import diagnosis as causes
 from unified_vae.analysis.diagnosis import PARTLY_COLLAPSED, PIXELWISE, Diagnosis
 from unified_vae.config.loss import Capacity, Geco
 from unified_vae.config.run import RunConfig
-from unified_vae.core.shell import uv_run
+from unified_vae.core.errors import uv_run
 
 LONGER = 2  # times the epochs of a run that still rises
 MUCH_LONGER = 10  # times those of one that has hardly begun

@@ -8,6 +8,7 @@ Exit codes: 0 finished, 2 wrong options, config or data, 3 environment, 4 diverg
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import inspect
 import os
@@ -25,8 +26,7 @@ from typing import Any
 import typer
 
 from unified_vae.console import discard
-from unified_vae.core.errors import ConfigError, UserError
-from unified_vae.core.shell import uv_run
+from unified_vae.core.errors import ConfigError, UserError, uv_run
 
 PROGRAM = "unified-vae"
 SCRIPTS = {
@@ -51,6 +51,8 @@ VERBS = {
 """Verb of `unified-vae`, in the order of `--help` -> module below `cli.commands`, summary."""
 
 PRESET_OPTIONS = tuple(f"--{kind}-preset" for kind in ("loss", "training", "model", "dataset", "augment"))
+
+MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")  # see mallopt(3)
 
 _SHOW_CURSOR = b"\x1b[?25h"
 
@@ -193,13 +195,32 @@ def restart_command(script: str, argv: Sequence[str]) -> str:
     return uv_run(*launcher, script, *kept)
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next step, until `core.device.return_freed_memory`.
+
+    glibc gives large blocks back to the system as soon as they are freed: those of 32 MiB and more at once, the others
+    where the end of the heap is free for twice that. A training step allocates and frees the same activations over and
+    over, so the system takes each page away and hands it out again, cleared: a fifth of a step of a network whose maps
+    take 32 MiB (docs/performance.md). Bits do not change. Other C libraries are left alone, and so is a process whose
+    user has set glibc's own variables.
+    """
+    user_decides = any(os.environ.get(name) for name in MALLOC_VARIABLES) or "glibc.malloc." in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
+    if user_decides or sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
+        return
+    trim_threshold, mmap_threshold, never = -1, -3, -1  # numbers of mallopt(3)
+    if not library.mallopt(mmap_threshold, 2**30):
+        library.mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc before 2.35 accepts
+    library.mallopt(trim_threshold, never)
+
+
 def set_process_defaults(cache_dir: str | None) -> None:
     """Set up a process that only trains, before it imports torch: memory, compiled kernels, quiet threads.
 
     Args:
         cache_dir: the setting `data.cache_dir`.
     """
-    from unified_vae.core.malloc import keep_freed_memory
     from unified_vae.data.cache import cache_root
 
     keep_freed_memory()

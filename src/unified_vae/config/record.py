@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.config.upgrade import upgrade
-from unified_vae.core.durable import write_text
+from unified_vae.core import __version__
 from unified_vae.core.errors import CheckpointError
-from unified_vae.core.version import __version__
+from unified_vae.core.files import write_text
 
 
 @dataclass(frozen=True)

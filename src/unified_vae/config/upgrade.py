@@ -57,7 +57,7 @@ MISSING: dict[str, dict[str, Any]] = {
 """By family, settings that records of earlier versions lack, as their models had them: all channels, for one."""
 
 MAX_PCA_SIDE = 64
-"""Pixels along a side of the PCA reconstruction at most; core.principal_components.LARGEST_SIDE, which needs torch."""
+"""Pixels along a side of the PCA reconstruction at most; core.linear_vae.LARGEST_SIDE, which needs torch."""
 
 
 def new_path(path: str) -> str | None:

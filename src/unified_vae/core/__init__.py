@@ -1,1 +1,3 @@
-"""The nouns that every room shares."""
+"""What all packages share: errors, files, random numbers, devices, checkpoints."""
+
+__version__ = "0.1.0"

@@ -16,20 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from unified_vae.core.durable import STAGE_PREFIX, discard, reason, sync_file, sync_folder
-from unified_vae.core.errors import CheckpointError
-from unified_vae.core.tensor_file import TENSOR_FILE_ERRORS, fill, parse_tensors
-from unified_vae.core.version import __version__
+from unified_vae.core import __version__
+from unified_vae.core.errors import CheckpointError, reason
+from unified_vae.core.files import STAGE_PREFIX, discard, sync_file, sync_folder
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
 MAX_MANIFEST_BYTES = 1 << 20  # a manifest has about a kilobyte
+# What reading or writing a file of tensors may raise; the library's checks of a header are errors of several kinds.
+TENSOR_FILE_ERRORS = (
+    SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, OverflowError,
+)  # fmt: skip
 
 TensorGroups = Mapping[str, Mapping[str, Tensor]]
 
@@ -88,7 +92,7 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
     try:
         stage.mkdir()
         for name, tensors in checkpoint.groups.items():
-            fill(stage / f"{name}{TENSORS}", tensors)
+            _write_staged(stage / f"{name}{TENSORS}", tensors)
         (stage / STATE).write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
         sync_file(stage / STATE)
         _write_manifest(stage, checkpoint.step)
@@ -133,7 +137,7 @@ def load(root: Path, step: int) -> Checkpoint:
             if name == STATE:
                 state = json.loads(data.decode("utf-8"))
             elif name.endswith(TENSORS):
-                groups[name.removesuffix(TENSORS)] = parse_tensors(data)
+                groups[name.removesuffix(TENSORS)] = safetensors.torch.load(data)
         except (RecursionError, *TENSOR_FILE_ERRORS) as error:
             kind = "JSON" if name == STATE else "file of tensors"
             raise CheckpointError(f"{path} is not a {kind}: {reason(error)}") from error
@@ -244,3 +248,38 @@ def _is_file_entry(name: str, entry: Any) -> bool:
     if not isinstance(entry, dict) or Path(name).name != name or name in ("", ".", "..") or "\0" in name:
         return False
     return isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write or replace a safetensors file in one step.
+
+    Args:
+        tensors: on any device; no two of them may share memory.
+        metadata: text for the file's header; of one entry, as the library writes several in any order.
+
+    Raises:
+        OSError, SafetensorError: the disk is full or the folder cannot be written; what was there is kept.
+    """
+    stage = path.with_name(f"{STAGE_PREFIX}{path.name}-{os.getpid()}")
+    discard(stage)
+    try:
+        stage.mkdir()
+        _write_staged(stage / path.name, tensors, metadata)
+        (stage / path.name).replace(path)
+        sync_folder(path.parent)
+    finally:
+        discard(stage)
+
+
+def _write_staged(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file of tensors into a folder that is staged itself, and wait until it is on the disk.
+
+    The library writes beside it first, under a name of its own and for its owner alone: the file gets the rights that
+    any other new file gets.
+    """
+    path.touch()
+    rights = path.stat().st_mode
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    safetensors.torch.save_file(on_cpu, path, dict(metadata or {"format": "pt"}))
+    path.chmod(rights)
+    sync_file(path)

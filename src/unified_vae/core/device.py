@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
@@ -15,10 +16,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from unified_vae.core import __version__
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.core.events import Memory
-from unified_vae.core.malloc import return_freed_memory
-from unified_vae.core.version import __version__
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -250,3 +250,29 @@ def torch_flags(device: torch.device, deterministic: bool = False) -> Iterator[N
             torch.cuda.set_device(current)
         if deterministic and workspace is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast switched off, for exact sums; `meta`, the device on which models are counted, has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+OUT_OF_MEMORY = (  # what an error says that torch raises as a plain RuntimeError where an allocation failed
+    "out of memory",  # CUDA, MPS, HIP
+    "can't allocate memory",  # the CPU's allocator
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+    "could not create a primitive",  # oneDNN, whatever it lacked; on a CPU that is memory
+)
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error of Python, torch or a library below it means that an allocation failed."""
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in OUT_OF_MEMORY)
+
+
+def return_freed_memory() -> None:
+    """Give unused memory that the C library keeps back to the system; see `cli.app.keep_freed_memory`."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # glibc has it
+        library.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Mistakes a user can fix: one sentence - what, where, what to do - and an exit code.
+"""Errors a user can fix: one sentence - what, where, what to do - and an exit code; and the parts of such sentences.
 
 The cli prints the sentence and exits with `exit_code`; anything else that escapes is a bug of ours.
 """
@@ -6,10 +6,12 @@ The cli prints the sentence and exits with `exit_code`; anything else that escap
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
+from os import PathLike
 
-MOST_LISTED = 24
-"""Names that an error lists where none is close."""
+MAX_NAME_LENGTH = 400  # letters of a name in a message
+MOST_LISTED = 24  # names that an error lists where none is close
 
 
 class UserError(ValueError):
@@ -73,3 +75,30 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
         return "Did you mean " + " or ".join(repr(prefix + name) for name in close) + "?"
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
     return "Known: " + ", ".join(prefix + name for name in names[:MOST_LISTED]) + more + "."
+
+
+def reason(problem: BaseException) -> str:
+    """Why a file could not be written or read, in the system's words and without its numbers."""
+    text = isinstance(problem, OSError) and problem.strerror
+    return text or (str(problem) or type(problem).__name__).splitlines()[0]
+
+
+def truncate(text: str) -> str:
+    """A name for a message; of a very long one, which a file may have put there, its beginning."""
+    return text if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]}... ({len(text):,} letters)"
+
+
+def escape_name(name: str) -> str:
+    """The name with what is no text or would steer the terminal escaped, so that it stays on one line."""
+    text = name.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes that were no text, as the system gave them
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def quoted(*words: str | PathLike[str]) -> str:
+    """The words as a POSIX shell takes them, e.g. `--data 'my photos'`."""
+    return shlex.join(map(str, words))
+
+
+def uv_run(*words: str | PathLike[str]) -> str:
+    """A command of this program, e.g. `uv run train.py --run-dir 'runs/my run'`."""
+    return quoted("uv", "run", *words)

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unified_vae.core.durable import reason
-from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.errors import EnvironmentProblem, reason
 
 
 @dataclass(frozen=True)

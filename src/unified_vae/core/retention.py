@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unified_vae.core.checkpoint_format import Checkpoint, OtherFormat, folder_name, load
-from unified_vae.core.durable import STAGE_PREFIX, discard, reason
-from unified_vae.core.errors import CheckpointError
+from unified_vae.core.errors import CheckpointError, reason
+from unified_vae.core.files import STAGE_PREFIX, discard
 
 DAMAGED_PREFIX = "damaged-"
 _STEP = "step-([0-9]{9}|[1-9][0-9]{9,})"

@@ -8,9 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from unified_vae.core.durable import probe, reason, sweep_stages
-from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.core.paths import sibling
+from unified_vae.core.errors import EnvironmentProblem, reason
+from unified_vae.core.files import probe, sweep_stages, with_affixes
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class RunFolder:
         """Give an earlier run's folder another name, so that a fresh one can begin; returns the new path."""
         stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
         endings = (f"-before-{stamp}{again}" for again in ("", *(f"-{n}" for n in range(2, 1000))))
-        target = next(path for ending in endings if not (path := sibling(self.root, after=ending)).exists())
+        target = next(path for ending in endings if not (path := with_affixes(self.root, after=ending)).exists())
         try:
             return self.root.rename(target)
         except OSError as problem:

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unified_vae.config.data import AffineConfig, AugmentConfig, ColorJitterConfig, CropConfig
-from unified_vae.core.counter import key, uniforms
 from unified_vae.core.device import to_device
+from unified_vae.core.rng import key, uniforms
 
 Floats = npt.NDArray[np.float64]
 Draw = Callable[[str, int], Floats]

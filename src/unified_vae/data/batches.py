@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unified_vae.core.counter import key, permutation
 from unified_vae.core.device import to_device
+from unified_vae.core.rng import key, permutation
 from unified_vae.data.dataset import PackedSplit
 
 READ_AHEAD = 2  # batches

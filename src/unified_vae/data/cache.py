@@ -23,9 +23,8 @@ import numpy.typing as npt
 import platformdirs
 import psutil
 
-from unified_vae.core.durable import sync_file, sync_folder
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.core.paths import written_out
+from unified_vae.core.files import expand_user, sync_file, sync_folder
 from unified_vae.data.dataset import DamagedPack, Pack, manifest_files, read_pack
 from unified_vae.data.sources.base import SPLITS, BadImage, Progress, Quarantined, Split
 
@@ -40,7 +39,7 @@ def cache_root(configured: str | None) -> Path:
     """Return data.cache_dir, else $UNIFIED_VAE_CACHE, else the user's cache folder of this system."""
     chosen = configured or os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
-        return written_out(chosen, "data.cache_dir" if configured else f"${ENVIRONMENT_VARIABLE}").absolute()
+        return expand_user(chosen, "data.cache_dir" if configured else f"${ENVIRONMENT_VARIABLE}").absolute()
     return Path(platformdirs.user_cache_dir("unified-vae", appauthor=False))
 
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from unified_vae.core.durable import write_text
-from unified_vae.core.printable import printable
+from unified_vae.core.errors import escape_name
+from unified_vae.core.files import write_text
 from unified_vae.data.sources.base import SPLITS, Quarantined, Split
 
 FORMAT_VERSION = 1
@@ -182,7 +182,7 @@ class Inventory:
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Inventory:
         """Return the images that a pack's manifest lists."""
         entries = [
-            Entry(split, content[:_HASH_DIGITS], printable(name))
+            Entry(split, content[:_HASH_DIGITS], escape_name(name))
             for split in SPLITS
             for content, name in zip(
                 manifest["splits"][split]["content"], manifest["splits"][split]["names"], strict=True

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from unified_vae.core.counter import key
+from unified_vae.core.rng import key
 from unified_vae.evaluation import Group
 
 RESAMPLES = 1000

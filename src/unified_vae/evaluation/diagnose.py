@@ -16,10 +16,10 @@ from torch import Tensor
 from unified_vae.analysis.diagnosis import Diagnosis, History, PCALine
 from unified_vae.analysis.preflight import Preflight, run_preflight
 from unified_vae.analysis.recommendation import Recommendation, RunContext, recommend
-from unified_vae.core.durable import write_text
 from unified_vae.core.errors import DataError, EnvironmentProblem
 from unified_vae.core.events import Observer
-from unified_vae.core.noise import fixed_noise
+from unified_vae.core.files import write_text
+from unified_vae.core.rng import fixed_noise
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.batches import gather
 from unified_vae.data.dataset import DataSets, PackedSplit

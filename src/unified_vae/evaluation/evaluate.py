@@ -18,10 +18,9 @@ from PIL import Image
 
 from unified_vae.analysis.diagnosis import History
 from unified_vae.core.device import environment
-from unified_vae.core.durable import probe, reason, write_text
-from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.errors import ConfigError, EnvironmentProblem, escape_name, reason
 from unified_vae.core.events import Observer
-from unified_vae.core.printable import printable
+from unified_vae.core.files import probe, write_text
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.evaluation import Group, Weights
 from unified_vae.evaluation.bootstrap import LEVEL, Difference, MetricResult, paired_difference
@@ -269,7 +268,7 @@ def unique_labels(targets: Sequence[Path]) -> list[str]:
     """Return the last part of each path that tells them apart; a number behind what is named twice."""
     paths = [target.resolve() for target in targets]
     depth = next((n for n in range(1, 4) if len({path.parts[-n:] for path in paths}) == len(paths)), 3)
-    short = [printable("/".join(path.parts[-depth:])) for path in paths]
+    short = [escape_name("/".join(path.parts[-depth:])) for path in paths]
     return [
         f"{name} ({short[:index].count(name) + 1})" if short.count(name) > 1 else name
         for index, name in enumerate(short)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from unified_vae.config.loss import LPIPSConfig
-from unified_vae.core.counter import key, uniforms
+from unified_vae.core.distributions import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Observer
-from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
+from unified_vae.core.rng import key, uniforms
 from unified_vae.evaluation import Group
 from unified_vae.evaluation.bootstrap import Better, MetricResult, resamples
 from unified_vae.evaluation.images import EvaluationImages

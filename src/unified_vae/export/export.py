@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unified_vae.config.model import SpatialConfig
-from unified_vae.core.durable import STAGE_PREFIX, discard, reason, sync_folder, write_text
-from unified_vae.core.errors import ConfigError, EnvironmentProblem, UserError
-from unified_vae.core.version import __version__
+from unified_vae.core import __version__
+from unified_vae.core.errors import ConfigError, EnvironmentProblem, UserError, reason
+from unified_vae.core.files import STAGE_PREFIX, discard, sync_folder, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -337,7 +337,7 @@ def _audit(
     """The audit of half precision on validation images, and what to say of it."""
     import numpy as np
 
-    from unified_vae.core.out_of_memory import is_out_of_memory
+    from unified_vae.core.device import is_out_of_memory
     from unified_vae.data.batches import gather
     from unified_vae.export.precision import audit
     from unified_vae.training.distributed import open_runtime

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from unified_vae.config.model import SpatialConfig
-from unified_vae.core.durable import reason, write_text
-from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.core.checkpoint_format import write_tensors
+from unified_vae.core.errors import EnvironmentProblem, reason
 from unified_vae.core.events import Observer
-from unified_vae.core.tensor_file import write_tensors
+from unified_vae.core.files import write_text
 from unified_vae.export.precision import HalfAudit
 from unified_vae.inference.hub import CARD, SAMPLES, write_card
 from unified_vae.inference.load import LoadedModel, TrainedModel

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unified_vae.core.out_of_memory import is_out_of_memory
+from unified_vae.core.device import is_out_of_memory
 from unified_vae.models.vae import VAE
 
 HalfName = Literal["fp16", "bf16"]

@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unified_vae.core.counter import key
-from unified_vae.core.durable import STAGE_PREFIX, discard, reason
-from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.errors import ConfigError, EnvironmentProblem, reason, uv_run
 from unified_vae.core.events import Observer
+from unified_vae.core.files import STAGE_PREFIX, discard
+from unified_vae.core.rng import key
 from unified_vae.core.run_dir import RunFolder
-from unified_vae.core.shell import uv_run
 from unified_vae.data.sources.base import Quarantined
 from unified_vae.inference.image_grids import ImageGrid, check_outputs, check_suffix, to_pil, write_png
 from unified_vae.inference.images import batches, image_files, report_left_out

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 
 from unified_vae.config.loss import is_likelihood
 from unified_vae.config.model import ModelConfig
-from unified_vae.core.durable import reason, write_bytes, write_text
-from unified_vae.core.errors import ConfigError, EnvironmentProblem, UserError
+from unified_vae.core.errors import ConfigError, EnvironmentProblem, UserError, reason
+from unified_vae.core.files import write_bytes, write_text
 from unified_vae.inference.image_grids import grid
 from unified_vae.models.pretrained import (
     CONFIG,

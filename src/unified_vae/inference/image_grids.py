@@ -11,12 +11,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from unified_vae.core.counter import key
-from unified_vae.core.durable import STAGE_PREFIX, discard
+from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.core.events import Observer
-from unified_vae.core.noise import fixed_noise
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.files import STAGE_PREFIX, discard
+from unified_vae.core.rng import fixed_noise, key
 from unified_vae.models.density import fit_simple
 from unified_vae.models.vae import VAE
 

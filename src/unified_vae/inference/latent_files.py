@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from unified_vae.core.durable import reason, sync_file
-from unified_vae.core.errors import DataError, EnvironmentProblem
-from unified_vae.core.tensor_file import TENSOR_FILE_ERRORS
+from unified_vae.core.checkpoint_format import TENSOR_FILE_ERRORS
+from unified_vae.core.errors import DataError, EnvironmentProblem, reason
+from unified_vae.core.files import sync_file
 
 INDEX = "index.json"
 """Of a folder of shards."""

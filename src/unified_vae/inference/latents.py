@@ -30,14 +30,13 @@ from torch import Tensor
 
 from unified_vae.config.model import SpatialConfig
 from unified_vae.config.training import Precision
-from unified_vae.core.counter import key, uniforms
+from unified_vae.core.checkpoint_format import write_tensors
 from unified_vae.core.device import ComputeDevice, open_device
-from unified_vae.core.durable import discard, reason, sweep_stages, sync_file, sync_folder, write_text
-from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
+from unified_vae.core.distributions import DiagonalGaussian
+from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem, reason
 from unified_vae.core.events import Observer
-from unified_vae.core.paths import sibling
-from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.core.tensor_file import write_tensors
+from unified_vae.core.files import discard, sweep_stages, sync_file, sync_folder, with_affixes, write_text
+from unified_vae.core.rng import key, uniforms
 from unified_vae.data.sources.folder import IMAGE_EXTENSIONS
 from unified_vae.inference import latent_files
 from unified_vae.inference.image_grids import draw_grid, save_png, to_uint8
@@ -466,7 +465,7 @@ class _Stage:
 
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
         """Look for what an earlier process left; nothing is written before `begin`."""
-        self.folder = sibling(output, ".", ".partial")
+        self.folder = with_affixes(output, ".", ".partial")
         self._settings = json.dumps(settings, indent=1, sort_keys=True) + "\n"
         self.rows = 0
         with suppress(OSError, ValueError):
@@ -496,7 +495,7 @@ class _Stage:
 @contextmanager
 def _exclusive(output: Path) -> Iterator[None]:
     """Hold the output while the block runs, and turn a full or read-only disk into a sentence."""
-    lock = FileLock(sibling(output, ".", ".lock"))
+    lock = FileLock(with_affixes(output, ".", ".lock"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

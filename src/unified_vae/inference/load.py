@@ -19,7 +19,7 @@ from unified_vae.config.run import RunConfig
 from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.errors import CheckpointError, ConfigError
-from unified_vae.core.paths import above
+from unified_vae.core.files import ancestor
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.inference.hub import download
 from unified_vae.models.build import build_model
@@ -131,7 +131,7 @@ def load_model(
     if match := _STEP.fullmatch(path.resolve().name):
         if checkpoint is not None:
             raise ConfigError(f"{path} is one checkpoint already: leave --checkpoint out, or name the run's folder")
-        return _load_checkpoint(above(path, 2), match[1], weights or "ema", on_message)
+        return _load_checkpoint(ancestor(path, 2), match[1], weights or "ema", on_message)
     run = RunFolder(path)
     folders = (path, run.model) if prefer_export and checkpoint is None else (path,)
     for folder in folders:
@@ -225,7 +225,7 @@ def _load_export(
         record = RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")), path.parent)
     except (OSError, ValueError):
         record = None  # the model lies by itself
-    run_dir = None if record is None else above(folder, 1)
+    run_dir = None if record is None else ancestor(folder, 1)
     if record is not None:
         config = record.resolved.replace(model=content.config)
     elif data is None and require_data:

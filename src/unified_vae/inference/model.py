@@ -19,8 +19,8 @@ from torch import Tensor
 
 from unified_vae.config.model import ModelConfig
 from unified_vae.core.device import choose_device, without_tf32
+from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.core.errors import ConfigError
-from unified_vae.core.posterior import DiagonalGaussian
 from unified_vae.data.decode import PixelFormat, parse_color
 from unified_vae.data.sources.base import Quarantined
 from unified_vae.inference import hub

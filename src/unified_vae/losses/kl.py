@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from unified_vae.config.loss import Capacity, FreeBits, Geco, KLReduction, RateConstraint
-from unified_vae.core.linear_gaussian import LinearVAE, Spectrum, at_level
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.distributions import DiagonalGaussian
+from unified_vae.core.linear_vae import LinearVAE, Spectrum, at_level
 
 GECO_NEAR = 2.0  # times the target, 3 dB: an error below this counts as near the target
 L1_PER_SIGMA = math.sqrt(2 / math.pi)  # mean absolute error of a normal error of standard deviation 1
@@ -122,7 +122,7 @@ def equivalent_linear_vae(
 
     Others fix the decoder's noise by how they reduce their losses; here it is calibrated. A weight for their reduction
     sets a water level in the spectrum of the images, below which a component is not worth its nats
-    (core/linear_gaussian.py). The calibrated beta with the same level has the same optimum, in linear theory.
+    (core/linear_vae.py). The calibrated beta with the same level has the same optimum, in linear theory.
 
     | reduction | loss | used by |
     |---|---|---|

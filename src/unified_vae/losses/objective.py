@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unified_vae.config.loss import LIKELIHOODS, Capacity, FreeBits, Geco, LossConfig
 from unified_vae.config.schedule import factor, warmup_end
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.distributions import VAEOutput
 from unified_vae.losses.base import DistortionTerm
 from unified_vae.losses.kl import constrained_kl, constrained_kl_from_mean, geco_multiplier
 from unified_vae.losses.perceptual import Backbone, FeatureTerm

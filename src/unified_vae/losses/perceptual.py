@@ -25,9 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unified_vae.config.loss import LPIPSConfig, PerceptualConfig, PretrainedTermConfig
-from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.core.paths import written_out
-from unified_vae.core.shell import quoted
+from unified_vae.core.errors import EnvironmentProblem, quoted
+from unified_vae.core.files import expand_user
 from unified_vae.losses.base import DistortionTerm
 
 OFFLINE_VARIABLE = "UNIFIED_VAE_OFFLINE"
@@ -287,7 +286,7 @@ def load_weights(
         EnvironmentProblem: the user's own file is missing, unreadable, damaged or of another network.
     """
     title, url, convs = architecture
-    path = cached_file(url) if weights_path is None else written_out(weights_path, setting)
+    path = cached_file(url) if weights_path is None else expand_user(weights_path, setting)
     weights, channels = {}, 3
     try:
         content = fetch_state_dict(title, url, setting, on_message) if weights_path is None else read_state_dict(path)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
+from unified_vae.core.distributions import MOST_CORRELATED, DiagonalGaussian
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016 (arXiv 1509.00519), section 5: active iff Var_x[E[z_j|x]] > 0.01
 SMALLEST_UNIT_VARIANCE = 1e-12

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unified_vae.config.model import SpatialConfig
-from unified_vae.core.precision import full_precision
+from unified_vae.core.device import full_precision
 from unified_vae.models.vae import Decoder, Encoder
 
 MAX_GROUPS = 32

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unified_vae.config.model import VectorConfig
-from unified_vae.core.principal_components import enlarge, working_side
+from unified_vae.core.linear_vae import enlarge, working_side
 from unified_vae.models.pca_skip import fold_factor, fold_to_size
 
 MIN_MAP_SIZE = 4  # pixels along a side that the smallest feature map has at least

@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from unified_vae.config.model import DensityKind
-from unified_vae.core.counter import key, uniforms
-from unified_vae.core.posterior import MOST_CORRELATED, DiagonalGaussian
-from unified_vae.core.tensor_file import parse_tensors, write_tensors
+from unified_vae.core.checkpoint_format import write_tensors
+from unified_vae.core.distributions import MOST_CORRELATED, DiagonalGaussian
+from unified_vae.core.rng import key, uniforms
 
 FILE_NAME = "density.safetensors"
 Rows = npt.NDArray[np.int64]
@@ -472,7 +473,7 @@ def read_density(folder: Path, entry: Mapping[str, Any]) -> LatentDensity:
     if entry["kind"] == "flow":
         return NormalDensity(entry["latents"])
     kinds = {kind.kind: kind for kind in KINDS}
-    tensors = parse_tensors((folder / FILE_NAME).read_bytes())
+    tensors = safetensors.torch.load((folder / FILE_NAME).read_bytes())
     sizes = {RENAMED_SIZES.get(name, name): size for name, size in entry["sizes"].items()}
     numbers = sum(tensor.numel() for tensor in tensors.values())
     if any(size > numbers for size in sizes.values()):

@@ -1,7 +1,7 @@
 """The PCA skip connection: two linear maps beside the network, initialized to the optimal linear VAE of the images.
 
 One maps images to latents, the other latents to an image. They start at the optimum that theory knows in closed form
-(core/linear_gaussian.py), so that a run begins at the quality of a PCA instead of at gray, and the network then learns
+(core/linear_vae.py), so that a run begins at the quality of a PCA instead of at gray, and the network then learns
 only what a linear map cannot do. The decoder's feature maps are conditioned on the PCA reconstruction, which turns its
 task into image restoration.
 """
@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unified_vae.core.linear_gaussian import LinearVAE
-from unified_vae.core.precision import full_precision
-from unified_vae.core.principal_components import PrincipalComponents, enlarge, shrink, working_side
+from unified_vae.core.device import full_precision
+from unified_vae.core.linear_vae import LinearVAE, PrincipalComponents, enlarge, shrink, working_side
 
 
 class PCASkip(nn.Module):

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from unified_vae.config.model import ModelConfig
 from unified_vae.config.upgrade import upgrade_part
-from unified_vae.core.durable import reason, write_text
-from unified_vae.core.errors import CheckpointError
-from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.core.tensor_file import TENSOR_FILE_ERRORS, parse_tensors, write_tensors
+from unified_vae.core.checkpoint_format import TENSOR_FILE_ERRORS, write_tensors
+from unified_vae.core.distributions import DiagonalGaussian
+from unified_vae.core.errors import CheckpointError, reason
+from unified_vae.core.files import write_text
 from unified_vae.models.build import build_model
 from unified_vae.models.density import FILE_NAME as DENSITY_FILE
 from unified_vae.models.density import LatentDensity, read_density, write_density
@@ -161,7 +162,7 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
             raise CheckpointError(f"the model in {folder} was written by a newer version of unified-vae: update it.")
         settings = description["model"]
         config = TypeAdapter(ModelConfig).validate_python(upgrade_part("model", settings))
-        weights = parse_tensors((folder / WEIGHTS).read_bytes())
+        weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise CheckpointError(
             f"{folder} is not a model folder: {Path(problem.filename or WEIGHTS).name} is missing there. "
@@ -193,7 +194,7 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
             model.use_density(read_density(folder, entry))
         what, entry, stats = "latent statistics", description.get(LATENT_STATS), None
         if entry is not None:
-            tensors = parse_tensors((folder / STATS).read_bytes())
+            tensors = safetensors.torch.load((folder / STATS).read_bytes())
             stats = LatentStats(tensors["mean"], tensors["std"], int(entry["images"]))
             if stats.mean.shape != (model.latents,) or stats.std.shape != (model.latents,):
                 raise ValueError(f"of {list(stats.mean.shape)} latents")

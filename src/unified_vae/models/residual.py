@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified_vae.config.model import ResidualConfig
-from unified_vae.core.principal_components import shrink, working_side
+from unified_vae.core.linear_vae import shrink, working_side
 from unified_vae.models.autoencoder_kl import Attention, norm_groups
 from unified_vae.models.blocks import (
     PCAConditioning,

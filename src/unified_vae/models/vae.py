@@ -9,11 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unified_vae.core.linear_gaussian import LARGEST_VARIANCE, LinearVAE
-from unified_vae.core.posterior import DiagonalGaussian
-from unified_vae.core.precision import full_precision
-from unified_vae.core.principal_components import PrincipalComponents, enlarge
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.device import full_precision
+from unified_vae.core.distributions import DiagonalGaussian, VAEOutput
+from unified_vae.core.linear_vae import LARGEST_VARIANCE, LinearVAE, PrincipalComponents, enlarge
 from unified_vae.models.blocks import ScaledLinear
 from unified_vae.models.density import LatentDensity, NormalDensity
 from unified_vae.models.pca_skip import PCASkip

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from unified_vae.config.run import RunConfig
-from unified_vae.core.counter import key
+from unified_vae.core.distributions import VAEOutput
 from unified_vae.core.errors import ConfigError, Diverged
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.rng import key
 from unified_vae.data.batches import steps_per_epoch
 from unified_vae.data.dataset import DataSets
 from unified_vae.losses.build import Substitution, build_objective

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from unified_vae.core.durable import reason
-from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.core.out_of_memory import is_out_of_memory
+from unified_vae.core.device import is_out_of_memory
+from unified_vae.core.errors import EnvironmentProblem, reason
 from unified_vae.training.distributed import is_nondeterministic, is_peer_lost
 
 

@@ -19,12 +19,11 @@ from unified_vae.config.loss import PIXEL_TERMS, Capacity, Geco, KLConfig
 from unified_vae.config.model import DensityConfig
 from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core.checkpoint_format import load
-from unified_vae.core.durable import reason, write_text
-from unified_vae.core.errors import CheckpointError, EnvironmentProblem
+from unified_vae.core.distributions import DiagonalGaussian
+from unified_vae.core.errors import CheckpointError, EnvironmentProblem, reason, uv_run
 from unified_vae.core.events import RunFinished
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.files import write_text
 from unified_vae.core.run_dir import RunFolder
-from unified_vae.core.shell import uv_run
 from unified_vae.data.batches import gather, rank_slice
 from unified_vae.inference.hub import FIGURES, write_card
 from unified_vae.inference.image_grids import write_density_grid

@@ -6,7 +6,7 @@ import numpy as np
 
 from unified_vae.analysis.preflight import init_from_pca
 from unified_vae.config.record import leaves
-from unified_vae.core.counter import key, permutation
+from unified_vae.core.rng import key, permutation
 from unified_vae.data.batches import gather, validation_batches
 from unified_vae.inference.image_grids import FITTED_IMAGES, GridWriter
 from unified_vae.pipeline.build import calibrate

@@ -13,8 +13,8 @@ from unified_vae.config.presets import PresetBook, read_record
 from unified_vae.config.record import changed
 from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.config.upgrade import upgrade
-from unified_vae.core.errors import ConfigError
-from unified_vae.core.paths import is_file, shown, sibling
+from unified_vae.core.errors import ConfigError, truncate
+from unified_vae.core.files import is_file, with_affixes
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.sources.find import check_not_empty, check_source, source_path
 
@@ -82,7 +82,7 @@ def plan_mode(book: PresetBook, name: str, command_line: Settings, run_dir: Path
     record = source_run / RECORD
     if not is_file(record):
         raise ConfigError(
-            f"there is no run to fix in {shown(str(source_run))}: name its folder with --run-dir, "
+            f"there is no run to fix in {truncate(str(source_run))}: name its folder with --run-dir, "
             "or train one first with --mode fast_high_quality"
         )
     file = read_record(record)
@@ -153,8 +153,8 @@ def refuse_model_folder(run_dir: Path) -> None:
         return
     parent = Path(os.path.normpath(run_dir / os.pardir)) if run_dir.name else run_dir.resolve().parent
     is_of_run = is_file(parent / RECORD) and (parent / "checkpoints").is_dir()
-    way = f"name its run, {shown(str(parent))}" if is_of_run else "name the folder of a run, which has checkpoints"
-    raise ConfigError(f"{shown(str(run_dir))} is the folder of a model, not of a run: {way}, with --run-dir")
+    way = f"name its run, {truncate(str(parent))}" if is_of_run else "name the folder of a run, which has checkpoints"
+    raise ConfigError(f"{truncate(str(run_dir))} is the folder of a model, not of a run: {way}, with --run-dir")
 
 
 def _default_run_dir(book: PresetBook, name: str) -> Path:
@@ -163,4 +163,4 @@ def _default_run_dir(book: PresetBook, name: str) -> Path:
 
 
 def _beside(run_dir: Path, suffix: str) -> Path:
-    return sibling(run_dir if run_dir.name else run_dir.resolve(), after=suffix)
+    return with_affixes(run_dir if run_dir.name else run_dir.resolve(), after=suffix)

@@ -19,10 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unified_vae.analysis.preflight import run_preflight
 from unified_vae.config.run import ComposedRun
-from unified_vae.core.durable import write_text
 from unified_vae.core.errors import ConfigError
 from unified_vae.core.events import Memory, Observer, Observers
-from unified_vae.core.paths import sibling
+from unified_vae.core.files import with_affixes, write_text
 from unified_vae.data.batches import train_batches
 from unified_vae.losses.perceptual import ARCHITECTURES, Backbone
 from unified_vae.pipeline import autotune
@@ -69,7 +68,7 @@ class Profile:
 
 def profile_folder(run_dir: Path) -> Path:
     """Where the profile of a run goes: a folder of its own beside the run's."""
-    return sibling(run_dir, after=SUFFIX)
+    return with_affixes(run_dir, after=SUFFIX)
 
 
 def profile(run: ComposedRun, folder: Path, observer: Observer) -> Profile:

@@ -12,10 +12,9 @@ from unified_vae.config.record import RunRecord, changed, leaves
 from unified_vae.config.run import RunConfig
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import Checkpoint
-from unified_vae.core.errors import CheckpointError, ConfigError, DataError
+from unified_vae.core.errors import CheckpointError, ConfigError, DataError, quoted, uv_run
 from unified_vae.core.events import Difference, Observer
 from unified_vae.core.run_dir import RunFolder
-from unified_vae.core.shell import quoted, uv_run
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState
 

@@ -14,8 +14,8 @@ from unified_vae.analysis.diagnosis import Diagnosis, PCALine
 from unified_vae.analysis.preflight import init_from_pca
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import load_weights
-from unified_vae.core.counter import key
 from unified_vae.core.errors import CheckpointError
+from unified_vae.core.rng import key
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.models.build import build_model
 from unified_vae.pipeline.build import calibrate

@@ -19,14 +19,13 @@ from unified_vae.config.loss import LossConfig
 from unified_vae.config.record import RunRecord, resolved_origins
 from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.core import retention
-from unified_vae.core.device import environment
-from unified_vae.core.durable import write_text
+from unified_vae.core.device import environment, is_out_of_memory
+from unified_vae.core.distributions import VAEOutput
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Difference, Observers, RunFinished
-from unified_vae.core.out_of_memory import is_out_of_memory
-from unified_vae.core.principal_components import PrincipalComponents
+from unified_vae.core.files import write_text
+from unified_vae.core.linear_vae import PrincipalComponents
 from unified_vae.core.run_dir import RunFolder
-from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.batches import (
     TrainBatch,
     batch_indices,

@@ -15,11 +15,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from unified_vae.core.durable import reason, write_text
-from unified_vae.core.errors import ConfigError, EnvironmentProblem
-from unified_vae.core.printable import printable
-from unified_vae.core.shell import quoted, uv_run
-from unified_vae.core.version import __version__
+from unified_vae.core import __version__
+from unified_vae.core.errors import ConfigError, EnvironmentProblem, escape_name, quoted, reason, uv_run
+from unified_vae.core.files import write_text
 from unified_vae.report.read import RunData, flatten, get, is_number, mapping, read_run
 
 MOST_RUNS = len(ascii_uppercase)
@@ -272,7 +270,7 @@ def _template() -> jinja2.Template:
     """The page. Whatever is set into it is escaped, and control characters are written out."""
 
     def finalize(value: Any) -> Any:
-        return value if isinstance(value, Markup) else "\n".join(printable(line) for line in str(value).split("\n"))
+        return value if isinstance(value, Markup) else "\n".join(escape_name(line) for line in str(value).split("\n"))
 
     environment = jinja2.Environment(
         autoescape=True, finalize=finalize, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
-from unified_vae.core.durable import STAGE_PREFIX
-from unified_vae.core.printable import printable
+from unified_vae.core.errors import escape_name
+from unified_vae.core.files import STAGE_PREFIX
 from unified_vae.report.read import Row, RunData, get, is_number
 
 # lines differ in color, dash and marker, so that they can be told apart without color
@@ -278,7 +278,7 @@ def draw_comparison(path: Path, models: Mapping[str, tuple[Points, tuple[float, 
     left, right = figure.subplots(1, 2)
     for index, (label, (trajectory, measured, course)) in enumerate(models.items()):
         color, dash, marker = (cycle[index % len(cycle)] for cycle in (COLORS, DASHES, MARKERS))
-        name = printable(label).lstrip("_") or "model"  # matplotlib hides names that begin with `_`
+        name = escape_name(label).lstrip("_") or "model"  # matplotlib hides names that begin with `_`
         left.plot(*np.reshape(trajectory, (-1, 2)).T, color=color, linestyle=dash, linewidth=1, alpha=0.6)
         if measured is not None:
             left.plot(*measured, color=color, marker=marker, markersize=10, linestyle="", label=name)
@@ -309,7 +309,7 @@ def draw_diagnosis(path: Path, content: Row, summary: str, detail: float, strips
     blue, orange, gray, dark, red = "#2b6cb0", "#dd6b20", "#a0aec0", "#4a5568", "#c53030"
     measured = content["figures"]
     figure = Figure(figsize=(15, 8.8), dpi=100)
-    title = f"{printable(content['subject'])}: {content['cause']}"
+    title = f"{escape_name(content['subject'])}: {content['cause']}"
     figure.text(0.012, 0.955, title, fontsize=16, fontweight="bold", parse_math=False)
     figure.text(0.012, 0.925, summary, fontsize=11, color=dark, parse_math=False)
     grid = figure.add_gridspec(2, 2, left=0.055, right=0.63, top=0.865, bottom=0.075, wspace=0.27, hspace=0.34)

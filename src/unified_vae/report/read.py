@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from unified_vae.config.loss import LIKELIHOOD_METRICS, is_likelihood
-from unified_vae.core.durable import reason
-from unified_vae.core.errors import ConfigError
-from unified_vae.core.paths import above
+from unified_vae.core.errors import ConfigError, reason
+from unified_vae.core.files import ancestor
 
 Row = Mapping[str, Any]
 LARGEST = 1e100  # a number beyond this is not worth showing, and no axis can span it
@@ -147,9 +146,9 @@ def read_run(target: Path) -> RunData:
     # a checkpoint or the exported model stands for its run
     root, real = target, target.resolve()
     if _STEP_FOLDER.fullmatch(real.name) and real.parent.name == "checkpoints":
-        root = above(target, 2)
+        root = ancestor(target, 2)
     elif (target / "model.safetensors").is_file() and (real.parent / "config.json").is_file():
-        root = above(target, 1)
+        root = ancestor(target, 1)
     # config.json is the one file that a report cannot do without
     try:
         record = json.loads((root / "config.json").read_text(encoding="utf-8"))

@@ -22,9 +22,9 @@ from torch.optim import Optimizer
 from unified_vae.config.training import CheckpointConfig
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import Checkpoint, TensorGroups
-from unified_vae.core.durable import reason, sync_folder
-from unified_vae.core.errors import CheckpointError, EnvironmentProblem
+from unified_vae.core.errors import CheckpointError, EnvironmentProblem, reason
 from unified_vae.core.events import CheckpointSaved, Observer
+from unified_vae.core.files import sync_folder
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState
 

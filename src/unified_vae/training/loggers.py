@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from unified_vae.core.durable import append, reason, sync_file, write_bytes, write_text
+from unified_vae.core.errors import reason
 from unified_vae.core.events import (
     CheckpointSaved,
     ImagesWritten,
@@ -26,6 +26,7 @@ from unified_vae.core.events import (
     StepSkipped,
     Validated,
 )
+from unified_vae.core.files import append, sync_file, write_bytes, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

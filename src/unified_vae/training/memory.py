@@ -8,9 +8,8 @@ from typing import TypeVar
 
 import psutil
 
-from unified_vae.core.durable import reason
-from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.core.out_of_memory import is_out_of_memory
+from unified_vae.core.device import is_out_of_memory
+from unified_vae.core.errors import EnvironmentProblem, reason
 from unified_vae.training.distributed import Runtime
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.core.paths import sibling
+from unified_vae.core.files import with_affixes
 
 
 @contextmanager
@@ -26,8 +26,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         EnvironmentProblem: another process holds it; the sentence names its number and host.
     """
     run_dir = Path(os.path.realpath(run_dir))
-    path = sibling(run_dir, ".", ".lock")
-    holder = sibling(run_dir, ".", ".holder.json")
+    path = with_affixes(run_dir, ".", ".lock")
+    holder = with_affixes(run_dir, ".", ".holder.json")
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from unified_vae.config.data import AugmentConfig
 from unified_vae.config.loss import LIKELIHOOD_METRICS
-from unified_vae.core.noise import latent_noise
-from unified_vae.core.vae_output import VAEOutput
+from unified_vae.core.distributions import VAEOutput
+from unified_vae.core.rng import latent_noise
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch
 from unified_vae.losses.kl import kl_per_image

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from unified_vae.config.training import TrainingConfig
-from unified_vae.core.durable import reason
+from unified_vae.core.errors import reason
 from unified_vae.core.events import ImagesWritten, LossesLogged, Observer, StepDone, Validated
 from unified_vae.data.batches import TrainBatch, batch_indices, gather, train_batches
 from unified_vae.data.dataset import PackedSplit

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from unified_vae.config.loss import LIKELIHOOD_METRICS
+from unified_vae.core.distributions import VAEOutput
 from unified_vae.core.events import Observer
-from unified_vae.core.vae_output import VAEOutput
 from unified_vae.data.batches import validation_batches
 from unified_vae.data.dataset import PackedSplit
 from unified_vae.losses.objective import Objective

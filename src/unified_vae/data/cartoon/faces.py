@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unified_vae.core.counter import key, uniforms
+from unified_vae.core.rng import key, uniforms
 from unified_vae.data.cartoon import palette as palette
 from unified_vae.data.cartoon.canvas import Canvas
 from unified_vae.data.cartoon.clothes import draw_backdrop, draw_body, draw_collar

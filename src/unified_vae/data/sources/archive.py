@@ -17,8 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, TypeVar
 
-from unified_vae.core.errors import DataError, UserError
-from unified_vae.core.printable import printable
+from unified_vae.core.errors import DataError, UserError, escape_name
 from unified_vae.data.sources.base import BadImage, Listing, Quarantined, RawImage
 from unified_vae.data.sources.folder import arrange, has_image_extension, is_hidden, rejection_reason
 
@@ -51,7 +50,7 @@ class ZipSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = printable(path.name)
+        self.name = escape_name(path.name)
 
     @cached_property
     def _zip(self) -> zipfile.ZipFile:
@@ -97,7 +96,7 @@ class TarSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = printable(path.name)
+        self.name = escape_name(path.name)
 
     @contextmanager
     def _open(self) -> Iterator[tarfile.TarFile]:

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from unified_vae.core.errors import DataError
-from unified_vae.core.printable import printable
+from unified_vae.core.errors import DataError, escape_name
 from unified_vae.data.sources.base import BadImage, Listing, RawImage, Record, Split
 
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
@@ -42,7 +41,7 @@ class ArraySource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = printable(path.name)
+        self.name = escape_name(path.name)
 
     @cached_property
     def _parts(self) -> list[_Part]:

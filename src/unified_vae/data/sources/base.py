@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from unified_vae.core.printable import printable
+from unified_vae.core.errors import escape_name
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -36,7 +36,7 @@ class Quarantined:
 
     def format_line(self, separator: str = ": ") -> str:
         """Return name and reason on one line, whatever is in them."""
-        return f"{printable(self.name)}{separator}{printable(self.reason)}"
+        return f"{escape_name(self.name)}{separator}{escape_name(self.reason)}"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unified_vae.core.errors import DataError, close_names
-from unified_vae.core.paths import shown, written_out
+from unified_vae.core.errors import DataError, close_names, truncate
+from unified_vae.core.files import expand_user
 
 if TYPE_CHECKING:
     from unified_vae.data.sources.base import Progress, Source
@@ -34,7 +34,7 @@ def library_dataset(text: str) -> tuple[str, str] | None:
 
 def source_path(text: str) -> Path:
     """Return the path that `--data` names; raises ConfigError where none can have that name."""
-    return written_out(text, "--data")
+    return expand_user(text, "--data")
 
 
 def same_source(a: str, b: str) -> bool:
@@ -63,7 +63,9 @@ def check_source(text: str) -> None:
         except OSError:
             guesses = []
         suggestion = ". Did you mean " + " or ".join(map(repr, guesses)) if guesses else ""
-        raise DataError(f"There is no file or folder {shown(repr(text))}{suggestion}; --data takes {FORMS}.") from None
+        raise DataError(
+            f"There is no file or folder {truncate(repr(text))}{suggestion}; --data takes {FORMS}."
+        ) from None
     folder = stat.S_ISDIR(status.st_mode)
     readable = path.name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES, *ARRAY_SUFFIXES))
     if not folder and not (stat.S_ISREG(status.st_mode) and readable):

@@ -12,8 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from unified_vae.core.errors import DataError
-from unified_vae.core.printable import printable
+from unified_vae.core.errors import DataError, escape_name
 from unified_vae.data.sources.base import BadImage, Listing, Quarantined, RawImage, Record, Split
 
 # fmt: off
@@ -135,7 +134,7 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.name = printable(root.name or str(root))
+        self.name = escape_name(root.name or str(root))
 
     @cached_property
     def _walked(self) -> tuple[list[_File], list[Quarantined], int, int]:

@@ -1,4 +1,4 @@
-"""q(z|x): the diagonal Gaussian that the encoder gives for each image. Always float32."""
+"""The posterior q(z|x) that the encoder gives for each image, and the output of one pass through a VAE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOGVAR_RANGE = (-30.0, 20.0)  # beyond this exp() leaves the useful range of flo
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """A batch of independent normal distributions.
+    """A batch of diagonal Gaussians, always float32.
 
     Attributes:
         mean: [batch, latents], float32.
@@ -36,3 +36,18 @@ class DiagonalGaussian:
     def kl_per_unit(self) -> Tensor:
         """KL(q(z_j|x) || N(0, 1)) in nats, shape [batch, latents]."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
+
+
+@dataclass(frozen=True)
+class VAEOutput:
+    """What the objective and the metrics need of one pass through a VAE.
+
+    Attributes:
+        reconstruction: [batch, channels, height, width], pixels nominally in [0, 1], not clipped.
+        posterior: q(z|x) of each image.
+        latents: [batch, latents], the z that was decoded.
+    """
+
+    reconstruction: Tensor
+    posterior: DiagonalGaussian
+    latents: Tensor

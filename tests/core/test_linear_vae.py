@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unified_vae.core.linear_gaussian import SMALLEST_SIGMA, at_level, optimum
+from unified_vae.core.linear_vae import SMALLEST_SIGMA, at_level, optimum
 
 SPECTRUM = np.array([30.0, 12.0, 5.0, 2.0, 0.8, 0.2])
 REST, DIMENSIONS = 3.0, 200

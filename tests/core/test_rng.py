@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unified_vae.core.counter import key, permutation, uniforms
+from unified_vae.core.rng import key, permutation, uniforms
 
 KNOWN_KEY = 0x58D56BE806AD28A5
 KNOWN_ORDER = [0, 4, 5, 2, 3, 1]

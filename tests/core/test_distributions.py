@@ -3,7 +3,7 @@
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from unified_vae.core.posterior import DiagonalGaussian
+from unified_vae.core.distributions import DiagonalGaussian
 
 
 def test_kl_equals_the_library_s():

@@ -1,6 +1,6 @@
 """What a killed writer leaves is cleared, and nothing else."""
 
-from unified_vae.core.durable import STAGE_PREFIX, sweep_stages, write_text
+from unified_vae.core.files import STAGE_PREFIX, sweep_stages, write_text
 
 
 def test_a_text_is_replaced_and_nothing_is_left_beside_it(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""The linear VAE in closed form: what a spectrum, beta and a number of latents lead to, before any training.
+"""The linear VAE in closed form, from the principal components of the images and beta, before any training.
 
 Lucas, Tucker, Grosse, Norouzi, "Don't blame the ELBO!", NeurIPS 2019 (arXiv 1911.02469): the optimum of a
 linear-Gaussian VAE is probabilistic PCA (Tipping & Bishop 1999). With beta and the calibrated noise sigma^2 of
@@ -8,20 +8,24 @@ docs/objective.md, component i of variance lambda_i is kept iff lambda_i > beta 
     KL_i = -log(s_i)                                         decoder gain  sqrt(lambda_i (1 - s_i^2))
     sigma^2 D = sum_kept beta sigma^2 + sum_lost lambda_i    (each kept component leaves lambda_i s_i^2 of error)
 
-Only numpy is needed.
+The principal components are completed by DCT components where the images are too few to support more.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 Spectrum = npt.NDArray[np.float64]
 """Variances of the principal components, descending, in squared pixel values summed over an image."""
 
+LARGEST_SIDE = 64  # pixels; the components of larger images are those of their averaged-down versions
 SMALLEST_SIGMA = 1 / (255 * math.sqrt(12))  # what rounding to 8 bits leaves
 LARGEST_VARIANCE = 0.999  # of a posterior at the start: 1 would leave it without a gradient
 SMALLEST_VARIANCE = 1e-8  # of a posterior, where beta is 0 and nothing else bounds it
@@ -105,3 +109,70 @@ def _at(level: float, kept: int, eigenvalues: Spectrum, lost: float, dimensions:
 
 def _safe_root(values: Spectrum) -> Spectrum:
     return np.sqrt(np.maximum(values, 0.0))
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """Components of images that were averaged down to at most LARGEST_SIDE pixels a side.
+
+    Attributes:
+        mean: [channels, side, side].
+        components: [count, channels, side, side], orthonormal as flattened vectors, by descending variance.
+        eigenvalues: [count] variances in full-size pixels: an averaged pixel stands for all that it covers. Of held-out
+            images where DCT components complete the basis.
+        total: variance of a full-size image, summed over its pixel values.
+        covered: pixels of a full-size image that one averaged pixel stands for, 1 up to LARGEST_SIDE.
+        images: how many images (with their augmented versions) this was computed from.
+        dct: how many of the components that the model starts from are DCT components; 0 for a PCA.
+    """
+
+    mean: Tensor
+    components: Tensor
+    eigenvalues: Spectrum
+    total: float
+    covered: float
+    images: int
+    dct: int = 0
+
+    def to(self, device: torch.device) -> PrincipalComponents:
+        """The same on another device."""
+        return replace(self, mean=self.mean.to(device), components=self.components.to(device))
+
+    def rest(self, count: int) -> float:
+        """Variance beyond the first `count` components."""
+        return max(self.total - float(self.eigenvalues[:count].sum()), 0.0)
+
+
+def working_side(image_size: int) -> int:
+    """Height and width of the images that the components are of."""
+    return image_size // -(-image_size // LARGEST_SIDE)
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """[n, channels, size, size] -> [n, channels, side, side] by averaging; the same tensor where it fits."""
+    size = images.shape[-1]
+    if size == side:
+        return images
+    if size % side == 0:  # the adaptive one has no deterministic gradient on a GPU
+        return F.avg_pool2d(images, size // side)
+    return F.adaptive_avg_pool2d(images, side)
+
+
+def enlarge(pictures: Tensor, size: int) -> Tensor:
+    """[n, channels, side, side] -> [n, channels, size, size], bilinear; the same tensor where it fits."""
+    if pictures.shape[-1] == size:
+        return pictures
+    return F.interpolate(pictures, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def project(images: Tensor, basis: PrincipalComponents) -> Tensor:
+    """Coordinates [n, count] of images [n, channels, size, size]."""
+    centred = shrink(images, basis.mean.shape[-1]) - basis.mean
+    return centred.flatten(1) @ basis.components.flatten(1).T
+
+
+def compose(coordinates: Tensor, basis: PrincipalComponents, size: int) -> Tensor:
+    """Images [n, channels, size, size] of coordinates [n, k]: the linear reconstruction from k components."""
+    kept = basis.components[: coordinates.shape[1]].flatten(1)
+    pictures = torch.addmm(basis.mean.flatten(), coordinates, kept).unflatten(1, basis.mean.shape)
+    return enlarge(pictures, size)
