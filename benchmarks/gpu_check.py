@@ -338,7 +338,7 @@ def speed_cases(quick: bool) -> dict[str, tuple[Any, LossConfig, int]]:
 
 
 def _no_settings() -> Any:
-    from unified_vae.config.explain import Settings
+    from unified_vae.config.settings import Settings
 
     return Settings()
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from unified_vae import console as console_module
-from unified_vae.cli.presets import config_lines, listing_lines
+from unified_vae.cli.train import config_lines, listing_lines
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.console import (
     LogFile,

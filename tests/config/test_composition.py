@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from unified_vae.config import schedule
-from unified_vae.config.base import dotted, field_paths, leaves
-from unified_vae.config.explain import Settings
+from unified_vae.config.base import field_paths
 from unified_vae.config.presets import SECTIONS, PresetBook, from_command_line
 from unified_vae.config.run import RunConfig
+from unified_vae.config.settings import Settings
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
 BOOK = PresetBook.load(shipped=SHIPPED)
@@ -96,10 +96,10 @@ def test_a_dataset_preset_is_what_the_table_says(name: str, count: int | None) -
 )
 def test_an_augment_preset_is_what_the_table_says(name: str, changes: int) -> None:
     run = BOOK.compose({"augment": name}, Settings())
-    before, after = Settings(values=RunConfig().model_dump()), Settings(values=run.config.model_dump())
-    paths = [keys for keys in leaves(after.values) if before.value(keys) != after.value(keys)]
+    before = RunConfig().by_path()
+    paths = [path for path, value in run.config.by_path().items() if before[path] != value]
     assert len(paths) == changes
-    assert all(dotted(keys).startswith("data.augment.") for keys in paths)
+    assert all(path.startswith("data.augment.") for path in paths)
 
 
 def test_a_mode_may_name_an_augment_preset_and_need_not(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_mode_may_name_an_augment_preset_and_need_not(tmp_path: Path) -> None:
 
 
 def test_every_combination_of_presets_is_valid_and_fully_explained() -> None:
-    paths = {dotted(keys) for keys in leaves(RunConfig().model_dump())}
+    paths = set(RunConfig().by_path())
     common = {path for path in paths if path.startswith(("seed", "data"))}  # what no union has in other members only
     common |= {f"model.{name}" for name in ("family", "image_size", "channels")}
     inner = ("dataset", "augment")  # two parts of `data`; all other kinds fill parts of their own
@@ -125,7 +125,7 @@ def test_every_combination_of_presets_is_valid_and_fully_explained() -> None:
     for names, others in zip(combinations, both, strict=False):
         chosen = dict(zip(outer, names, strict=True)) | dict(zip(inner, others, strict=True))
         run = BOOK.compose(chosen, Settings())
-        assert set(run.origins) == {dotted(keys) for keys in leaves(run.config.model_dump())}
+        assert set(run.origins) == set(run.config.by_path())
         assert common <= set(run.origins)
 
 
@@ -195,16 +195,13 @@ def _other(value: object, path: str) -> object:
     return 3 if path.startswith("training.max_steps") or "images" in path or "epochs" in path else "x/y z.pth"
 
 
-@pytest.mark.parametrize("path", sorted({dotted(keys) for keys in leaves(RunConfig().model_dump())}))
+@pytest.mark.parametrize("path", sorted(RunConfig().by_path()))
 def test_set_reaches_every_field(path: str) -> None:
     run = BOOK.compose({"loss": "mse_l1"}, Settings())
-    keys = tuple(path.split("."))
-    old = Settings(values=run.config.model_dump()).value(keys)
+    old = run.config.by_path()[path]
     new = _other(old, path)
     run = BOOK.compose({"loss": "mse_l1"}, from_command_line({}, [f"{path}={json.dumps(new)}"]))
-    found = Settings(values=run.config.model_dump()).value(keys)
-    assert found == new
-    assert found != old
+    assert run.config.by_path()[path] == new != old
     assert run.origins[path] == "--set"
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from unified_vae.config.base import Config, dotted, members, nested, tag_of
-from unified_vae.config.explain import Settings
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.run import RunConfig
+from unified_vae.config.settings import Settings
 from unified_vae.core.errors import ConfigError
 
 BOOK = PresetBook.load(shipped=Path(__file__).parents[2] / "config" / "config_unified.json")

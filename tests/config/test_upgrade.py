@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unified_vae.cli.presets import config_lines
+from unified_vae.cli.train import config_lines
 from unified_vae.config.base import field_paths
 from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.config.presets import PresetBook, from_command_line

@@ -13,9 +13,9 @@ import pytest
 
 from unified_vae.cli.app import SCRIPTS, VERBS, main, parse
 from unified_vae.config.base import field_paths
-from unified_vae.config.explain import Settings
 from unified_vae.config.presets import SECTIONS, PresetBook
 from unified_vae.config.run import RunConfig
+from unified_vae.config.settings import Settings
 from unified_vae.config.upgrade import REMOVED, new_path
 from unified_vae.core.run_dir import RunFolder
 
@@ -169,8 +169,7 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_exists(page: str) -> None:
-    of_a_run = [getattr(RunFolder, name) for name in vars(RunFolder) if isinstance(getattr(RunFolder, name), property)]
-    known = {path.fget(RunFolder(Path("run"))).name for path in of_a_run} | {
+    known = {path.name for path in vars(RunFolder(Path("run"))).values()} | {
         "state.json",
         "MANIFEST.json",
         "mine.json",

@@ -20,7 +20,7 @@ from lives import Recorder, request, write_images
 from test_pickles import Payload
 
 from unified_vae.analysis.preflight import Preflight
-from unified_vae.config.record import RunRecord
+from unified_vae.config.run import RunRecord
 from unified_vae.core import retention
 from unified_vae.core.checkpoint_format import MANIFEST, seal
 from unified_vae.core.errors import UserError

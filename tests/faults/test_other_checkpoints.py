@@ -88,7 +88,7 @@ def test_the_nearest_fix_names_the_old_values(trained, source):
 def test_the_nearest_fix_names_mode_or_preset(trained, source, then, now, fix):
     import dataclasses
 
-    from unified_vae.config.record import RunRecord
+    from unified_vae.config.run import RunRecord
     from unified_vae.pipeline.resume import differences
 
     content = json.loads(RunFolder(trained).config.read_text())
@@ -125,7 +125,7 @@ def test_a_record_of_settings_that_are_no_more_names_the_version_that_wrote_it(t
     content = json.loads(RunFolder(trained).config.read_text())
     content["requested"]["model"]["gone"] = 1  # a setting that this version does not know
     content["environment"]["unified-vae"] = "0.0.7"
-    from unified_vae.config.record import RunRecord
+    from unified_vae.config.run import RunRecord
 
     with pytest.raises(CheckpointError, match=r"begun by unified-vae 0\.0\.7; this is unified-vae .*--no-resume"):
         RunRecord.from_json(content, trained)

@@ -12,8 +12,7 @@ from small_models import SIZE, config, write_model
 
 from unified_vae import VAE
 from unified_vae.config.data import DataConfig
-from unified_vae.config.record import RunRecord
-from unified_vae.config.run import RunConfig
+from unified_vae.config.run import RunConfig, RunRecord
 from unified_vae.core.checkpoint_format import Checkpoint, save
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.core.events import Observer

@@ -7,7 +7,6 @@ import pytest
 import torch
 from lives import Recorder, merged, request, write_images
 
-from unified_vae.config.record import leaves
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.pipeline.fit import fit
 
@@ -197,7 +196,7 @@ def test_strict_terms_stop_where_weights_are_missing(name, folder, tmp_path):
 
 def test_no_field_is_left_out(folder):
     """A new field belongs into one of the two tables."""
-    fields = set(leaves(request(folder, folder / "images.npy").run.config))
+    fields = set(request(folder, folder / "images.npy").run.config.by_path())
     told = [*CHANGES, *ELSEWHERE]
     assert [
         field for field in sorted(fields) if not any(field == name or field.startswith(f"{name}.") for name in told)

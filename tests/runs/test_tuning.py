@@ -10,8 +10,7 @@ import torch
 from lives import Recorder, outcome, request, write_images
 from pydantic import ValidationError
 
-from unified_vae.config.record import RunRecord
-from unified_vae.config.run import RunConfig
+from unified_vae.config.run import RunConfig, RunRecord
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.pipeline import autotune

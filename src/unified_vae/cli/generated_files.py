@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unified_vae.config.base import dotted, leaves, models_at
-from unified_vae.config.explain import Settings
+from unified_vae.config.base import dotted, flatten, models_at
 from unified_vae.config.presets import SECTIONS, PresetBook
 from unified_vae.config.run import RunConfig
+from unified_vae.config.settings import Settings
 from unified_vae.console import gibibytes, number, value_text
 
 SCHEMA = Path("config") / "config_unified.schema.json"
@@ -104,8 +104,7 @@ def presets_page(book: PresetBook) -> str:
     for kind in SECTIONS:
         rows = []
         for preset in book.presets(kind).values():
-            values = preset.settings
-            settings = (f"`{dotted(keys)}={value_text(values.value(keys))}`" for keys in leaves(values.values))
+            settings = (f"`{dotted(keys)}={value_text(value)}`" for keys, value in flatten(preset.settings.values))
             rows.append((f"`{preset.name}`", preset.description, preset.use_case, "<br>".join(settings)))
         lines += ["", f"## {kind.capitalize()} presets", "", f"`uv run train_unified.py --{kind}-preset NAME`", ""]
         lines += _table(("Preset", "What it is", "Use case", "Settings"), rows)

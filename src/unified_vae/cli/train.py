@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,10 +14,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unified_vae.cli.app import set_process_defaults
-from unified_vae.cli.presets import config_lines, listing_lines, mode_lines
-from unified_vae.config.explain import Settings
-from unified_vae.config.presets import PresetBook, from_command_line
-from unified_vae.console import LogFile, gibibytes, memory_text, number, open_console, show, table, wrapped
+from unified_vae.config.presets import SECTIONS, Mode, Preset, PresetBook, from_command_line
+from unified_vae.config.run import ComposedRun
+from unified_vae.config.settings import Settings
+from unified_vae.console import (
+    WIDTH,
+    LogFile,
+    gibibytes,
+    memory_text,
+    number,
+    open_console,
+    show,
+    table,
+    value_text,
+    wrapped,
+)
 from unified_vae.pipeline.plan import (
     DEFAULT_PRESETS,
     RunRequest,
@@ -181,6 +193,66 @@ def _start(request: RunRequest, options: TrainOptions, command: str) -> int:
         from unified_vae.pipeline.fit import fit  # imports torch: seconds, so only now that the settings are good
 
         return fit(replace(request, resume=options.resume, command=command), observers).exit_code
+
+
+def mode_lines(book: PresetBook) -> list[str]:
+    """List each mode, what it is and what it is for."""
+    rows = [(mode.name, _about(mode)) for mode in book.modes.values()]
+    return table([("mode", "what it is"), *rows])
+
+
+def listing_lines(book: PresetBook) -> list[str]:
+    """List all modes with the presets that they combine, and all presets by section."""
+    rows = [("mode", ", ".join(SECTIONS))]
+    for mode in book.modes.values():
+        absent = "defaults" if mode.fixes is None else "the run's"
+        rows.append((mode.name, ", ".join(mode.presets.get(kind, absent) for kind in SECTIONS)))
+    lines = ["modes (train.py --mode NAME)", *mode_lines(book), "", "modes combine", *table(rows)]
+    for kind in SECTIONS:
+        presets = book.presets(kind).values()
+        lines += ["", f"{kind} presets (train_unified.py --{kind}-preset NAME)"]
+        lines += table([(preset.name, _about(preset)) for preset in presets])
+    return [*lines, "", *(f"from {file.name}" for file in book.files)]
+
+
+def _about(entry: Mode | Preset) -> str:
+    return ": ".join(filter(None, (entry.description, entry.use_case)))
+
+
+def config_lines(run: ComposedRun) -> list[str]:
+    """List every setting with its origin, by section; `*` marks what a preset, a file or the command line gave."""
+    values = run.config.by_path()
+    sections: dict[str, list[tuple[str, str, str]]] = {}
+    for path, value in values.items():
+        section, _, name = path.partition(".") if "." in path else ("", "", path)
+        origin = run.origins[path]
+        # other defaults of a loss term whose weight is 0 say nothing about the run
+        term, _, field = name.partition(".")
+        if section == "loss" and origin == "default" and field != "weight" and values.get(f"loss.{term}.weight") == 0:
+            continue
+        name = "kl.weight (beta)" if path == "loss.kl.weight" else name
+        sections.setdefault(section, []).append((name, value_text(value), origin))
+
+    names = ", ".join(f"{kind} {name}" for kind, name in run.names.items())
+    lines = [
+        *wrapped(f"settings ({names})" if names else "settings", "  "),
+        "  * given by a preset, a file or the command line; the rest are defaults",
+    ]
+    for section, rows in sections.items():
+        lines += ["", *([f"{section}."] if section else [])]
+        name_width = max(len(name) for name, _, _ in rows)
+        value_width = min(max(len(value) for _, value, _ in rows), 14)
+        for name, value, origin in rows:
+            mark = " " if origin == "default" else "*"
+            line = f"{mark} {name:<{name_width}}  {value:<{value_width}}"
+            # without what the section's heading says already, and with the file's name instead of its path
+            short = re.sub(r"^(loss|training|model|dataset|augment) preset ", "preset ", origin)
+            short = re.sub(r"[^\s()]*[/\\]([^\s()/\\]+\.json)", r"\1", short)
+            if len(line) + 2 + len(short) <= WIDTH:
+                lines.append(f"{line}  {short}")
+            else:
+                lines += [line.rstrip(), *(f"      {rest}" for rest in wrapped(short))]
+    return lines + [line for note in run.notes for line in ("", *wrapped(f"note: {note}", "  "))]
 
 
 def model_lines(figures: ModelCost, batch_size: int | None, micro_batches: int) -> list[str]:

@@ -31,6 +31,10 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    def by_path(self) -> dict[str, Any]:
+        """Return every setting by its dotted path, as plain values."""
+        return {dotted(keys): value for keys, value in flatten(self.model_dump(mode="json"))}
+
     def replace(self, **changes: object) -> Self:
         """Return a validated copy with other values, by dotted path: `config.replace(**{"training.epochs": 3})`.
 
@@ -65,13 +69,13 @@ def nested(path: str, value: object) -> dict[str, object]:
     return value
 
 
-def leaves(value: object, at: Keys = ()) -> Iterator[Keys]:
-    """Yield the paths of everything in a tree of plain values that is not an object, in order."""
+def flatten(value: object, at: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Yield the path and value of everything in a tree of plain values that is not an object, in order."""
     if not isinstance(value, Mapping) or not value:
-        yield at
+        yield at, value
         return
     for key, inner in value.items():
-        yield from leaves(inner, (*at, key))
+        yield from flatten(inner, (*at, key))
 
 
 def members(annotation: object) -> list[type[BaseModel]]:

@@ -10,7 +10,7 @@ from unified_vae.config.base import Config
 
 
 class AffineConfig(Config):
-    """Random rotation, scaling and shifting, with the picture mirrored beyond its edges."""
+    """Random rotation, scaling and shifting, with the image mirrored beyond its edges."""
 
     rotate_degrees: float = Field(default=0.0, ge=0, le=180)
     """Turn by up to this angle, either way."""
@@ -21,10 +21,10 @@ class AffineConfig(Config):
 
 
 class CropConfig(Config):
-    """A random part of the picture, enlarged to the whole."""
+    """A random part of the image, enlarged to the whole."""
 
     min_scale: float = Field(default=1.0, ge=0.1, le=1)
-    """Side of the smallest part, as a part of the picture's side; 1 is off. What is enlarged is softer."""
+    """Side of the smallest part, as a part of the image's side; 1 is off. What is enlarged is softer."""
 
 
 class ColorJitterConfig(Config):

@@ -112,7 +112,7 @@ class FreeBits(Config):
 
     kind: Literal["free_bits"] = "free_bits"
     nats_per_unit: float = Field(default=0.1, gt=0)
-    """Lambda: what each latent unit may tell for free, on average over the images of a batch, in nats."""
+    """Lambda: the KL of each latent unit that costs nothing, on average over the images of a batch, in nats."""
 
 
 class Capacity(Config):
@@ -123,9 +123,9 @@ class Capacity(Config):
 
     kind: Literal["capacity"] = "capacity"
     capacity: float = Field(default=200.0, ge=0)
-    """C at the end of its growth, in nats an image."""
+    """C at the end of its growth, in nats per image."""
     initial_capacity: float = Field(default=0.0, ge=0)
-    """C at the first step, in nats an image."""
+    """C at the first step, in nats per image."""
     warmup: float = Field(default=0.5, gt=0, le=1)
     """Part of the run over which C grows (0.5 is the first half)."""
 
@@ -216,7 +216,7 @@ class LossConfig(Config):
     calibration: CalibrationConfig = CalibrationConfig()
 
     @model_validator(mode="after")
-    def _some_distortion(self) -> LossConfig:
+    def _has_distortion(self) -> LossConfig:
         if not self.distortion_terms():
             raise ValueError(
                 "every distortion weight is 0, so nothing would be reconstructed: give mse a weight above 0"

@@ -48,8 +48,8 @@ class _VectorConfig(Config):
         """Positions of the latent map; a vector has one."""
         return 1
 
-    def widest(self) -> int:
-        """A size that some weight of the network has at least, so that a file can be told from another model's."""
+    def max_dimension(self) -> int:
+        """A size that some weight of the network has at least, so that a file of another model is recognized."""
         return max(self.latents, self.base_channels)
 
     @property
@@ -157,8 +157,8 @@ class SpatialConfig(Config):
         factors = self.channel_mult or PAPER_CHANNEL_MULT[self.downsample_factor]
         return tuple(self.base_channels * factor for factor in factors)
 
-    def widest(self) -> int:
-        """A size that some weight of the network has at least, so that a file can be told from another model's."""
+    def max_dimension(self) -> int:
+        """A size that some weight of the network has at least, so that a file of another model is recognized."""
         return max(*self.widths, 2 * self.latent_channels)
 
     @property

@@ -17,19 +17,20 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from unified_vae.config.base import Keys, dotted, field_paths, nested, suggest
-from unified_vae.config.explain import DEFAULT, Settings, all_origins, cut, quoted, validate
 from unified_vae.config.run import ComposedRun, RunConfig
+from unified_vae.config.settings import DEFAULT, Settings, cut, quoted, validate
 from unified_vae.config.upgrade import REMOVED, REMOVED_VALUES, missing_fields, new_path, rename
 from unified_vae.core.errors import ConfigError, nearest
+
+T = TypeVar("T")
 
 NAME = "config_unified.json"
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
-MAX_KEY = 200
-"""Letters of a key: no setting or preset needs more, and errors repeat it."""
+MAX_KEY = 200  # letters: no setting or preset needs more, and errors repeat it
 
 SECTIONS = {
     "loss": "loss",
@@ -39,8 +40,9 @@ SECTIONS = {
     "augment": "data.augment",
 }
 """Kind of preset, as in `--loss-preset` and `loss_presets` -> dotted path of the part of the run that it fills."""
-OPTIONAL = ("augment",)
-"""Kinds that a mode need not name; defaults stand where it names none."""
+OPTIONAL = ("augment",)  # kinds that a mode need not name; defaults stand where it names none
+SECTION_KEYS = ("modes", *(f"{kind}_presets" for kind in SECTIONS))
+"""Names of the six sections in a file."""
 
 FLAGS = {
     "--data": "data.source",
@@ -78,7 +80,7 @@ class Mode:
     Attributes:
         presets: kind of preset -> name.
         settings: what the mode itself sets over its presets.
-        fixes: for a mode that fixes an earlier run, the folder of that run unless told otherwise; else None.
+        fixes: for a mode that fixes an earlier run, the folder of that run unless another is named; else None.
     """
 
     name: str
@@ -94,17 +96,17 @@ class BookFile:
     """A file of presets, settings, or both.
 
     Attributes:
-        shown: its path as the user would name it.
+        name: its path as the user would name it.
         sections: section key -> entries by name, comments included.
         settings: what the file sets directly, over all presets.
-        names: for a run's own config.json, the presets that the run was composed of; None for other files.
+        presets: for a run's own config.json, the presets that the run was composed of; None for other files.
     """
 
     path: Path
-    shown: str
+    name: str
     sections: Mapping[str, Mapping[str, Mapping[str, Any]]]
     settings: Settings
-    names: Mapping[str, str] | None = None
+    presets: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,14 @@ class PresetBook:
 
     def __init__(self, files: list[BookFile]) -> None:
         self.files = files
+        self.record = next((file for file in files if file.presets is not None), None)
+        """The config.json of an earlier run, where `--config` names one."""
         self._entries: dict[str, dict[str, _Entry]] = {}
-        for section in section_keys():
+        for section in SECTION_KEYS:
             entries = self._entries[section] = {}
             for file in files:
                 for name, body in file.sections.get(section, {}).items():
-                    entries[name] = _Entry(name, body, file.shown, entries.get(name))
+                    entries[name] = _Entry(name, body, file.name, entries.get(name))
         self._presets = {
             kind: {name: self._read_preset(kind, entry) for name, entry in self._entries[f"{kind}_presets"].items()}
             for kind in SECTIONS
@@ -153,23 +157,22 @@ class PresetBook:
     def load(cls, extra: Path | None = None, shipped: Path | None = None) -> PresetBook:
         """Read the shipped book and, over it, the file given with `--config`.
 
+        The shipped book is the current folder's, else the repository's, else the installed package's.
+
         Raises:
             ConfigError: naming the file and the mistake.
         """
-        files = [read_book_file(shipped or shipped_path(), may_set=False)]
+        package = Path(__file__).resolve().parents[1]
+        places = (Path("config") / NAME, package.parents[1] / "config" / NAME, package / NAME)
+        shipped = shipped or next((path for path in places if path.is_file()), None)
+        if shipped is None:
+            raise ConfigError(
+                f"the preset book config/{NAME} is not there: start from the repository, or install the package again"
+            )
+        files = [read_book_file(shipped, may_set=False)]
         if extra is not None:
             files.append(read_book_file(extra, may_set=True))
         return cls(files)
-
-    @property
-    def record(self) -> Path | None:
-        """The config.json of an earlier run, where that is what `--config` names."""
-        return next((file.path for file in self.files if file.names is not None), None)
-
-    @property
-    def record_names(self) -> Mapping[str, str]:
-        """What the recorded run was composed of; empty without a record."""
-        return next((file.names for file in self.files if file.names is not None), {})
 
     def presets(self, kind: str) -> Mapping[str, Preset]:
         """Return all presets of a kind, in the order of the files."""
@@ -177,15 +180,11 @@ class PresetBook:
 
     def preset(self, kind: str, name: str) -> Preset:
         """Return the preset of that name; raises ConfigError with the nearest names."""
-        if name not in self._presets[kind]:
-            raise ConfigError(f"there is no {kind} preset {quoted(name)}. {nearest(name, self._presets[kind])}")
-        return self._presets[kind][name]
+        return _pick(f"{kind} preset", name, self._presets[kind])
 
     def mode(self, name: str) -> Mode:
         """Return the mode of that name; raises ConfigError with the nearest names."""
-        if name not in self.modes:
-            raise ConfigError(f"there is no mode {quoted(name)}. {nearest(name, self.modes)}")
-        return self.modes[name]
+        return _pick("mode", name, self.modes)
 
     def compose(
         self,
@@ -213,23 +212,21 @@ class PresetBook:
         layers += [mode.settings] if mode is not None else []
         settings = _over_defaults(*layers, *(file.settings for file in self.files), command_line)
         config = validate(settings)
+        origins = {path: settings.origins.get(tuple(path.split(".")), DEFAULT) for path in config.by_path()}
         mode_name = {"mode": mode.name} if mode is not None else {}
         all_names = {**mode_name, **presets, **(names or {})}
-        return ComposedRun(config, all_origins(config, settings), all_names, list(dict.fromkeys(settings.notes)))
+        return ComposedRun(config, origins, all_names, list(dict.fromkeys(settings.notes)))
 
     def _read_preset(self, kind: str, entry: _Entry) -> Preset:
         """A preset with all that it inherits. One that extends its own name extends the entry that it replaces."""
         entries, chain = self._entries[f"{kind}_presets"], [entry]
         while "_extends" in chain[-1].body:
             child = chain[-1]
-            name = child.text("_extends")
-            parent = child.replaces if name == child.name else entries.get(name)
-            where = f"{kind} preset {child.name} ({child.file})"
-            if parent is None and name != child.name:
-                raise ConfigError(f"{where}: there is no {kind} preset {quoted(name)}. {nearest(name, entries)}")
-            if parent is None or any(parent is known for known in chain):
-                circle = " -> ".join([*(known.name for known in chain), name])
-                raise ConfigError(f"{where}: {kind} presets form a circle: {circle}")
+            name, where = child.text("_extends"), f"{kind} preset {child.name} ({child.file}): "
+            parent = child.replaces if name == child.name else _pick(f"{kind} preset", name, entries, where)
+            if parent is None or parent in chain:
+                circle = " -> ".join([*(entry.name for entry in chain), name])
+                raise ConfigError(f"{where}{kind} presets form a circle: {circle}")
             chain.append(parent)
         settings = Settings()
         for ancestor in reversed(chain):
@@ -246,9 +243,7 @@ class PresetBook:
                 raise ConfigError(f"{where}: unknown key {quoted(key)}. {nearest(key, known)}")
         names = {kind: entry.text(kind) for kind in SECTIONS if kind in body}
         for kind, name in names.items():
-            if name not in self._presets[kind]:
-                advice = nearest(name, self._presets[kind])
-                raise ConfigError(f"{where}: there is no {kind} preset {quoted(name)}. {advice}")
+            _pick(f"{kind} preset", name, self._presets[kind], f"{where}: ")
         fixes, changes = body.get("fixes"), body.get("set", {})
         if fixes is not None and not isinstance(fixes, str):
             raise ConfigError(f"{where}: fixes should be the folder of a run, as text")
@@ -265,9 +260,11 @@ class PresetBook:
         return Mode(entry.name, entry.text("_description"), entry.text("_use_case"), names, settings, fixes)
 
 
-def section_keys() -> list[str]:
-    """Return the names of the six sections in a file, modes first."""
-    return ["modes", *(f"{kind}_presets" for kind in SECTIONS)]
+def _pick(kind: str, name: str, entries: Mapping[str, T], where: str = "") -> T:
+    """The entry of that name; raises ConfigError with the nearest names."""
+    if name not in entries:
+        raise ConfigError(f"{where}there is no {kind} {quoted(name)}. {nearest(name, entries)}")
+    return entries[name]
 
 
 def without_comments(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,17 +305,6 @@ def _put_file(settings: Settings, values: Mapping[str, Any], origin: str) -> Non
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def shipped_path() -> Path:
-    """Return the preset book in use: the current folder's, else the repository's, else the installed package's."""
-    package = Path(__file__).resolve().parents[1]
-    for candidate in (Path("config") / NAME, package.parents[1] / "config" / NAME, package / NAME):
-        if candidate.is_file():
-            return candidate
-    raise ConfigError(
-        f"the preset book config/{NAME} is not there: start from the repository, or install the package again"
-    )
-
-
 def read_book_file(path: Path, *, may_set: bool) -> BookFile:
     """Read and check a file's outline; the presets' own contents are checked by `PresetBook`.
 
@@ -326,10 +312,10 @@ def read_book_file(path: Path, *, may_set: bool) -> BookFile:
         path: the file.
         may_set: whether settings and run records are welcome beside the sections (`--config`).
     """
-    top, name = read_json(path), shown(path)
-    if may_set and "config" in top and not any(key in top for key in section_keys()):
+    top, name = read_json(path), display_path(path)
+    if may_set and "config" in top and not any(key in top for key in SECTION_KEYS):
         return _read_record(path, top, "config")
-    known = [*section_keys(), *(RunConfig.model_fields if may_set else ())]
+    known = [*SECTION_KEYS, *(RunConfig.model_fields if may_set else ())]
     for key in top:
         if key not in known and not key.startswith("_") and key != "$schema":
             raise ConfigError(f"{name}: unknown key {quoted(key)}. {nearest(key, known)}")
@@ -339,7 +325,7 @@ def read_book_file(path: Path, *, may_set: bool) -> BookFile:
             for entry, body in _object(top[section], section, name).items()
             if not entry.startswith("_")
         }
-        for section in section_keys()
+        for section in SECTION_KEYS
         if section in top
     }
     settings = Settings()
@@ -354,7 +340,7 @@ def read_record(path: Path) -> BookFile:
 
 def _read_record(path: Path, top: Mapping[str, Any], part: str) -> BookFile:
     """`part` is `requested`, with `auto` where that was said, or `config`, what it was resolved to."""
-    name, settings = shown(path), Settings()
+    name, settings = display_path(path), Settings()
     config = _object(top.get(part), part, name)
     names = _object(top.get("names", {}), "names", name)
     _put_file(settings, config, f"run {name}")
@@ -375,7 +361,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, unreadable, too large, not UTF-8 text or not strict JSON.
     """
-    name = shown(path)
+    name = display_path(path)
     try:
         mode = path.stat().st_mode  # asked before opening: opening a pipe would wait for its writer
         if not stat.S_ISREG(mode):
@@ -451,7 +437,7 @@ def parse_json(text: str, name: str) -> Any:
     return value
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """Return a file as the user would name it: relative where it lies below the current folder."""
     try:
         return Path(os.path.realpath(path)).relative_to(os.path.realpath(Path.cwd())).as_posix()

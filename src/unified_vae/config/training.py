@@ -42,30 +42,30 @@ class CheckpointConfig(Config):
     every_minutes: float = Field(default=10.0, gt=0)
     """Save at least this often, also in the middle of an epoch."""
     every_steps: int = Field(default=1000, ge=1)
-    """Save every n-th step as well. A run whose numbers are no longer finite goes back to one of these or to a
-    validation, never to a save by the clock, so that it does the same whenever it is interrupted."""
+    """Save every n-th step as well. On NaN/Inf a run is rolled back to one of these or to a validation, never to a save
+    by the clock, so that it does the same whenever it is interrupted."""
 
 
 class RecoveryConfig(Config):
-    """A step whose loss or gradient is NaN/Inf is skipped; where that does not end, the run goes back."""
+    """A step whose loss or gradient is NaN/Inf is skipped; after too many in a row the run is rolled back."""
 
     max_consecutive_skips: int = Field(default=5, ge=1)
-    """Skipped steps in a row after which the run goes back to its last good checkpoint."""
+    """Skipped steps in a row after which the run is rolled back to its last good checkpoint."""
     lr_factor: float = Field(default=0.5, gt=0, lt=1)
     """The learning rate is multiplied by this each time."""
     max_rollbacks: int = Field(default=3, ge=0)
-    """Times that a run goes back before it gives up with a diagnosis (exit code 4)."""
+    """Rollbacks after which a run stops with a diagnosis (exit code 4)."""
     grad_spike_ratio: float = Field(default=10.0, gt=1)
-    """A gradient's norm of this many times its running median is counted, and told of."""
+    """A gradient's norm of this many times its running median is counted and reported."""
 
 
 class SamplesConfig(Config):
-    """Sheets of pictures: reconstructions beside originals, samples from fixed noise, an interpolation."""
+    """Grids of sample images: reconstructions beside originals, samples from fixed noise, an interpolation."""
 
     every_epochs: int = Field(default=5, ge=1)
-    """Epochs between sheets. The first and the last epoch always draw them."""
+    """Epochs between grids. The first and the last epoch always draw them."""
     count: int = Field(default=16, ge=1, le=256)
-    """Images on a sheet."""
+    """Images on a grid."""
 
 
 class TrainingConfig(Config):
@@ -111,7 +111,7 @@ class TrainingConfig(Config):
     samples: SamplesConfig = SamplesConfig()
 
     @property
-    def images_a_step(self) -> int:
+    def images_per_step(self) -> int:
         """`batch_size`, once it is a number."""
         assert self.batch_size != "auto", "resolved before the first step"
         return self.batch_size

@@ -95,7 +95,17 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
             _write_staged(stage / f"{name}{TENSORS}", tensors)
         (stage / STATE).write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
         sync_file(stage / STATE)
-        _write_manifest(stage, checkpoint.step)
+        # the manifest comes last: a checkpoint without a valid one does not exist
+        files = {}
+        for path in sorted(stage.iterdir()):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+        written_by = f"unified-vae {__version__}"
+        content = {"format": FORMAT, "step": checkpoint.step, "written_by": written_by, "files": files}
+        text = json.dumps({**content, "seal": seal(content)}, indent=1)
+        (stage / MANIFEST).write_text(text, encoding="utf-8")
+        sync_file(stage / MANIFEST)
         sync_folder(stage)
         _publish(stage, final)
         sync_folder(root)
@@ -155,10 +165,10 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], name: str) ->
     upgrade = getattr(module, "upgrade_state_dict", None)
     tensors = upgrade(tensors) if upgrade else tensors
 
-    def forms(values: Mapping[str, Tensor]) -> dict[str, str]:
+    def describe(values: Mapping[str, Tensor]) -> dict[str, str]:
         return {key: f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in values.items()}
 
-    expected, given = forms(module.state_dict()), forms(tensors)
+    expected, given = describe(module.state_dict()), describe(tensors)
     differing = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
     if differing:
         first = differing[0]
@@ -188,18 +198,6 @@ def _read_verified(path: Path, expected: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _write_manifest(folder: Path, step: int) -> None:
-    """Describe the files in `folder`, which are on the disk already."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    content = {"format": FORMAT, "step": step, "written_by": f"unified-vae {__version__}", "files": files}
-    path = folder / MANIFEST
-    path.write_text(json.dumps({**content, "seal": seal(content)}, indent=1), encoding="utf-8")
-    sync_file(path)
-
-
 def seal(content: Mapping[str, Any]) -> str:
     """Checksum of the manifest itself, so that damage to it is not taken for damage to the files it names."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -221,7 +219,7 @@ def read_manifest(folder: Path, step: int) -> Mapping[str, Mapping[str, Any]]:
         if len(data) > MAX_MANIFEST_BYTES:
             raise ValueError("it is too large")
         content = json.loads(data.decode("utf-8"))
-        # only the very text that `_write_manifest` makes is read, so that no change of a single bit passes
+        # only the very text that `save` writes is read, so that no change of a single bit passes
         unchanged = isinstance(content, dict) and data == json.dumps(content, indent=1).encode()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
@@ -235,19 +233,19 @@ def read_manifest(folder: Path, step: int) -> Mapping[str, Mapping[str, Any]]:
             f"{content.get('format')}; this is unified-vae {__version__}, which reads format {FORMAT}. "
             "Continue with that version, or start afresh with --no-resume (the old run is moved aside, not deleted)."
         )
+
+    # every entry names a file inside the folder, with a size and a checksum
     files = content.get("files")
-    if not (isinstance(files, dict) and STATE in files and all(_is_file_entry(*entry) for entry in files.items())):
+    whole = isinstance(files, dict) and STATE in files
+    for name, entry in files.items() if whole else ():
+        inside = Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+        entry = entry if isinstance(entry, dict) else {}
+        whole &= inside and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+    if not whole:
         raise CheckpointError(f"{path} does not describe a checkpoint")
     if content.get("step") != step:
         raise CheckpointError(f"{path} is of step {content.get('step')}, its folder of step {step}: it was renamed")
     return files
-
-
-def _is_file_entry(name: str, entry: Any) -> bool:
-    """Whether this is a file inside the folder, with a size and a checksum."""
-    if not isinstance(entry, dict) or Path(name).name != name or name in ("", ".", "..") or "\0" in name:
-        return False
-    return isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

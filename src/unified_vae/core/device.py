@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import psutil
 import torch
@@ -23,8 +23,6 @@ from unified_vae.core.events import Memory
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_BF16 = ("avx512_bf16", "amx_bf16")  # of torch.cpu.get_capabilities; other CPUs were not measured
-
-Self = TypeVar("Self", bound="ComputeDevice")
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class ComputeDevice:
     dtype: torch.dtype = torch.float32
     memory_format: torch.memory_format = torch.contiguous_format
 
-    def with_memory_format(self: Self, name: str) -> Self:
+    def with_memory_format(self, name: str) -> Self:
         """The same with the memory format that `training.memory_format` names."""
         return replace(self, memory_format=MEMORY_FORMATS[name])
 
@@ -72,10 +70,6 @@ class ComputeDevice:
     def autocast(self) -> AbstractContextManager[Any]:
         """The network's arithmetic."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
-
-    def to_device(self, values: Tensor) -> Tensor:
-        """Copy from host memory to this device; on CUDA without waiting."""
-        return to_device(values, self.device)
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was asked for: for clocks, never in a step."""

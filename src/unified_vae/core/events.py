@@ -243,21 +243,20 @@ class Observers(Observer):
 
     def __init__(self, members: Sequence[Observer]) -> None:
         self.members = list(members)
-        self._failed: set[int] = set()
-
-    def _each(self, method: str, *args: object) -> None:
-        for member in self.members:
-            try:
-                getattr(member, method)(*args)
-            except (OSError, EnvironmentProblem) as error:
-                if id(member) not in self._failed:
-                    self._failed.add(id(member))
-                    self.notice(f"{member.writes} cannot be written ({reason(error)}): training continues without it")
+        self._failed: list[Observer] = []  # those that were reported
 
 
 def _forward(name: str) -> Callable[..., None]:
+    """A method of `Observers` that calls the method `name` of each member."""
+
     def method(self: Observers, *args: object) -> None:
-        self._each(name, *args)
+        for member in self.members:
+            try:
+                getattr(member, name)(*args)
+            except (OSError, EnvironmentProblem) as error:
+                if member not in self._failed:
+                    self._failed.append(member)
+                    self.notice(f"{member.writes} cannot be written ({reason(error)}): training continues without it")
 
     return method
 

@@ -158,21 +158,21 @@ def shrink(images: Tensor, side: int) -> Tensor:
     return F.adaptive_avg_pool2d(images, side)
 
 
-def enlarge(pictures: Tensor, size: int) -> Tensor:
+def enlarge(images: Tensor, size: int) -> Tensor:
     """[n, channels, side, side] -> [n, channels, size, size], bilinear; the same tensor where it fits."""
-    if pictures.shape[-1] == size:
-        return pictures
-    return F.interpolate(pictures, size=(size, size), mode="bilinear", align_corners=False)
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def project(images: Tensor, basis: PrincipalComponents) -> Tensor:
     """Coordinates [n, count] of images [n, channels, size, size]."""
-    centred = shrink(images, basis.mean.shape[-1]) - basis.mean
-    return centred.flatten(1) @ basis.components.flatten(1).T
+    centered = shrink(images, basis.mean.shape[-1]) - basis.mean
+    return centered.flatten(1) @ basis.components.flatten(1).T
 
 
 def compose(coordinates: Tensor, basis: PrincipalComponents, size: int) -> Tensor:
     """Images [n, channels, size, size] of coordinates [n, k]: the linear reconstruction from k components."""
     kept = basis.components[: coordinates.shape[1]].flatten(1)
-    pictures = torch.addmm(basis.mean.flatten(), coordinates, kept).unflatten(1, basis.mean.shape)
-    return enlarge(pictures, size)
+    reconstruction = torch.addmm(basis.mean.flatten(), coordinates, kept).unflatten(1, basis.mean.shape)
+    return enlarge(reconstruction, size)

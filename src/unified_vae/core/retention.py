@@ -60,7 +60,12 @@ def newest_good(
             damaged.append(step)
             continue
         for bad in damaged if set_aside else ():
-            _set_aside(root, bad, on_message)
+            aside = root / f"{DAMAGED_PREFIX}{folder_name(bad)}"
+            discard(aside)
+            try:
+                (root / folder_name(bad)).rename(aside)
+            except OSError as error:
+                on_message(f"{root / folder_name(bad)} cannot be set aside: {reason(error)}")
         return checkpoint
     if steps:
         raise CheckpointError(
@@ -68,15 +73,6 @@ def newest_good(
             "or start afresh with --no-resume (the old run is moved aside, not deleted)."
         )
     return None
-
-
-def _set_aside(root: Path, step: int, on_message: Callable[[str], None]) -> None:
-    aside = root / f"{DAMAGED_PREFIX}{folder_name(step)}"
-    discard(aside)
-    try:
-        (root / folder_name(step)).rename(aside)
-    except OSError as error:
-        on_message(f"{root / folder_name(step)} cannot be set aside: {reason(error)}")
 
 
 def prune(root: Path, keep_last: int, keep: Callable[[int], bool]) -> None:

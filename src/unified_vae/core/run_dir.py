@@ -1,117 +1,52 @@
-"""The folder of a run: where everything lies. No torch here."""
+"""The folder of a run: the paths of its files, and whether it can be written. No torch here."""
 
 from __future__ import annotations
 
 import datetime
 import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from unified_vae.core.errors import EnvironmentProblem, reason
 from unified_vae.core.files import probe, sweep_stages, with_affixes
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths inside `runs/NAME/`."""
 
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved config with the origin of each value."""
-        return self.root / "config.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """`step-...` folders."""
-        return self.root / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        """Grids of sample images."""
-        return self.root / "samples"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.root / "tensorboard"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line, deterministic."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def skipped(self) -> Path:
-        """Steps that were skipped because a number was not finite, one JSON object a line."""
-        return self.root / "skipped.jsonl"
-
-    @property
-    def timing(self) -> Path:
-        """Speed and memory, one JSON object a line."""
-        return self.root / "timing.jsonl"
-
-    @property
-    def quarantine(self) -> Path:
-        """Files that could not be used, each with its reason."""
-        return self.root / "quarantine.txt"
-
-    @property
-    def before(self) -> Path:
-        """What `resume_fix` found before it began."""
-        return self.root / "before.json"
-
-    @property
-    def preflight(self) -> Path:
-        """What linear theory said before the first step."""
-        return self.root / "preflight.json"
-
-    @property
-    def diagnosis(self) -> Path:
-        """What `diagnose.py` found."""
-        return self.root / "diagnosis.json"
-
-    @property
-    def diagnosis_picture(self) -> Path:
-        """The same as a picture."""
-        return self.root / "diagnosis.png"
-
-    @property
-    def evaluation(self) -> Path:
-        """What `unified-vae evaluate` measured."""
-        return self.root / "evaluation.json"
-
-    @property
-    def closing(self) -> Path:
-        """What the end of the run found, for its report."""
-        return self.root / "closing.json"
-
-    @property
-    def report(self) -> Path:
-        """The run on one page."""
-        return self.root / "report.html"
-
-    @property
-    def model(self) -> Path:
-        """The exported model."""
-        return self.root / "model"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.json"  # the resolved config with the origin of each value
+        self.checkpoints = root / "checkpoints"  # `step-...` folders
+        self.samples = root / "samples"  # grids of sample images
+        self.tensorboard = root / "tensorboard"  # event files
+        self.metrics = root / "metrics.jsonl"  # one JSON object a line, deterministic
+        self.timing = root / "timing.jsonl"  # speed and memory, one JSON object a line
+        self.skipped = root / "skipped.jsonl"  # steps skipped because of NaN/Inf, one JSON object a line
+        self.quarantine = root / "quarantine.txt"  # files that could not be used, each with its reason
+        self.before = root / "before.json"  # the diagnosis that `resume_fix` began with
+        self.preflight = root / "preflight.json"  # what linear theory predicted before the first step
+        self.diagnosis = root / "diagnosis.json"  # of `diagnose.py`, with the next as its picture
+        self.diagnosis_picture = root / "diagnosis.png"
+        self.evaluation = root / "evaluation.json"  # metrics of `unified-vae evaluate`
+        self.closing = root / "closing.json"  # the diagnosis at the end of the run, for its report
+        self.report = root / "report.html"  # the run on one page
+        self.model = root / "model"  # the exported model
 
     def has_run(self) -> bool:
         """Whether a run was begun here."""
         return self.config.exists() or self.checkpoints.is_dir()
 
     def refuse_unwritable(self) -> None:
-        """Tell at once what `prepare` would find after torch was loaded: a folder that cannot be made or written.
+        """Report before torch is loaded what `prepare` would report after: a folder that cannot be made or written.
 
         Raises:
             EnvironmentProblem: it cannot.
         """
-        place = next(path for path in (self.root, *self.root.absolute().parents) if os.path.lexists(path))
+        existing = next(path for path in (self.root, *self.root.absolute().parents) if os.path.lexists(path))
         effective = os.access in os.supports_effective_ids
-        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
-            raise _unwritable(place, os.strerror(errno.EACCES))
+        if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK, effective_ids=effective):
+            raise _unwritable(existing, os.strerror(errno.EACCES))
 
     def prepare(self) -> None:
         """Make the folder, and prove that all of it can be written before any work is done.
@@ -119,25 +54,28 @@ class RunFolder:
         Raises:
             EnvironmentProblem: it cannot; the sentence names the folder, and says what to do.
         """
-        place = self.root
+        folder = self.root
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            for place in (self.root, self.checkpoints, self.samples, self.tensorboard, self.model):
-                if place.is_dir() or place.is_symlink():
-                    probe(place)
+            for folder in (self.root, self.checkpoints, self.samples, self.tensorboard, self.model):
+                if folder.is_dir() or folder.is_symlink():
+                    probe(folder)
         except OSError as problem:
-            raise _unwritable(place, reason(problem)) from problem
+            raise _unwritable(folder, reason(problem)) from problem
 
     def sweep(self) -> None:
         """Clear the half-written files that a killed run left; the checkpoints have a sweep of their own."""
-        for place in (self.root, self.model, self.samples, self.tensorboard):
-            sweep_stages(place)
+        for folder in (self.root, self.model, self.samples, self.tensorboard):
+            sweep_stages(folder)
 
     def move_aside(self) -> Path:
         """Give an earlier run's folder another name, so that a fresh one can begin; returns the new path."""
         stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        endings = (f"-before-{stamp}{again}" for again in ("", *(f"-{n}" for n in range(2, 1000))))
-        target = next(path for ending in endings if not (path := with_affixes(self.root, after=ending)).exists())
+        target = with_affixes(self.root, after=f"-before-{stamp}")
+        for n in range(2, 1000):
+            if not target.exists():
+                break
+            target = with_affixes(self.root, after=f"-before-{stamp}-{n}")
         try:
             return self.root.rename(target)
         except OSError as problem:
@@ -147,8 +85,8 @@ class RunFolder:
             ) from problem
 
 
-def _unwritable(place: Path, why: str) -> EnvironmentProblem:
+def _unwritable(folder: Path, why: str) -> EnvironmentProblem:
     return EnvironmentProblem(
-        f"the run folder {place} cannot be written ({why}). "
+        f"the run folder {folder} cannot be written ({why}). "
         "Give another with --run-dir, free space, or fix its permissions."
     )

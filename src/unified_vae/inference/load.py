@@ -14,8 +14,7 @@ from pydantic import ValidationError
 
 from unified_vae.config.data import DataConfig
 from unified_vae.config.loss import LossConfig
-from unified_vae.config.record import RunRecord
-from unified_vae.config.run import RunConfig
+from unified_vae.config.run import RunConfig, RunRecord
 from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.errors import CheckpointError, ConfigError

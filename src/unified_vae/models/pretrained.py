@@ -177,7 +177,7 @@ def open_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
     try:
         # a model that these weights cannot be of is not built: it might take all of memory
         largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-        if config.widest() > largest:
+        if config.max_dimension() > largest:
             raise ValueError(f"the weights have no dimension above {largest}")
         model = build_model(config)
         model.load_state_dict(model.upgrade_state_dict(weights))

@@ -267,7 +267,7 @@ def _seconds_per_step(
 ) -> float | None:
     """Median seconds per step of this rank's share of a batch, on weights of its own; None on out-of-memory."""
     single = runtime.with_memory_format(memory_format).single_process()
-    share = config.training.images_a_step // runtime.world_size
+    share = config.training.images_per_step // runtime.world_size
     trial = config.replace(**{"training.batch_size": share, "training.compile": compiled})
 
     def timed() -> float:

@@ -54,7 +54,7 @@ def with_shared_batch(config: RunConfig, batch_size: int, images: int, world_siz
 def total_steps(config: RunConfig, data: DataSets) -> int:
     """Optimizer steps of a whole run."""
     training = config.training
-    steps = training.epochs * steps_per_epoch(len(data.train), training.images_a_step)
+    steps = training.epochs * steps_per_epoch(len(data.train), training.images_per_step)
     return min(steps, training.max_steps or steps)
 
 
@@ -65,8 +65,8 @@ def make_schedule(config: RunConfig, data: DataSets, objective: Objective) -> Tr
     return TrainSchedule(
         seed=config.seed,
         total_steps=total,
-        steps_per_epoch=steps_per_epoch(len(data.train), training.images_a_step),
-        batch_size=training.images_a_step,
+        steps_per_epoch=steps_per_epoch(len(data.train), training.images_per_step),
+        batch_size=training.images_per_step,
         selection_start_step=min(math.ceil(warmup * total), total),
     )
 

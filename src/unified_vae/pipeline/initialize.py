@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from unified_vae.analysis.preflight import init_from_pca
-from unified_vae.config.record import leaves
 from unified_vae.core.rng import key, permutation
 from unified_vae.data.batches import gather, validation_batches
 from unified_vae.inference.image_grids import FITTED_IMAGES, GridWriter
@@ -42,7 +41,7 @@ def make_trainer(job: TrainJob) -> Trainer:
         else:
             plain = {
                 path: value if isinstance(value, bool | int | float | str) else str(value)
-                for path, value in leaves(config).items()
+                for path, value in config.by_path().items()
             }
             job.observer.members.append(TensorBoardLogger(folder.tensorboard, plain))
         metrics_log = MetricsLog(folder.metrics, state.metrics_rows, job.observer.notice)

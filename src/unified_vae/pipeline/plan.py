@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unified_vae.config.explain import Settings
 from unified_vae.config.presets import PresetBook, read_record
-from unified_vae.config.record import changed
-from unified_vae.config.run import ComposedRun, RunConfig
+from unified_vae.config.run import ComposedRun, RunConfig, changed
+from unified_vae.config.settings import Settings
 from unified_vae.config.upgrade import upgrade
 from unified_vae.core.errors import ConfigError, truncate
 from unified_vae.core.files import is_file, with_affixes
@@ -86,7 +85,7 @@ def plan_mode(book: PresetBook, name: str, command_line: Settings, run_dir: Path
             "or train one first with --mode fast_high_quality"
         )
     file = read_record(record)
-    names = {kind: name for kind, name in (file.names or {}).items() if kind in ("model", "dataset", "augment")}
+    names = {kind: name for kind, name in (file.presets or {}).items() if kind in ("model", "dataset", "augment")}
     inherited = file.settings.only(INHERITED_SETTINGS)
     run = book.compose(mode.presets, command_line, mode=mode, inherited=inherited, names={**names, **mode.presets})
     return RunRequest(run, _beside(source_run, "-fixed"), fix_from=source_run)
@@ -105,7 +104,7 @@ def plan_presets(
     """
     given = {kind: name for kind, name in chosen.items() if name is not None}
     if book.record is not None:
-        run = book.compose(given, command_line, names={**book.record_names, **given})
+        run = book.compose(given, command_line, names={**(book.record.presets or {}), **given})
         return RunRequest(run, run_dir or _default_run_dir(book, ""))
     presets = DEFAULT_PRESETS | given
     run = book.compose(presets, command_line)
@@ -159,7 +158,7 @@ def refuse_model_folder(run_dir: Path) -> None:
 
 def _default_run_dir(book: PresetBook, name: str) -> Path:
     """`runs/<name>`; for the repetition of a recorded run, a folder beside that run, never the run's own."""
-    return RUNS / name if book.record is None else _beside(book.record.parent, "-again")
+    return RUNS / name if book.record is None else _beside(book.record.path.parent, "-again")
 
 
 def _beside(run_dir: Path, suffix: str) -> Path:

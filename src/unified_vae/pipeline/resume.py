@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_vae.config.presets import FLAGS
-from unified_vae.config.record import RunRecord, changed, leaves
-from unified_vae.config.run import RunConfig
+from unified_vae.config.run import RunConfig, RunRecord, changed
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import Checkpoint
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, quoted, uv_run
@@ -86,7 +85,7 @@ def differences(record: RunRecord, now: RunConfig) -> list[Difference]:
 
     Saying explicitly what an `auto` was resolved to is no difference, nor is `auto` for what was resolved then.
     """
-    resolved = leaves(record.resolved)
+    resolved = record.resolved.by_path()
     return [
         Difference(path, old, new)
         for path, (old, new) in changed(record.requested, now).items()

@@ -16,8 +16,7 @@ from unified_vae.analysis.diagnosis import Diagnosis
 from unified_vae.analysis.preflight import Preflight, run_preflight
 from unified_vae.config.data import DataConfig
 from unified_vae.config.loss import LossConfig
-from unified_vae.config.record import RunRecord, resolved_origins
-from unified_vae.config.run import ComposedRun, RunConfig
+from unified_vae.config.run import ComposedRun, RunConfig, RunRecord, resolved_origins
 from unified_vae.core import retention
 from unified_vae.core.device import environment, is_out_of_memory
 from unified_vae.core.distributions import VAEOutput
@@ -159,11 +158,11 @@ def setup(
     recorded = record.resolved.training if record else None
     # before anything is measured, so that it is measured with the memory they leave; a resumed run measures none
     cached, location = (None, "") if record else cache_images(data.train, resolved.config.data, runtime)
-    resolved = autotune.with_batch_size(resolved, data, runtime, recorded.images_a_step if recorded else None)
+    resolved = autotune.with_batch_size(resolved, data, runtime, recorded.images_per_step if recorded else None)
     resolved = autotune.with_kernels(resolved, data, runtime, recorded, observer)
     runtime = runtime.with_memory_format(resolved.config.training.memory_format)
     if record:
-        per_epoch = steps_per_epoch(len(data.train), resolved.config.training.images_a_step)
+        per_epoch = steps_per_epoch(len(data.train), resolved.config.training.images_per_step)
         resume.refuse_other_counts(record, resolved.config, per_epoch, folder.root)
 
     # what trains

@@ -1,4 +1,4 @@
-"""Settings in layers that remember the origin of every value, and pydantic's errors in plain sentences."""
+"""Settings in layers that remember the origin of every value, and the errors of pydantic as sentences about them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from unified_vae.config.base import TAGS, Keys, dotted, field_paths, leaves, models_at, suggest, tag_of
+from unified_vae.config.base import TAGS, Keys, dotted, field_paths, flatten, models_at, nested, suggest, tag_of
 from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import ConfigError, nearest
 
-DEFAULT = "default"
-"""The origin of a value that nobody gave."""
-MOST_SHOWN = 80
-"""Letters of a wrong word that an error repeats."""
-
-_TYPES = {
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "bool_type": "true or false",
-    "string_type": 'text in "double quotes"',
-    "list_type": "a list in [brackets]",
-    "finite_number": "a finite number",
-}
-_BOUNDS = {
-    "greater_than": (">", "gt"),
-    "greater_than_equal": (">=", "ge"),
-    "less_than": ("<", "lt"),
-    "less_than_equal": ("<=", "le"),
-}
+DEFAULT = "default"  # the origin of a value that nobody gave
+MAX_WORD_LENGTH = 80  # letters of a wrong word that an error repeats
 
 
 @dataclass
@@ -68,20 +50,10 @@ class Settings:
     def only(self, paths: Sequence[str]) -> Settings:
         """Return the part of these settings that lies at or below the given dotted paths."""
         result = Settings()
-        for keys, origin in self.origins.items():
+        for keys, value in flatten(self.values):
             if any(f"{dotted(keys)}.".startswith(f"{path}.") for path in paths):
-                value = self.value(keys)
-                for key in reversed(keys):
-                    value = {str(key): value}
-                result.put(value, origin)
+                result.put(nested(dotted(keys), value), self.origins[keys])
         return result
-
-    def value(self, keys: Keys) -> Any:
-        """Return what stands at `keys`."""
-        value: Any = self.values
-        for key in keys:
-            value = value[key]
-        return value
 
     def origin(self, keys: Keys) -> str:
         """Return where the value at `keys` came from: its own origin, else one inside it, else one around it."""
@@ -132,11 +104,6 @@ def validate(settings: Settings) -> RunConfig:
         raise ConfigError(sentence + more) from None
 
 
-def all_origins(config: RunConfig, settings: Settings) -> dict[str, str]:
-    """Return the origin of every setting of a validated config, by dotted path."""
-    return {dotted(keys): settings.origins.get(keys, DEFAULT) for keys in leaves(config.model_dump())}
-
-
 def _keys(error: Any, values: Mapping[str, object]) -> Keys:
     """The path of the value at fault: pydantic's, without the tags of unions that it puts in between."""
     keys: list[str | int] = []
@@ -161,7 +128,9 @@ def _tag(error: Any) -> str:
 
 def _sentence(error: Any, keys: Keys, values: Mapping[str, object]) -> str:
     kind, context, path = error["type"], error.get("ctx", {}), dotted(keys)
-    got = f"got {_display(error.get('input'))}"
+    value = json.dumps(error.get("input"), ensure_ascii=False, default=str)
+    value = value if len(value) <= 60 else value[:57] + "..."
+    got = f"got the text {value}" if isinstance(error.get("input"), str) else f"got {value}"
     match kind:
         case "extra_forbidden":
             return _unknown_key(keys, values)
@@ -170,8 +139,6 @@ def _sentence(error: Any, keys: Keys, values: Mapping[str, object]) -> str:
             return f"{path}: {quoted(given)} is not known. {nearest(given, known.split(', '))}"
         case "union_tag_not_found":
             return f"{path} needs {_tag(error)}"
-        case "literal_error":
-            return f"{path}: expected {context['expected']}, {got}"
         case "string_pattern_mismatch" | "string_too_short" | "too_short":
             owner = models_at(RunConfig, keys[:-1], values)[0]
             meaning = (owner.model_fields[str(keys[-1])].description or "").rstrip(".")
@@ -182,14 +149,9 @@ def _sentence(error: Any, keys: Keys, values: Mapping[str, object]) -> str:
             text = str(context["error"])
             return text if text.startswith(f"{path}.") else f"{path}: {text}" if path else text
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{path}: expected an object in {{braces}}, {got}"
-        case _ if kind in _TYPES:
-            return f"{path}: expected {_TYPES[kind]}, {got}"
-        case _ if kind in _BOUNDS:
-            sign, key = _BOUNDS[kind]
-            return f"{path}: must be {sign} {context[key]}, {got}"
+            return f"{path}: should be an object in {{braces}}, {got}"
         case _:
-            return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, {got}"
+            return f"{path}: {error['msg'].removeprefix('Input ')}, {got}"
 
 
 def _unknown_key(keys: Keys, values: Mapping[str, object]) -> str:
@@ -206,16 +168,9 @@ def _unknown_key(keys: Keys, values: Mapping[str, object]) -> str:
     return f"unknown key {quoted(key)}{of}. {nearest(key, siblings, f'{owner}.' if owner else '')}"
 
 
-def _display(value: object) -> str:
-    """A value as written in JSON, shortened."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f"the text {text}" if isinstance(value, str) else text
-
-
 def cut(text: str) -> str:
     """Return text that is short enough for an error."""
-    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
+    return text if len(text) <= MAX_WORD_LENGTH else text[: MAX_WORD_LENGTH - 3] + "..."
 
 
 def quoted(word: str) -> str:
