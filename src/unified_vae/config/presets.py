@@ -180,11 +180,13 @@ class PresetBook:
 
     def preset(self, kind: str, name: str) -> Preset:
         """Return the preset of that name; raises ConfigError with the nearest names."""
-        return _pick(f"{kind} preset", name, self._presets[kind])
+        return _pick_preset(kind, name, self._presets[kind])
 
     def mode(self, name: str) -> Mode:
         """Return the mode of that name; raises ConfigError with the nearest names."""
-        return _pick("mode", name, self.modes)
+        if name not in self.modes:
+            raise ConfigError(f"there is no mode {quoted(name)}. {nearest(name, self.modes)}")
+        return self.modes[name]
 
     def compose(
         self,
@@ -223,7 +225,7 @@ class PresetBook:
         while "_extends" in chain[-1].body:
             child = chain[-1]
             name, where = child.text("_extends"), f"{kind} preset {child.name} ({child.file}): "
-            parent = child.replaces if name == child.name else _pick(f"{kind} preset", name, entries, where)
+            parent = child.replaces if name == child.name else _pick_preset(kind, name, entries, where)
             if parent is None or parent in chain:
                 circle = " -> ".join([*(entry.name for entry in chain), name])
                 raise ConfigError(f"{where}{kind} presets form a circle: {circle}")
@@ -243,7 +245,7 @@ class PresetBook:
                 raise ConfigError(f"{where}: unknown key {quoted(key)}. {nearest(key, known)}")
         names = {kind: entry.text(kind) for kind in SECTIONS if kind in body}
         for kind, name in names.items():
-            _pick(f"{kind} preset", name, self._presets[kind], f"{where}: ")
+            _pick_preset(kind, name, self._presets[kind], f"{where}: ")
         fixes, changes = body.get("fixes"), body.get("set", {})
         if fixes is not None and not isinstance(fixes, str):
             raise ConfigError(f"{where}: fixes should be the folder of a run, as text")
@@ -260,10 +262,10 @@ class PresetBook:
         return Mode(entry.name, entry.text("_description"), entry.text("_use_case"), names, settings, fixes)
 
 
-def _pick(kind: str, name: str, entries: Mapping[str, T], where: str = "") -> T:
-    """The entry of that name; raises ConfigError with the nearest names."""
+def _pick_preset(kind: str, name: str, entries: Mapping[str, T], where: str = "") -> T:
+    """The preset of that name; raises ConfigError with the nearest names."""
     if name not in entries:
-        raise ConfigError(f"{where}there is no {kind} {quoted(name)}. {nearest(name, entries)}")
+        raise ConfigError(f"{where}there is no {kind} preset {quoted(name)}. {nearest(name, entries)}")
     return entries[name]
 
 
