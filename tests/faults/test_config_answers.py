@@ -54,7 +54,7 @@ def test_each_is_answered_soon_and_without_torch(every: int, tmp_path: Path) -> 
         spent.append(seconds)
     slow = sorted(spent)[int(0.95 * (len(spent) - 1))]
     report(
-        fault=f"{len(spent)} bad config files, seconds of the processor",
-        target="exit code 2, the file named, torch never imported, p95 below 0.5 s",
+        fault=f"{len(spent)} bad config files, CPU seconds",
+        target="exit code 2, file named, no torch import, p95 below 0.5 s",
         result=f"{len(spent)} of {len(spent)}; median {statistics.median(spent):.2f} s, p95 {slow:.2f} s",
     )

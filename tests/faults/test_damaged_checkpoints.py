@@ -106,9 +106,9 @@ def test_two_hundred_cuts_and_a_thousand_flips(two):
     number = find_cuts(two, CUTS_LONG)
     find_flips(two, FLIPS_LONG)
     report(
-        fault=f"damaged newest checkpoint: {number} truncations, {FLIPS_LONG} single-bit flips over all its files",
-        target="every one detected, previous one used, file and reason named",
-        result=f"{number} of {number} and {FLIPS_LONG} of {FLIPS_LONG} detected, named, previous one used",
+        fault=f"newest checkpoint damaged: {number} truncations, {FLIPS_LONG} bit flips",
+        target="detected, file named, previous one used",
+        result=f"{number} of {number} and {FLIPS_LONG} of {FLIPS_LONG}",
     )
 
 

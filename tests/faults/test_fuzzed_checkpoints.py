@@ -273,7 +273,7 @@ def test_twenty_thousand_changed_inputs(tiny):
         read, refused = trials(tiny, INPUTS_LONG, folder, "long")
     minutes = (time.monotonic() - begun) / 60
     report(
-        fault=f"fuzzing the loader of checkpoints and models: {INPUTS_LONG:,} changed inputs, most of them sealed anew",
-        target="0 tracebacks, 0 hangs, 0 code executed",
-        result=f"{refused:,} refused in a sentence, {read:,} read to the end; 0, 0 and 0 ({minutes:.0f} min)",
+        fault=f"{INPUTS_LONG:,} mutated checkpoints and models, most with a valid checksum",
+        target="0 tracebacks, 0 hangs, no code run",
+        result=f"0; {refused:,} refused with one sentence, {read:,} loaded ({minutes:.0f} min)",
     )

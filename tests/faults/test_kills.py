@@ -116,7 +116,7 @@ def test_killed_anywhere(kills, source, tmp_path):
     assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
     assert kills < 100 or len(set(toll.steps_at_death)) > 5, "the kills should fall all over the run"
     report(
-        fault="SIGKILL at random instants",
+        fault="SIGKILL at random times",
         target="bit-identical end, no orphan files, no unreadable checkpoint",
         result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends, "
         f"{len(toll.orphans)} orphan files, {len(toll.unreadable)} unreadable checkpoints",
@@ -135,8 +135,8 @@ def test_killed_anywhere_with_a_plateau_and_patience(kills, source, tmp_path):
     assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
     assert kills < 30 or len(set(toll.steps_at_death)) > kills // 4, "the kills should fall all over the run"
     report(
-        fault="SIGKILL at random instants, plateau schedule and patience on",
-        target="bit-identical end, best, patience and plateau among it",
+        fault="SIGKILL at random times, with plateau schedule and early stopping",
+        target="bit-identical end",
         result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends",
     )
 

@@ -94,8 +94,8 @@ def test_memory_that_runs_out_in_the_middle_of_training(steps):
     relative = ((losses[0] - losses[1]) / losses[1]).abs().max().item()
     weight = (weights(some) - weights(whole)).abs().max().item()
     report(
-        fault=f"out of memory (fake allocator): from half of {steps} steps on, 5 of 12 images fit",
-        target="loss of the whole batch to 1e-5 relative, weights to 1e-6",
+        fault=f"out of memory (fake allocator): after half of {steps} steps, 5 of 12 images fit",
+        target="loss to 1e-5 relative, weights to 1e-6",
         result=f"loss to {relative:.1e}, weights to {weight:.1e}",
     )
     assert relative <= 1e-5
@@ -160,8 +160,8 @@ def test_memory_that_the_system_really_refuses(tmp_path, count):
     assert once == 1 < count_
     assert split == pytest.approx(whole, rel=1e-5)
     report(
-        fault=f"out of memory (real, main memory): a third of what a step of {count} images takes",
-        target="loss of the whole batch to 1e-5 relative",
+        fault=f"out of memory (real, main memory): a third of what {count} images need",
+        target="loss to 1e-5 relative",
         result=f"{count_} micro-batches, loss to {abs(split / whole - 1):.1e}",
     )
 

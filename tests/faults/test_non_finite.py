@@ -222,10 +222,10 @@ def test_bad_batches_anywhere_are_recovered_from(source, tmp_path, runs):
         assert [row["step"] for row in rows(some.run_dir, "validation")] == [6, 12, 18, 24]
     assert toll["skipped"] == toll["listed"] > 0
     report(
-        fault=f"NaN or infinite batches at random steps of {runs} runs",
+        fault=f"NaN/Inf batches at random steps of {runs} runs",
         target="recovered, files named",
-        result=f"{runs} of {runs} runs recovered; {toll['skipped']} batches skipped and all of them listed with their "
-        f"files; gone back {toll['back']} times",
+        result=f"{runs} of {runs} runs; {toll['skipped']} batches skipped, all listed with their files; "
+        f"{toll['back']} rollbacks",
     )
 
 
@@ -298,7 +298,7 @@ def test_killed_runs_end_in_the_same_bits_through_skips_and_returns(source, tmp_
         orphans += leftovers(some.run_dir)
     assert orphans == []
     report(
-        fault=f"{killed} SIGKILLs of runs that skip steps and go back, numbers read {'late' if lazily else 'at once'}",
+        fault=f"{killed} SIGKILLs of runs that skip steps and roll back, read {'late' if lazily else 'at once'}",
         target="bit-identical",
         result=f"{runs} of {runs} runs identical; 0 orphan files",
     )
@@ -464,7 +464,7 @@ def test_all_of_this_costs_little(times):
     ]
     total = 1e3 * sum(added)
     report(
-        fault="none: time of a step that skipping, counting and watching the memory take",
+        fault="none: time per step of skipping, counting and out-of-memory checks",
         target="at most 0.15 ms",
         result=f"{total:.3f} ms",
     )

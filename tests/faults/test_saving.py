@@ -191,8 +191,8 @@ def test_killed_a_thousand_times_while_saving(tmp_path, another_disk):
     looked_at += kill_while_saving(another_disk / "run" / "checkpoints", KILLS_LONG // 2, MEGABYTES_LONG, seed=1)
     report(
         fault=f"SIGKILL inside the save of {MEGABYTES_LONG} MB, {KILLS_LONG} times, on two file systems",
-        target="the newest complete checkpoint verifies, nothing is left over",
-        result=f"{looked_at:,} checkpoints read after the kills: 0 damaged, 0 mixed of two steps, 0 leftovers",
+        target="newest checkpoint verifies, no leftovers",
+        result=f"{looked_at:,} checkpoints read: 0 damaged, 0 of mixed steps, 0 leftovers",
     )
 
 
@@ -294,9 +294,9 @@ def test_the_stall_of_forty_megabytes(tmp_path):
     stalled, writing = stalls(tmp_path / "run", MEGABYTES_LONG, saves=12)
     assert stalled < writing / 2
     report(
-        fault=f"saving {MEGABYTES_LONG} MB in the middle of training",
+        fault=f"saving {MEGABYTES_LONG} MB during training",
         target="no noticeable stall",
-        result=f"training waits {stalled:.0f} ms for the copy; writing, {writing:.0f} ms, goes on beside it",
+        result=f"training waits {stalled:.0f} ms for the copy; writing takes {writing:.0f} ms in the background",
     )
 
 
@@ -368,6 +368,6 @@ def test_thirty_interrupted_validations(source, tmp_path, monkeypatch):
     validations_are_interrupted(source, tmp_path, INTERRUPTIONS_LONG, monkeypatch)
     report(
         fault=f"validation interrupted {INTERRUPTIONS_LONG} times (an error, KeyboardInterrupt, SIGTERM)",
-        target="raw and averaged weights in their places",
+        target="raw and averaged weights not swapped",
         result=f"{INTERRUPTIONS_LONG} of {INTERRUPTIONS_LONG}; final weights and metrics.jsonl bit-identical",
     )

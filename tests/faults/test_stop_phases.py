@@ -192,6 +192,6 @@ def test_a_stop_in_each_phase_and_on_to_the_same_bits(names, pictures, tmp_path)
         assert leftovers(folder) == []
     report(
         fault=f"{', '.join(names)} during Python's start, import, packing, validation",
-        target="exit code 128 + number (before the program's handlers: death by the signal), resumable",
-        result=f"{tried} of {tried} codes; {len(names)} of {len(names)} runs to the same bits",
+        target="exit code 128 + number, resumable",
+        result=f"{tried} of {tried} codes; {len(names)} of {len(names)} runs bit-identical",
     )

@@ -67,9 +67,9 @@ def test_at_random_instants(trials, config, undisturbed, tmp_path):
         assert leftovers(run_dir) == []
     assert sum(code != 0 for code in codes) > trials / 4, "too few were stopped"
     report(
-        fault="SIGTERM, SIGINT, SIGHUP at random instants, start and end of the process included",
+        fault="SIGTERM, SIGINT, SIGHUP at random times, also at start and end",
         target="resumable, right exit code, no hang",
-        result=f"{trials} of {trials} resumed to the same bits; slowest end {slowest:.1f} s after the signal",
+        result=f"{trials} of {trials} bit-identical; slowest exit {slowest:.1f} s after the signal",
     )
 
 
@@ -93,8 +93,8 @@ def test_usr1_saves_though_no_timer_asks_and_the_run_goes_on(tmp_path):
     assert said_by(tmp_path / "run").read_text().count("run started") == 1
     report(
         fault="SIGUSR1 in training, checkpoint.every_minutes 600",
-        target="a checkpoint without waiting for the timer, the run goes on to the same bits",
-        result="2 of 2 signals saved, at steps 20 and 120 of 240; the same bits",
+        target="saves at once, run continues to the same bits",
+        result="2 of 2 saved, at steps 20 and 120 of 240; bit-identical",
     )
 
 
@@ -113,8 +113,8 @@ def test_usr1_ends_no_run_at_any_moment(trials, config, undisturbed, tmp_path):
         assert outcome(run_dir) == expected
         assert leftovers(run_dir) == []
     report(
-        fault="SIGUSR1 at random instants, start and end of the process included",
-        target="the run goes on, to the same bits",
+        fault="SIGUSR1 at random times, also at start and end",
+        target="the run continues to the same bits",
         result=f"{trials} of {trials}",
     )
 
@@ -142,8 +142,8 @@ def test_a_second_interrupt_leaves_at_once_without_damage(trials, config, undist
     assert at_once > 0 or trials < 10, "none of them was left by the second"
     report(
         fault="SIGINT twice, 2 to 30 ms apart",
-        target="130, checkpoints whole",
-        result=f"{trials} of {trials} left with 130 and resumed to the same bits; {at_once} by the second",
+        target="exit code 130, checkpoints complete",
+        result=f"{trials} of {trials} exited with 130 and resumed to the same bits; {at_once} at the second signal",
     )
 
 
@@ -172,8 +172,8 @@ def test_a_second_interrupt_during_the_save_leaves_it_undone(trials, undisturbed
         assert leftovers(some.run_dir) == []
     report(
         fault="SIGINT twice, the second during the save",
-        target="leaves at once with 130, the checkpoint before it whole",
-        result=f"{trials} of {trials} left the save undone and resumed to the same bits",
+        target="exits at once with 130, previous checkpoint complete",
+        result=f"{trials} of {trials} abandoned the save and resumed to the same bits",
     )
 
 

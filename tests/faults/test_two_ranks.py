@@ -60,8 +60,8 @@ def test_a_signal_to_some_ranks_stops_all_at_the_same_step(trials, config, undis
         assert leftovers(run_dir) == []
     report(
         fault="SIGTERM, SIGINT, SIGHUP to rank 0, rank 1, both of 2 ranks",
-        target="both end with 128 + number at one step, 0 hangs, bit-identical end",
-        result=f"{trials} of {trials}; slowest end {slowest:.1f} s after the signal",
+        target="both exit with 128 + number at the same step, no hang, bit-identical end",
+        result=f"{trials} of {trials}; slowest exit {slowest:.1f} s after the signal",
     )
 
 
@@ -86,8 +86,8 @@ def test_the_death_of_one_rank_ends_the_other(trials, config, undisturbed, tmp_p
         assert leftovers(run_dir) == []
     report(
         fault="SIGKILL of one of 2 ranks",
-        target="the other ends, relaunch bit-identical, 0 hangs",
-        result=f"{trials} of {trials}; slowest end {slowest:.1f} s after the kill",
+        target="the other exits, relaunch bit-identical, no hang",
+        result=f"{trials} of {trials}; slowest exit {slowest:.1f} s after the kill",
     )
 
 

@@ -97,6 +97,6 @@ def test_from_one_process_to_two_and_back(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(changed / "run")] == [row["step"] for row in rows(alone / "run")]
     report(
         fault="a run resumed with 1, then 2, then 1 processes",
-        target=f"same images at each step; weights to {MOST:.0e} of the undisturbed run (AdamW, eps 1e-4)",
-        result=f"the same in {STEPS} of {STEPS} steps; largest difference of a weight {largest:.1e}",
+        target=f"same images per step; weights to {MOST:.0e} (AdamW, eps 1e-4)",
+        result=f"{STEPS} of {STEPS} steps; largest weight difference {largest:.1e}",
     )
