@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from unified_vae.core.events import (
-    Difference,
     LossesLogged,
     Memory,
     Observer,
@@ -22,11 +21,11 @@ from unified_vae.core.events import (
     RunFinished,
     RunStarted,
     StepDone,
-    TermRow,
     Validated,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Self
 
     from rich.console import Console
@@ -151,29 +150,22 @@ class TimeLeft:
 def started_lines(event: RunStarted) -> list[str]:
     """Describe what was resolved, beta and all loss weights, and on resume what changed."""
     title = f"resumed at step {event.start_step:,} of {event.total_steps:,}" if event.resumed else "started"
-    lines = ["", *wrapped(f"run {title} in {event.run_dir.as_posix()}", "  ")]
-    lines += [*table(list(event.facts)), "", *term_lines(event.terms)]
-    if event.resumed:
-        lines += ["", *difference_lines(event.differences)]
-    return [*lines, ""]
+    lines = ["", *wrapped(f"run {title} in {event.run_dir.as_posix()}", "  "), *table(event.facts)]
 
-
-def term_lines(terms: Sequence[TermRow]) -> list[str]:
-    """List beta and the weight of every term, now and over the run."""
-    rows = [("term", "weight", "now", "schedule")]
-    for term in sorted(terms, key=lambda term: term.name != "loss.kl"):
+    # beta comes first, and terms that are off are listed too
+    rows: list[Sequence[str]] = [("term", "weight", "now", "schedule")]
+    for term in sorted(event.terms, key=lambda term: term.name != "loss.kl"):
         name = "loss.kl (beta)" if term.name == "loss.kl" else term.name
         notes = [term.schedule if term.weight else "off", *([term.note] if term.note else [])]
         rows.append((name, f"{term.weight:g}", f"{term.weight * term.factor:g}", "; ".join(notes)))
-    return ["objective: beta and all loss weights", *table(rows)]
+    lines += ["", "objective: beta and all loss weights", *table(rows), ""]
 
-
-def difference_lines(differences: Sequence[Difference]) -> list[str]:
-    """List every setting that changed since the checkpoint, before and now."""
-    if not differences:
-        return ["settings are those of the checkpoint"]
-    rows = [(each.path, value_text(each.before), value_text(each.now)) for each in differences]
-    return ["settings changed since the checkpoint", *table([("setting", "before", "now"), *rows])]
+    if event.differences:
+        rows = [(each.path, value_text(each.before), value_text(each.now)) for each in event.differences]
+        lines += ["settings changed since the checkpoint", *table([("setting", "before", "now"), *rows]), ""]
+    elif event.resumed:
+        lines += ["settings are those of the checkpoint", ""]
+    return lines
 
 
 def finished_lines(event: RunFinished) -> list[str]:
@@ -199,26 +191,18 @@ def finished_lines(event: RunFinished) -> list[str]:
 
 def validated_cells(event: Validated) -> list[str]:
     """Return the metrics of a validation: likeness, KL, likelihood, active units, losses."""
-    values = event.values
-    cells = []
-    if "psnr" in values:
-        cells.append(f"PSNR {values['psnr']:.2f} dB{' (best)' if event.best else ''}")
-    if "psnr.above_pca" in values:
-        above = values["psnr.above_pca"]
-        cells.append(f"{abs(above):.1f} dB {'above' if above >= 0 else 'below'} PCA")
-    if "sharpness" in values:
-        cells.append(f"sharpness {values['sharpness']:.2f}")
-    if "rate.nats" in values:
-        cells.append(f"KL {number(values['rate.nats'])} nats")
-    if "posterior.gap" in values:
-        cells.append(f"gap {number(values['posterior.gap'])} nats")
-    if "loss.nll" in values:
-        cells.append(f"NLL {number(values['loss.nll'])} nats")
-    if "bits_per_dim" in values:
-        cells.append(f"{values['bits_per_dim']:.3f} bits/dim")
-    if "active_units" in values:
-        cells.append(f"active units {values['active_units']:.0f}/{len(event.kl_per_unit)}")
-    losses = loss_cells(values)
+    texts: dict[str, Callable[[float], str]] = {
+        "psnr": lambda value: f"PSNR {value:.2f} dB{' (best)' if event.best else ''}",
+        "psnr.above_pca": lambda value: f"{abs(value):.1f} dB {'above' if value >= 0 else 'below'} PCA",
+        "sharpness": lambda value: f"sharpness {value:.2f}",
+        "rate.nats": lambda value: f"KL {number(value)} nats",
+        "posterior.gap": lambda value: f"gap {number(value)} nats",
+        "loss.nll": lambda value: f"NLL {number(value)} nats",
+        "bits_per_dim": lambda value: f"{value:.3f} bits/dim",
+        "active_units": lambda value: f"active units {value:.0f}/{len(event.kl_per_unit)}",
+    }
+    cells = [text(event.values[name]) for name, text in texts.items() if name in event.values]
+    losses = loss_cells(event.values)
     return [*cells, *(f"val {cell}" for cell in losses[:1]), *losses[1:]]
 
 
@@ -243,11 +227,9 @@ def memory_text(memory: Memory) -> str:
     """Describe the device's memory where it has its own, else the process's."""
     if memory.device_allocated is None:
         return f"mem {gibibytes(memory.process)} GiB"
-    parts = [f"{gibibytes(memory.device_allocated)} used"]
-    parts += [f"{gibibytes(memory.device_reserved)} reserved"] if memory.device_reserved is not None else []
-    parts += [f"{gibibytes(memory.device_peak)} peak"] if memory.device_peak is not None else []
-    total = "" if memory.device_total is None else f" of {gibibytes(memory.device_total)}"
-    return f"GPU {', '.join(parts)}{total} GiB"
+    sizes = (memory.device_allocated, memory.device_reserved, memory.device_peak, memory.device_total)
+    used, reserved, peak, total = (gibibytes(size or 0) for size in sizes)
+    return f"GPU {used} used, {reserved} reserved, {peak} peak of {total} GiB"
 
 
 # --- observers ---------------------------------------------------------------------------------------------
@@ -291,12 +273,8 @@ class RunLines(Observer):
         if self.stream is not None:
             try:
                 print(line, file=self.stream, flush=True)
-            except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            except (OSError, ValueError):  # ValueError: the stream was closed
                 self.stream = None
-                self.stream_failed(error)
-
-    def stream_failed(self, error: OSError | ValueError) -> None:
-        """React to a stream that can no longer be written."""
 
     def phase(self, text: str, done: int, total: int | None) -> None:
         is_known = text == self._phase and done != total and not self._heartbeat_due()
@@ -448,49 +426,43 @@ class TerminalProgress(RunLines):
 class LogFile(RunLines):
     """`<run_dir>/log.txt`: the same lines as on the screen, kept with the run and continued on resume.
 
-    Lines from before the run has a folder are written once there is one.
+    Lines from before the run has a folder are written once there is one. A line that cannot be written is an OSError,
+    which `Observers` reports.
     """
+
+    writes = "log.txt"
 
     def __init__(self, command: str) -> None:
         super().__init__(None)
         now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        self._pending: list[str] | None = [f"--- {now}  {command}"]
+        self._pending = [f"--- {now}  {command}"]
 
     def write_line(self, line: str) -> None:
-        if self._pending is not None:
+        if self.stream is None:
             self._pending.append(line)
         else:
-            super().write_line(line)
-
-    def stream_failed(self, error: OSError | ValueError) -> None:
-        """A full disk stops the log, not the run."""
-        reason = getattr(error, "strerror", None) or error
-        print(f"note: log.txt can no longer be written ({reason}); the run continues without it", file=sys.stderr)
+            print(line, file=self.stream, flush=True)
 
     def run_started(self, event: RunStarted) -> None:
-        self._open(event)
         super().run_started(event)
+        self._open(event.run_dir)
 
     def run_finished(self, event: RunFinished) -> None:
-        self._open(event)  # a run that was finished already has no start
         super().run_finished(event)
+        self._open(event.run_dir)  # a run that was finished already has no start
 
     def close(self) -> None:
         if self.stream is not None:
-            self.stream.close()
+            with suppress(OSError):  # what a full disk did not take
+                self.stream.close()
             self.stream = None
 
-    def _open(self, event: RunStarted | RunFinished) -> None:
-        if self._pending is None:
-            return
-        lines, self._pending = self._pending, None
-        path = event.run_dir / "log.txt"
-        try:
-            self.stream = path.open("a", encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            print(f"note: {path} cannot be written ({error.strerror}); the run continues without it", file=sys.stderr)
-        for line in lines:
-            super().write_line(line)
+    def _open(self, run_dir: Path) -> None:
+        if self.stream is None:
+            self.stream = (run_dir / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
+            pending, self._pending = self._pending, []
+            for line in pending:
+                self.write_line(line)
 
 
 def open_console() -> RunLines:

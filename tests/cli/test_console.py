@@ -24,14 +24,16 @@ from unified_vae.console import (
     TimeLeft,
     clock_text,
     joined,
+    started_lines,
     table,
-    term_lines,
     wrapped,
 )
 from unified_vae.core.events import (
     Difference,
     LossesLogged,
     Memory,
+    Observer,
+    Observers,
     RunFinished,
     RunStarted,
     StepDone,
@@ -83,7 +85,7 @@ def validated(step: int, *, best: bool) -> Validated:
     return Validated(step, step // 20, values, [1.0] * 256, best, True, 0 if best else 3, 10, 1.5)
 
 
-def act(watcher: RunLines, run_dir: Path, clock: Clock, *, resumed: bool = False) -> None:
+def act(watcher: Observer, run_dir: Path, clock: Clock, *, resumed: bool = False) -> None:
     """A short run, from preparation to its end."""
     for done in range(0, 101, 10):
         watcher.phase("packing images", done, 100)
@@ -199,9 +201,9 @@ def test_a_pipe_gets_a_line_per_epoch_and_per_half_minute(tmp_path: Path) -> Non
     assert sum("packing images" in line for line in lines) == 2
 
 
-def test_beta_comes_first_and_weights_of_zero_are_shown() -> None:
-    lines = term_lines(TERMS)
-    assert "loss.kl (beta)" in lines[2]
+def test_beta_comes_first_and_weights_of_zero_are_shown(tmp_path: Path) -> None:
+    lines = started_lines(started(tmp_path))
+    assert "loss.kl (beta)" in lines[lines.index("objective: beta and all loss weights") + 2]
     assert any(re.search(r"loss\.lpips +0 +0 +off", line) for line in lines)
 
 
@@ -230,12 +232,22 @@ def test_the_log_file_has_the_lines_of_the_pipe_and_is_continued(tmp_path: Path)
     assert lines[2 : heads[1]] == plain_run(tmp_path)[:-1]
 
 
-def test_a_log_that_cannot_be_opened_is_noted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Clock()
-    log = LogFile("x")
+def test_a_log_that_cannot_be_opened_is_noted_once(tmp_path: Path) -> None:
+    clock, stream = Clock(), io.StringIO()
     (tmp_path / "log.txt").mkdir()
-    act(log, tmp_path, clock)
-    assert capsys.readouterr().err.count("cannot be written") == 1
+    act(Observers([RunLines(stream, clock), LogFile("x")]), tmp_path, clock)
+    assert stream.getvalue().count("log.txt cannot be written") == 1
+    assert "run finished" in stream.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_ends_the_log_and_not_the_run(tmp_path: Path) -> None:
+    clock, stream, log = Clock(), io.StringIO(), LogFile("x")
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    act(Observers([RunLines(stream, clock), log]), tmp_path, clock)
+    log.close()
+    assert stream.getvalue().count("log.txt cannot be written (No space left on device)") == 1
+    assert "run finished" in stream.getvalue()
 
 
 def test_a_terminal_gets_the_lines_and_bars_and_is_left_clean(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_same_kind_merges() -> None:
 def test_laying_settings_over_others_leaves_them_unchanged() -> None:
     low, high = Settings(), Settings()
     low.put({"a": {"b": [1]}}, "low")
-    high.put_settings(low)
+    high.put(low.values, low.origin)
     high.put({"a": {"b": [2], "c": 3}}, "high")
     assert low.values == {"a": {"b": [1]}}
 

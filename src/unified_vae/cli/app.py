@@ -73,7 +73,9 @@ def main(program: str = PROGRAM, argv: Sequence[str] | None = None) -> int:
     called = Path(sys.argv[0]).as_posix() if argv is None and program in SCRIPTS else program
     if argv is None:
         argv = sys.argv[1:] or (["--help"] if program in (PROGRAM, "train_unified.py") else [])
-    _escape_unencodable_output()
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal's encoding lacks is shown escaped
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
     _handle_signals()
     try:
         Path.cwd()
@@ -126,16 +128,11 @@ def make_parser(program: str, argv: Sequence[str] = ()) -> typer.Typer:
         return parser
     called = next((word for word in argv if not word.startswith("-")), None)
     for verb, (module, summary) in VERBS.items():
+        function: Callable[..., Any] = lambda: None  # noqa: E731  # of the others the name is enough
         if verb == called:
             function = _recorded(getattr(import_module(f"{__package__}.commands.{module}"), verb))
-            parser.command(verb, short_help=summary)(function)
-        else:
-            parser.command(verb, short_help=summary)(_not_called)
+        parser.command(verb, short_help=summary)(function)
     return parser
-
-
-def _not_called() -> None:
-    """Stands for a verb whose name alone is needed."""
 
 
 def _recorded(function: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
@@ -196,7 +193,7 @@ def restart_command(script: str, argv: Sequence[str]) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next step, until `core.device.return_freed_memory`.
+    """Let the C library keep freed memory for the next step, until `ComputeDevice.empty_cache`.
 
     glibc gives large blocks back to the system as soon as they are freed: those of 32 MiB and more at once, the others
     where the end of the heap is free for twice that. A training step allocates and frees the same activations over and
@@ -246,14 +243,6 @@ def _fail(message: str, exit_code: int, details: Sequence[str] = ()) -> int:
         except OSError:  # its reader has gone: a Ctrl-C ends `tee` too
             discard(stream)
     return exit_code
-
-
-def _escape_unencodable_output() -> None:
-    """A file name that the terminal's encoding lacks is shown escaped instead of ending the run."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
 
 
 def _handle_signals() -> None:

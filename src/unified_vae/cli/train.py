@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Context, Option
 
 from unified_vae.cli.app import set_process_defaults
 from unified_vae.config.presets import SECTIONS, Mode, Preset, PresetBook, from_command_line
@@ -49,39 +49,34 @@ class TrainOptions:
 
     data: Annotated[
         str | None,
-        typer.Option(help="Images: a folder, .zip, .tar, .npy, .npz, torchvision:NAME, hf:owner/name, or builtin."),
+        Option(help="Images: a folder, .zip, .tar, .npy, .npz, torchvision:NAME, hf:owner/name, or builtin."),
     ] = None
-    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="below runs/")] = None
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Continue the run in the folder, or start afresh.")
-    ] = True
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None
+    run_dir: Annotated[Path | None, Option(help="Folder of the run.", show_default="below runs/")] = None
+    resume: Annotated[bool, Option("--resume/--no-resume", help="Continue the run in the folder, or start afresh.")] = (
+        True
+    )
+    epochs: Annotated[int | None, Option(help="Passes over the training images.")] = None
     batch_size: Annotated[
         str | None,
-        typer.Option(
-            metavar="N|auto", help="Images per optimizer step, over all devices; auto finds the largest that fits."
-        ),
+        Option(metavar="N|auto", help="Images per optimizer step, over all devices; auto finds the largest that fits."),
     ] = None
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None
-    beta: Annotated[float | None, typer.Option(help="KL weight (loss.kl.weight); 1 is the ELBO.")] = None
-    seed: Annotated[int | None, typer.Option(help="Decides weights, order, augmentation and noise.")] = None
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None
+    lr: Annotated[float | None, Option(help="Peak learning rate.")] = None
+    beta: Annotated[float | None, Option(help="KL weight (loss.kl.weight); 1 is the ELBO.")] = None
+    seed: Annotated[int | None, Option(help="Decides weights, order, augmentation and noise.")] = None
+    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:N or mps.")] = None
+    precision: Annotated[str | None, Option(help="auto, fp32, bf16 or fp16.")] = None
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Set any field, e.g. loss.kl.weight=2; may be repeated."),
+        Option("--set", metavar="PATH=VALUE", help="Set any field, e.g. loss.kl.weight=2; may be repeated."),
     ] = None
     config: Annotated[
-        Path | None,
-        typer.Option("--config", help="Your own presets and settings, or the config.json of a run to repeat."),
+        Path | None, Option(help="Your own presets and settings, or the config.json of a run to repeat.")
     ] = None
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the run with every value's origin, and stop.")] = (
-        False
-    )
+    dry_run: Annotated[bool, Option("--dry-run", help="Show the run with every value's origin, and stop.")] = False
     profile: Annotated[
-        bool, typer.Option("--profile", help="Take some steps, show where their time goes, write a trace, and stop.")
+        bool, Option("--profile", help="Take some steps, show where their time goes, write a trace, and stop.")
     ] = False
-    list_presets: Annotated[bool, typer.Option("--list-presets", help="Show all modes and presets, and stop.")] = False
+    list_presets: Annotated[bool, Option("--list-presets", help="Show all modes and presets, and stop.")] = False
 
     def settings(self) -> Settings:
         """Return the settings that the command line makes."""
@@ -100,8 +95,8 @@ class TrainOptions:
 
 
 def train(
-    context: typer.Context,
-    mode: Annotated[str | None, typer.Option(help="What to train; --list-presets shows all modes.")] = None,
+    context: Context,
+    mode: Annotated[str | None, Option(help="What to train; --list-presets shows all modes.")] = None,
     *,
     options: TrainOptions,
 ) -> int:
@@ -120,22 +115,19 @@ def train(
 
 
 def train_unified(
-    context: typer.Context,
-    loss_preset: Annotated[
-        str | None, typer.Option(help="What is minimized.", show_default=DEFAULT_PRESETS["loss"])
-    ] = None,
+    context: Context,
+    loss_preset: Annotated[str | None, Option(help="What is minimized.", show_default=DEFAULT_PRESETS["loss"])] = None,
     training_preset: Annotated[
-        str | None, typer.Option(help="How long and how fast.", show_default=DEFAULT_PRESETS["training"])
+        str | None, Option(help="How long and how fast.", show_default=DEFAULT_PRESETS["training"])
     ] = None,
     model_preset: Annotated[
-        str | None, typer.Option(help="Image size, latents, width.", show_default=DEFAULT_PRESETS["model"])
+        str | None, Option(help="Image size, latents, width.", show_default=DEFAULT_PRESETS["model"])
     ] = None,
     dataset_preset: Annotated[
-        str | None, typer.Option(help="How many images.", show_default=DEFAULT_PRESETS["dataset"])
+        str | None, Option(help="How many images.", show_default=DEFAULT_PRESETS["dataset"])
     ] = None,
     augment_preset: Annotated[
-        str | None,
-        typer.Option(help="Random changes of the training images.", show_default=DEFAULT_PRESETS["augment"]),
+        str | None, Option(help="Random changes of the training images.", show_default=DEFAULT_PRESETS["augment"])
     ] = None,
     *,
     options: TrainOptions,

@@ -32,13 +32,7 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
 MAX_KEY = 200  # letters: no setting or preset needs more, and errors repeat it
 
-SECTIONS = {
-    "loss": "loss",
-    "training": "training",
-    "model": "model",
-    "dataset": "data",
-    "augment": "data.augment",
-}
+SECTIONS = {"loss": "loss", "training": "training", "model": "model", "dataset": "data", "augment": "data.augment"}
 """Kind of preset, as in `--loss-preset` and `loss_presets` -> dotted path of the part of the run that it fills."""
 OPTIONAL = ("augment",)  # kinds that a mode need not name; defaults stand where it names none
 SECTION_KEYS = ("modes", *(f"{kind}_presets" for kind in SECTIONS))
@@ -283,7 +277,8 @@ def _over_defaults(*layers: Settings) -> Settings:
     settings = Settings()
     settings.put(RunConfig().model_dump(), DEFAULT)
     for layer in layers:
-        settings.put_settings(layer)
+        settings.put(layer.values, layer.origin)
+        settings.notes += layer.notes
     return settings
 
 

@@ -42,11 +42,6 @@ class Settings:
         """
         self._merge(self.values, values, (), origin if callable(origin) else lambda _: origin)
 
-    def put_settings(self, other: Settings) -> None:
-        """Lay finished settings over these, with their own origins."""
-        self.put(other.values, other.origin)
-        self.notes += other.notes
-
     def only(self, paths: Sequence[str]) -> Settings:
         """Return the part of these settings that lies at or below the given dotted paths."""
         result = Settings()

@@ -47,12 +47,12 @@ REMOVED: dict[str, tuple[Any, str]] = {
 """Dotted path before -> the value that meant the same as today, and why the setting is gone."""
 
 REMOVED_VALUES: dict[str, dict[str, tuple[str, str]]] = {
-    "density.fit": {"flow": ("auto", "the coupling flow of the latents is gone")},
+    "density.fit": {"flow": ("auto", "the coupling flow of the latents is gone")}
 }
 """Dotted path of today -> value before -> the value that replaces it in files, and why it is gone."""
 
 MISSING: dict[str, dict[str, Any]] = {
-    "residual": {"pre_encoder_blocks": 0, "bottleneck_channels": 2**20, "refine_resolution": "full"},
+    "residual": {"pre_encoder_blocks": 0, "bottleneck_channels": 2**20, "refine_resolution": "full"}
 }
 """By family, settings that records of earlier versions lack, as their models had them: all channels, for one."""
 
@@ -68,10 +68,7 @@ def new_path(path: str) -> str | None:
 
 
 def rename(
-    values: Mapping[str, Any],
-    old_names: dict[Keys, str] | None = None,
-    notes: list[str] | None = None,
-    at: str = "",
+    values: Mapping[str, Any], old_names: dict[Keys, str] | None = None, notes: list[str] | None = None, at: str = ""
 ) -> dict[str, Any]:
     """Return settings, complete or not, under today's names and without those that are gone.
 

@@ -85,8 +85,8 @@ class ComputeDevice:
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
-        else:
-            return_freed_memory()
+        elif sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+            library.malloc_trim(0)  # glibc keeps what is freed, see cli.app.keep_freed_memory
 
     def reset_peak_memory(self) -> None:
         """Count the device's peak memory from now on."""
@@ -264,9 +264,3 @@ def is_out_of_memory(problem: BaseException) -> bool:
     if isinstance(problem, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(problem, RuntimeError) and any(words in str(problem) for words in OUT_OF_MEMORY)
-
-
-def return_freed_memory() -> None:
-    """Give unused memory that the C library keeps back to the system; see `cli.app.keep_freed_memory`."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # glibc has it
-        library.malloc_trim(0)

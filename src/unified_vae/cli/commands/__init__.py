@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-TARGET: Any = typer.Argument(metavar="TARGET", help="Folder of a run, of its checkpoint, or of a model.")
-MODEL: Any = typer.Argument(
+MODEL: Any = Argument(
     metavar="MODEL", help="Folder of a run, of its checkpoint, or of a model; or owner/name on the hub."
 )
-CHECKPOINT: Any = typer.Option(help="Weights of: best, last or a step.", show_default="best")
-DEVICE: Any = typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="the run's")
+Model = Annotated[Path, MODEL]
+Checkpoint = Annotated[str | None, Option(help="Weights of: best, last or a step.", show_default="best")]
+Device = Annotated[str | None, Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="the run's")]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from unified_vae.cli.commands import DEVICE
+from unified_vae.cli.commands import Device
 from unified_vae.console import open_console, show, table, wrapped
 from unified_vae.core.errors import ConfigError
 
@@ -16,15 +16,13 @@ if TYPE_CHECKING:
 
 
 def diagnose(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, of its checkpoint, or of a model.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a run, of its checkpoint, or of a model.")],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Weights to look at: best, last or a step.", show_default="best")
+        str | None, Option(help="Weights to look at: best, last or a step.", show_default="best")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Other images than the run's; a model without its run needs it.")
-    ] = None,
-    device: Annotated[str | None, DEVICE] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the two files.", show_default="RUN")] = None,
+    data: Annotated[str | None, Option(help="Other images than the run's; a model without its run needs it.")] = None,
+    device: Device = None,
+    output: Annotated[Path | None, Option(help="Folder for the two files.", show_default="RUN")] = None,
 ) -> None:
     """Name the cause of blur or poor samples, its evidence, and the command to run next."""
     if not run.is_dir():

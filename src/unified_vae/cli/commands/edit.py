@@ -6,44 +6,38 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from unified_vae.cli.commands import CHECKPOINT, DEVICE, MODEL
+from unified_vae.cli.commands import Checkpoint, Device, Model
 from unified_vae.console import open_console, show, table, wrapped
 from unified_vae.core.errors import ConfigError, DataError
 
 
 def edit(
-    model: Annotated[Path, MODEL],
+    model: Model,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[IMAGES...]", help="Files and folders to edit.", show_default="some of the labeled images"
-        ),
+        Argument(metavar="[IMAGES...]", help="Files and folders to edit.", show_default="some of the labeled images"),
     ] = None,
     *,
     labels: Annotated[
         str,
-        typer.Option(
-            help="A folder with a folder per class, builtin, or a table like CelebA's: name, then -1 or 0 and 1."
-        ),
+        Option(help="A folder with a folder per class, builtin, or a table like CelebA's: name, then -1 or 0 and 1."),
     ],
-    data: Annotated[str | None, typer.Option(help="The images that a table names.", show_default="the run's")] = None,
-    attribute: Annotated[
-        str | None, typer.Option(help="What to change, as --list names it.", show_default="none")
-    ] = None,
-    strength: Annotated[str, typer.Option(help="From..to; 0 changes nothing, 1 is the attribute in full.")] = "-3..3",
-    columns: Annotated[int, typer.Option(min=2, max=25, help="Strengths on the sheet.")] = 7,
-    sheet: Annotated[Path, typer.Option(metavar="FILE.png", help="Each image at each strength.")] = Path("edit.png"),
-    directions: Annotated[
-        Path, typer.Option("--directions", help="The directions of all attributes, .safetensors and .json.")
-    ] = Path("directions.safetensors"),
-    max_images: Annotated[int, typer.Option("--max-images", min=20, help="Labeled images to learn from.")] = 10_000,
+    data: Annotated[str | None, Option(help="The images that a table names.", show_default="the run's")] = None,
+    attribute: Annotated[str | None, Option(help="What to change, as --list names it.", show_default="none")] = None,
+    strength: Annotated[str, Option(help="From..to; 0 changes nothing, 1 is the attribute in full.")] = "-3..3",
+    columns: Annotated[int, Option(min=2, max=25, help="Strengths on the sheet.")] = 7,
+    sheet: Annotated[Path, Option(metavar="FILE.png", help="Each image at each strength.")] = Path("edit.png"),
+    directions: Annotated[Path, Option(help="The directions of all attributes, .safetensors and .json.")] = Path(
+        "directions.safetensors"
+    ),
+    max_images: Annotated[int, Option(min=20, help="Labeled images to learn from.")] = 10_000,
     only_list: Annotated[
-        bool, typer.Option("--list", help="Only list the attributes and how well each is separated.")
+        bool, Option("--list", help="Only list the attributes and how well each is separated.")
     ] = False,
-    checkpoint: Annotated[str | None, CHECKPOINT] = None,
-    device: Annotated[str | None, DEVICE] = None,
+    checkpoint: Checkpoint = None,
+    device: Device = None,
 ) -> None:
     """Change an attribute of images, learned from labels: a sheet of strengths."""
     if attribute is None and not only_list:

@@ -5,36 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
-from unified_vae.cli.commands import CHECKPOINT, DEVICE, MODEL
+from unified_vae.cli.commands import Checkpoint, Device, Model
 from unified_vae.console import clock_text, open_console, show, wrapped
 
-BatchSize = Annotated[int, typer.Option(help="Images at once.", min=1)]
-Precision = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the network: fp32, bf16 or fp16.")]
+BatchSize = Annotated[int, Option(help="Images at once.", min=1)]
+Precision = Annotated[Literal["fp32", "bf16", "fp16"], Option(help="Of the network: fp32, bf16 or fp16.")]
 
 
 def encode(
-    model: Annotated[Path, MODEL],
+    model: Model,
     data: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="[DATA]",
             help="A folder, a .zip or .tar, a .npy or .npz, torchvision:NAME, hf:owner/name, or builtin.",
             show_default="the run's images",
         ),
     ] = None,
     *,
-    output: Annotated[Path, typer.Option(help="A folder for shards (.safetensors), a .npy or a .parquet file.")],
-    checkpoint: Annotated[str | None, CHECKPOINT] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw z ~ q(z|x) instead of mean and log variance.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    output: Annotated[Path, Option(help="A folder for shards (.safetensors), a .npy or a .parquet file.")],
+    checkpoint: Checkpoint = None,
+    sample: Annotated[bool, Option("--sample", help="Draw z ~ q(z|x) instead of mean and log variance.")] = False,
+    seed: Annotated[int, Option(help="Of the draws.")] = 0,
     scale: Annotated[
-        bool, typer.Option("--scale", help="Shift and scale to mean 0, variance 1, for latent diffusion.")
+        bool, Option("--scale", help="Shift and scale to mean 0, variance 1, for latent diffusion.")
     ] = False,
     batch_size: BatchSize = 64,
-    shard_size: Annotated[int, typer.Option(help="Images per shard, and what a kill can lose.", min=1)] = 1024,
-    device: Annotated[str | None, DEVICE] = None,
+    shard_size: Annotated[int, Option(help="Images per shard, and what a kill can lose.", min=1)] = 1024,
+    device: Device = None,
     precision: Precision = "fp32",
 ) -> None:
     """Turn a whole data source into latents with names and labels; continues where it was stopped."""
@@ -52,23 +52,21 @@ def encode(
 
 
 def decode(
-    model: Annotated[Path, MODEL],
+    model: Model,
     latents: Annotated[
-        Path,
-        typer.Argument(metavar="LATENTS", help="A folder of shards, a .safetensors, .npy or .parquet, or an index."),
+        Path, Argument(metavar="LATENTS", help="A folder of shards, a .safetensors, .npy or .parquet, or an index.")
     ],
     *,
-    output: Annotated[Path, typer.Option(help="A folder for PNG files, a .npy file, or a .png for a sheet.")],
-    checkpoint: Annotated[str | None, CHECKPOINT] = None,
+    output: Annotated[Path, Option(help="A folder for PNG files, a .npy file, or a .png for a sheet.")],
+    checkpoint: Checkpoint = None,
     scale: Annotated[
-        bool,
-        typer.Option("--scale", help="Latents of another program that were shifted and scaled, as by encode --scale."),
+        bool, Option("--scale", help="Latents of another program that were shifted and scaled, as by encode --scale.")
     ] = False,
     other_model: Annotated[
-        bool, typer.Option("--other-model", help="Decode although another model made the latents.")
+        bool, Option("--other-model", help="Decode although another model made the latents.")
     ] = False,
     batch_size: BatchSize = 64,
-    device: Annotated[str | None, DEVICE] = None,
+    device: Device = None,
     precision: Precision = "fp32",
 ) -> None:
     """Turn latents back into images by name; continues where it was stopped."""

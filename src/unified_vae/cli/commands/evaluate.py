@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from unified_vae.cli.commands import CHECKPOINT, DEVICE
+from unified_vae.cli.commands import Checkpoint, Device
 from unified_vae.console import number, open_console, show, table, wrapped
 from unified_vae.evaluation import Group, Weights
 
 if TYPE_CHECKING:
-    from unified_vae.evaluation.bootstrap import Difference, MetricResult
+    from unified_vae.evaluation.bootstrap import MetricResult
     from unified_vae.evaluation.evaluate import Evaluation
 
 HEADINGS: dict[Group, str] = {
@@ -32,43 +32,40 @@ LEGEND = (
 
 def evaluate(
     targets: Annotated[
-        list[Path], typer.Argument(metavar="TARGET...", help="Folders of runs, of their checkpoints, or of models.")
+        list[Path], Argument(metavar="TARGET...", help="Folders of runs, of their checkpoints, or of models.")
     ],
     data: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Images to measure on, all of them; a model without its run needs it.",
             show_default="the run's validation images",
         ),
     ] = None,
-    checkpoint: Annotated[str | None, CHECKPOINT] = None,
+    checkpoint: Checkpoint = None,
     weights: Annotated[
         Weights | None,
-        typer.Option(
+        Option(
             help="Averaged (ema) or as stepped (raw).", show_default="both where one model has both; of several ema"
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=2, help="New images to draw.", show_default="as many as images, at most 2,000")
+        int | None, Option(min=2, help="New images to draw.", show_default="as many as images, at most 2,000")
     ] = None,
-    max_images: Annotated[int | None, typer.Option(min=2, help="Use no more images.", show_default="all")] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Latents per image for the bounds on the likelihood.")] = 16,
-    skip: Annotated[list[Group] | None, typer.Option(help="Leave a group of metrics out; may be given again.")] = None,
+    max_images: Annotated[int | None, Option(min=2, help="Use no more images.", show_default="all")] = None,
+    draws: Annotated[int, Option(min=1, help="Latents per image for the bounds on the likelihood.")] = 16,
+    skip: Annotated[list[Group] | None, Option(help="Leave a group of metrics out; may be given again.")] = None,
     inception: Annotated[
-        Path | None,
-        typer.Option(help="File of Inception's weights, for FID and others.", show_default="the download cache"),
+        Path | None, Option(help="File of Inception's weights, for FID and others.", show_default="the download cache")
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(
-            "--json", help="File of the report.", show_default="RUN/evaluation.json, of several in the folder --output"
-        ),
+        Option(help="File of the report.", show_default="RUN/evaluation.json, of several in the folder --output"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the files of several models.", show_default="comparison")
+        Path | None, Option(help="Folder for the files of several models.", show_default="comparison")
     ] = None,
-    device: Annotated[str | None, DEVICE] = None,
-    seed: Annotated[int, typer.Option(help="Of samples, patches and resamples.")] = 0,
+    device: Device = None,
+    seed: Annotated[int, Option(help="Of samples, patches and resamples.")] = 0,
 ) -> None:
     """Measure models: likeness, likelihood, samples, latents, each with a 95 % interval; several side by side."""
 
@@ -141,24 +138,19 @@ def _comparison_table(evaluation: Evaluation) -> list[str]:
         ]
         rows += [(heading, "", "", *("" for _ in tables))] if measured else []
         for result in measured:
-            cells = (
-                _cell(results[result.name], evaluation.differences.get(label, {}).get(result.name))
-                for label, results in tables.items()
-            )
-            rows.append((result.title, result.unit, result.better, *cells))
+            row = [result.title, result.unit, result.better]
+            for label, results in tables.items():
+                value, interval = results[result.name].value, results[result.name].interval
+                text = "not available" if value is None else number(value)
+                if interval is not None:
+                    text += f" ± {(interval[1] - interval[0]) / 2:.2g}"
+                difference = evaluation.differences.get(label, {}).get(result.name)
+                if value is not None and difference is not None:
+                    limits = "" if difference.interval is None else ": {:+.3g} to {:+.3g}".format(*difference.interval)
+                    text += f" ({difference.value:+.3g}{limits}){SIGNS[difference.verdict]}"
+                row.append(text)
+            rows.append(row)
     return table(rows)
-
-
-def _cell(result: MetricResult, difference: Difference | None) -> str:
-    if result.value is None:
-        return "not available"
-    text = number(result.value)
-    if result.interval is not None:
-        text += f" ± {(result.interval[1] - result.interval[0]) / 2:.2g}"
-    if difference is not None:
-        limits = "" if difference.interval is None else ": {:+.3g} to {:+.3g}".format(*difference.interval)
-        text += f" ({difference.value:+.3g}{limits}){SIGNS[difference.verdict]}"
-    return text
 
 
 def _missing(results: Iterable[MetricResult]) -> Iterator[str]:

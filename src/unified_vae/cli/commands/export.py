@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
-from unified_vae.cli.commands import CHECKPOINT, TARGET
+from unified_vae.cli.commands import Checkpoint
 from unified_vae.console import open_console, show, table, wrapped
 from unified_vae.export.export import Format, check
 from unified_vae.export.export import export as run_export
@@ -17,28 +17,26 @@ if TYPE_CHECKING:
 
 
 def export(
-    target: Annotated[Path, TARGET],
+    target: Annotated[Path, Argument(metavar="TARGET", help="Folder of a run, of its checkpoint, or of a model.")],
     to: Annotated[
         Format,
-        typer.Option(
+        Option(
             help="onnx: for onnxruntime and others; torch: torch.export programs; aoti: compiled for this machine; "
-            "safetensors: the plain model folder; diffusers: a folder for AutoencoderKL (family spatial).",
+            "safetensors: the plain model folder; diffusers: a folder for AutoencoderKL (family spatial)."
         ),
     ],
-    output: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="RUN/exports/...")] = None,
-    checkpoint: Annotated[str | None, CHECKPOINT] = None,
+    output: Annotated[Path | None, Option(help="Folder to write.", show_default="RUN/exports/...")] = None,
+    checkpoint: Checkpoint = None,
     weights: Annotated[
         Literal["ema", "raw"] | None,
-        typer.Option(help="ema: averaged over the steps; raw: as stepped.", show_default="ema; of a model what it has"),
+        Option(help="ema: averaged over the steps; raw: as stepped.", show_default="ema; of a model what it has"),
     ] = None,
     half: Annotated[
-        Literal["fp16", "bf16"] | None, typer.Option(help="Half precision, where the audit finds it safe.")
+        Literal["fp16", "bf16"] | None, Option(help="Half precision, where the audit finds it safe.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Images of the half-precision audit.", show_default="the run's")
-    ] = None,
-    images: Annotated[int, typer.Option(help="How many images the audit looks at; 0: no audit.", min=0)] = 256,
-    device: Annotated[str | None, typer.Option(help="Device of the audit.", show_default="the run's")] = None,
+    data: Annotated[str | None, Option(help="Images of the half-precision audit.", show_default="the run's")] = None,
+    images: Annotated[int, Option(help="How many images the audit looks at; 0: no audit.", min=0)] = 256,
+    device: Annotated[str | None, Option(help="Device of the audit.", show_default="the run's")] = None,
 ) -> None:
     """Write a model as files for other programs, load them back and compare."""
     check(target, to, output, half, images)  # before the progress line and torch

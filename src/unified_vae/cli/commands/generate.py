@@ -6,17 +6,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from unified_vae.cli.commands import MODEL
 from unified_vae.console import open_console, show
 from unified_vae.core.errors import DataError
 
+Model = Annotated[str, MODEL]
 Checkpoint = Annotated[
-    str | None, typer.Option(help="Weights of a run: best, last or a step.", show_default="its model, else the best")
+    str | None, Option(help="Weights of a run: best, last or a step.", show_default="its model, else the best")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Folder = Annotated[Path | None, typer.Option(help="Folder for a PNG of each image.", show_default="none")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Folder = Annotated[Path | None, Option(help="Folder for a PNG of each image.", show_default="none")]
 
 
 class Density(StrEnum):
@@ -27,17 +28,17 @@ class Density(StrEnum):
 
 
 def _sheet(default: str) -> Any:
-    return typer.Option(metavar="FILE.png", help="One image of all.", show_default=default)
+    return Option(metavar="FILE.png", help="One image of all.", show_default=default)
 
 
 def sample(
-    model: Annotated[str, MODEL],
-    count: Annotated[int, typer.Option(min=1, help="How many.")] = 16,
+    model: Model,
+    count: Annotated[int, Option(min=1, help="How many.")] = 16,
     density: Annotated[
-        Density, typer.Option(help="Draw latents from the density fitted to those of training images, or N(0, I).")
+        Density, Option(help="Draw latents from the density fitted to those of training images, or N(0, I).")
     ] = Density.FITTED,
-    temperature: Annotated[float, typer.Option(min=0, help="Below 1: more usual, less varied.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
+    temperature: Annotated[float, Option(min=0, help="Below 1: more usual, less varied.")] = 1.0,
+    seed: Annotated[int, Option(min=0, help="The same seed gives the same images.")] = 0,
     sheet: Annotated[Path | None, _sheet("samples.png, unless --folder")] = None,
     folder: Folder = None,
     checkpoint: Checkpoint = None,
@@ -56,8 +57,8 @@ def sample(
 
 
 def reconstruct(
-    model: Annotated[str, MODEL],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, and folders of them.")],
+    model: Model,
+    images: Annotated[list[Path], Argument(metavar="IMAGES...", help="Image files, and folders of them.")],
     sheet: Annotated[Path | None, _sheet("reconstructions.png, unless --folder")] = None,
     folder: Folder = None,
     checkpoint: Checkpoint = None,
@@ -77,17 +78,17 @@ def reconstruct(
 
 
 def interpolate(
-    model: Annotated[str, MODEL],
-    a: Annotated[str, typer.Argument(metavar="A", help="An image file, or the seed of a sample.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Likewise.")],
-    frames: Annotated[int, typer.Option(min=2, help="Images from A to B.")] = 24,
-    spherical: Annotated[bool, typer.Option("--spherical", help="Turn at a steady angle (slerp).")] = False,
+    model: Model,
+    a: Annotated[str, Argument(metavar="A", help="An image file, or the seed of a sample.")],
+    b: Annotated[str, Argument(metavar="B", help="Likewise.")],
+    frames: Annotated[int, Option(min=2, help="Images from A to B.")] = 24,
+    spherical: Annotated[bool, Option("--spherical", help="Turn at a steady angle (slerp).")] = False,
     sheet: Annotated[Path | None, _sheet("walk.png, unless there is --folder or --movie")] = None,
     folder: Folder = None,
     movie: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="There and back: .gif, .webp or .mp4.", show_default="none")
+        Path | None, Option(metavar="FILE", help="There and back: .gif, .webp or .mp4.", show_default="none")
     ] = None,
-    fps: Annotated[int, typer.Option(min=1, max=100, help="Frames per second of the movie.")] = 12,
+    fps: Annotated[int, Option(min=1, max=100, help="Frames per second of the movie.")] = 12,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:

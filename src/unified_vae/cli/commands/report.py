@@ -6,16 +6,15 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from unified_vae.console import show, wrapped
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
     output: Annotated[
-        Path | None,
-        typer.Option(help="The file to write.", show_default="RUN/report.html; of several runs, comparison.html"),
+        Path | None, Option(help="The file to write.", show_default="RUN/report.html; of several runs, comparison.html")
     ] = None,
 ) -> None:
     """Write a run's metrics, curves, images and settings as one HTML page; several runs: one that compares them."""
