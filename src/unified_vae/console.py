@@ -207,7 +207,7 @@ def validated_cells(event: Validated) -> list[str]:
 
 
 def loss_cells(values: Mapping[str, float]) -> list[str]:
-    """`loss 1.234`, `mse 0.0081`, ...: the total first, then each distortion."""
+    """Return `loss 1.234`, `mse 0.0081`, ...: the total first, then each distortion."""
     cells = [f"loss {number(values['loss.total'])}"] if "loss.total" in values else []
     for name, value in values.items():
         if name.startswith("loss.") and name not in ("loss.total", "loss.nll"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Context, Option
 
 from unified_vae.cli.app import set_process_defaults
-from unified_vae.config.presets import SECTIONS, Mode, Preset, PresetBook, from_command_line
+from unified_vae.config.presets import FLAGS, SECTIONS, Mode, Preset, PresetBook, from_command_line
 from unified_vae.config.run import ComposedRun
 from unified_vae.config.settings import Settings
 from unified_vae.console import (
@@ -80,17 +80,9 @@ class TrainOptions:
 
     def settings(self) -> Settings:
         """Return the settings that the command line makes."""
-        size = self.batch_size
-        flags: dict[str, object | None] = {
-            "--data": self.data,
-            "--epochs": self.epochs,
-            "--batch-size": int(size) if size and size.strip().isascii() and size.strip().isdecimal() else size,
-            "--lr": self.lr,
-            "--beta": self.beta,
-            "--seed": self.seed,
-            "--device": self.device,
-            "--precision": self.precision,
-        }
+        flags: dict[str, object | None] = {flag: getattr(self, flag[2:].replace("-", "_")) for flag in FLAGS}
+        if re.fullmatch(r"\s*[0-9]+\s*", self.batch_size or ""):
+            flags["--batch-size"] = int(self.batch_size or "")
         return from_command_line(flags, self.assignments or [])
 
 

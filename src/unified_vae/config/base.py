@@ -57,12 +57,12 @@ class Config(BaseModel):
 
 
 def dotted(keys: Keys) -> str:
-    """`("loss", "kl", "weight")` as `loss.kl.weight`."""
+    """Write `("loss", "kl", "weight")` as `loss.kl.weight`."""
     return ".".join(map(str, keys))
 
 
 def nested(path: str, value: object) -> dict[str, object]:
-    """`loss.kl.weight` and a value as an object of objects."""
+    """Return `loss.kl.weight` and a value as an object of objects."""
     for key in reversed(path.split(".")):
         value = {key: value}
     assert isinstance(value, dict)

@@ -21,7 +21,7 @@ LIKELIHOOD_METRICS = ("loss.nll", "bits_per_dim", "distortion.bits_per_dim")
 
 
 def is_likelihood(loss: Mapping[str, object]) -> bool:
-    """Whether NLL + KL of a recorded run is a bound on the likelihood.
+    """Return whether NLL + KL of a recorded run is a bound on the likelihood.
 
     Args:
         loss: the settings `loss` as a record has them, name -> {"weight": ...}; those it lacks are off.
@@ -239,7 +239,7 @@ class LossConfig(Config):
         return self
 
     def distortion_terms(self) -> dict[str, TermConfig]:
-        """The enabled distortion terms by their dotted name under `loss`, in the order of the fields."""
+        """Return the enabled distortion terms by their dotted name under `loss`, in the order of the fields."""
         return {
             name: value
             for name in type(self).model_fields
@@ -247,7 +247,7 @@ class LossConfig(Config):
         }
 
     def pixel_share(self, means: Mapping[str, float]) -> float | None:
-        """The part of the distortion that is a mean of pixel errors, by the terms' means; None where none is known."""
+        """Return the part of the distortion that is a mean of pixel errors, by the terms' means; None where unknown."""
         enabled = self.distortion_terms()
         parts = {name: enabled[name].weight * mean for name, mean in means.items() if name in enabled}
         total = sum(parts.values())

@@ -49,7 +49,7 @@ class _VectorConfig(Config):
         return 1
 
     def max_dimension(self) -> int:
-        """A size that some weight of the network has at least, so that a file of another model is recognized."""
+        """Return a size that some weight of the network has at least, so that a file of another model is recognized."""
         return max(self.latents, self.base_channels)
 
     @property
@@ -158,7 +158,7 @@ class SpatialConfig(Config):
         return tuple(self.base_channels * factor for factor in factors)
 
     def max_dimension(self) -> int:
-        """A size that some weight of the network has at least, so that a file of another model is recognized."""
+        """Return a size that some weight of the network has at least, so that a file of another model is recognized."""
         return max(*self.widths, 2 * self.latent_channels)
 
     @property

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 
 from unified_vae.config.base import Keys, dotted, field_paths, nested, suggest
 from unified_vae.config.run import ComposedRun, RunConfig
-from unified_vae.config.settings import DEFAULT, Settings, cut, quoted, validate
+from unified_vae.config.settings import DEFAULT, MAX_WORD_LENGTH, Settings, quoted, validate
 from unified_vae.config.upgrade import REMOVED, REMOVED_VALUES, missing_fields, new_path, rename
-from unified_vae.core.errors import ConfigError, nearest
+from unified_vae.core.errors import ConfigError, nearest, truncate
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class _Entry:
         return self.file if self.replaces is None else f"{self.file}, replaces {self.replaces.source}"
 
     def text(self, key: str) -> str:
-        """A comment that is shown to users, or the name of a preset; empty where absent."""
+        """Return a comment that is shown to users, or the name of a preset; empty where absent."""
         value = self.body.get(key, "")
         if not isinstance(value, str):
             raise ConfigError(f"{self.file}: {quoted(self.name)}: {key} should be text")
@@ -405,7 +405,7 @@ def parse_json(text: str, name: str) -> Any:
         return result
 
     def check(value: object, path: Keys) -> None:
-        where = f"{name}: {cut(dotted(path))}" if path else name
+        where = f"{name}: {truncate(dotted(path), MAX_WORD_LENGTH)}" if path else name
         if len(path) > MAX_DEPTH:
             raise ConfigError(f"{name}: nested more than {MAX_DEPTH} deep")
         if isinstance(value, float) and not math.isfinite(value):
@@ -462,16 +462,17 @@ def from_command_line(flags: Mapping[str, object | None], assignments: Sequence[
             settings.put(nested(FLAGS[flag], value), flag)
     for text in assignments:
         path, equals, word = (part.strip() for part in text.partition("="))
+        where = f"--set {truncate(text, MAX_WORD_LENGTH)}"
         if not equals or not path:
-            raise ConfigError(f"--set {cut(text)}: write path=value, e.g. --set loss.kl.weight=2")
+            raise ConfigError(f"{where}: write path=value, e.g. --set loss.kl.weight=2")
         if new := new_path(path):
-            raise ConfigError(f"--set {cut(text)}: the setting {path} is now called {new}; write --set {new}=VALUE")
+            raise ConfigError(f"{where}: the setting {path} is now called {new}; write --set {new}=VALUE")
         if path in REMOVED:
-            raise ConfigError(f"--set {cut(text)}: {REMOVED[path][1]}; leave the setting out")
+            raise ConfigError(f"{where}: {REMOVED[path][1]}; leave the setting out")
         if replaced := REMOVED_VALUES.get(path, {}).get(word.strip('"')):
-            raise ConfigError(f"--set {cut(text)}: {replaced[1]}; use {path}={replaced[0]}")
+            raise ConfigError(f"{where}: {replaced[1]}; use {path}={replaced[0]}")
         if path not in known:
-            raise ConfigError(f"--set {cut(text)}: there is no setting {quoted(path)}. {suggest(path, known)}")
+            raise ConfigError(f"{where}: there is no setting {quoted(path)}. {suggest(path, known)}")
         try:
             settings.put(nested(path, parse_json(word, f"--set {path}")), "--set")
         except ConfigError:

@@ -53,7 +53,7 @@ WeightSchedule = Annotated[Constant | Linear | Cosine | Cyclical, Field(discrimi
 
 
 def factor(schedule: WeightSchedule, progress: float) -> float:
-    """The factor at `progress` in [0, 1]; beyond 1 it stays where it ended."""
+    """Return the factor at `progress` in [0, 1]; beyond 1 it stays where it ended."""
     t = min(max(progress, 0.0), 1.0)
     match schedule:
         case Constant():
@@ -67,7 +67,7 @@ def factor(schedule: WeightSchedule, progress: float) -> float:
 
 
 def warmup_end(schedule: WeightSchedule) -> float:
-    """The progress from which the factor no longer changes: early stopping is armed only then.
+    """Return the progress from which the factor no longer changes: early stopping starts only then.
 
     A cyclical schedule never settles before its last plateau.
     """
@@ -81,7 +81,7 @@ def warmup_end(schedule: WeightSchedule) -> float:
 
 
 def describe(schedule: WeightSchedule) -> str:
-    """The schedule in a few words, for the table shown at start and on resume."""
+    """Describe the schedule in a few words, for the table shown at start and on resume."""
     match schedule:
         case Constant():
             return "constant"

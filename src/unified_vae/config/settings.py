@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from unified_vae.config.base import TAGS, Keys, dotted, field_paths, flatten, models_at, nested, suggest, tag_of
 from unified_vae.config.run import RunConfig
-from unified_vae.core.errors import ConfigError, nearest
+from unified_vae.core.errors import ConfigError, nearest, truncate
 
 DEFAULT = "default"  # the origin of a value that nobody gave
 MAX_WORD_LENGTH = 80  # letters of a wrong word that an error repeats
@@ -123,8 +123,7 @@ def _tag(error: Any) -> str:
 
 def _sentence(error: Any, keys: Keys, values: Mapping[str, object]) -> str:
     kind, context, path = error["type"], error.get("ctx", {}), dotted(keys)
-    value = json.dumps(error.get("input"), ensure_ascii=False, default=str)
-    value = value if len(value) <= 60 else value[:57] + "..."
+    value = truncate(json.dumps(error.get("input"), ensure_ascii=False, default=str), MAX_WORD_LENGTH)
     got = f"got the text {value}" if isinstance(error.get("input"), str) else f"got {value}"
     match kind:
         case "extra_forbidden":
@@ -163,11 +162,6 @@ def _unknown_key(keys: Keys, values: Mapping[str, object]) -> str:
     return f"unknown key {quoted(key)}{of}. {nearest(key, siblings, f'{owner}.' if owner else '')}"
 
 
-def cut(text: str) -> str:
-    """Return text that is short enough for an error."""
-    return text if len(text) <= MAX_WORD_LENGTH else text[: MAX_WORD_LENGTH - 3] + "..."
-
-
 def quoted(word: str) -> str:
-    """Return a word in quotes, cut off where it is long."""
-    return repr(cut(word))
+    """Return a word in quotes, of a long one its beginning."""
+    return repr(truncate(word, MAX_WORD_LENGTH))

@@ -24,7 +24,7 @@ BatchSize = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValid
 
 
 class EarlyStoppingConfig(Config):
-    """Stop when validation PSNR of the EMA weights no longer rises. Armed when all warm-ups have ended."""
+    """Stop when validation PSNR of the EMA weights no longer rises. Starts when all warm-ups have ended."""
 
     patience: int | None = Field(default=10, ge=1)
     """Validations without gain before the run stops; null never stops early."""

@@ -57,13 +57,13 @@ class Checkpoint:
     state: Mapping[str, Any]
 
     def tensors(self, name: str) -> Mapping[str, Tensor]:
-        """The tensors of a group; raises CheckpointError where there are none."""
+        """Return the tensors of a group; raises CheckpointError where there are none."""
         if name not in self.groups:
             raise CheckpointError(f"the checkpoint of step {self.step:,} has no {name}{TENSORS}: it is of another kind")
         return self.groups[name]
 
     def entry(self, name: str) -> Any:
-        """An entry of the state; raises CheckpointError where there is none."""
+        """Return an entry of the state; raises CheckpointError where there is none."""
         if name not in self.state:
             raise CheckpointError(
                 f"the checkpoint of step {self.step:,} has no entry {name} in its {STATE}: it is of another kind"
@@ -72,7 +72,7 @@ class Checkpoint:
 
 
 def folder_name(step: int) -> str:
-    """`step-000001234`."""
+    """Return the name of a checkpoint's folder: `step-000001234`."""
     return f"step-{step:09d}"
 
 
@@ -199,12 +199,12 @@ def _read_verified(path: Path, expected: Mapping[str, Any]) -> bytes:
 
 
 def seal(content: Mapping[str, Any]) -> str:
-    """Checksum of the manifest itself, so that damage to it is not taken for damage to the files it names."""
+    """Return the manifest's own checksum, so that damage to it is not taken for damage to the files it names."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path, step: int) -> Mapping[str, Mapping[str, Any]]:
-    """File name -> `bytes` and `sha256`, of the checkpoint of `step`.
+    """Return file name -> `bytes` and `sha256`, of the checkpoint of `step`.
 
     Raises:
         OtherFormat: it is whole, and of another format.

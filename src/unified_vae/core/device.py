@@ -40,7 +40,7 @@ class ComputeDevice:
     memory_format: torch.memory_format = torch.contiguous_format
 
     def with_memory_format(self, name: str) -> Self:
-        """The same with the memory format that `training.memory_format` names."""
+        """Return the same with the memory format that `training.memory_format` names."""
         return replace(self, memory_format=MEMORY_FORMATS[name])
 
     @property
@@ -68,7 +68,7 @@ class ComputeDevice:
         return any(capabilities.get(name) for name in CPU_BF16)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The network's arithmetic."""
+        """Return the context of the network's arithmetic."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     def synchronize(self) -> None:
@@ -94,11 +94,11 @@ class ComputeDevice:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def free_device_memory(self) -> int:
-        """Bytes of the GPU's own memory that are free; 0 on a device that shares the main memory."""
+        """Return the free bytes of the GPU's own memory; 0 on a device that shares the main memory."""
         return int(torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else 0
 
     def memory(self) -> Memory:
-        """Bytes in use now, and the device's peak."""
+        """Return the bytes in use now, and the device's peak."""
         process = psutil.Process().memory_info().rss
         if self.device.type != "cuda":
             return Memory(process)
@@ -111,7 +111,7 @@ class ComputeDevice:
         )
 
     def describe(self) -> str:
-        """Device and precision, for the user."""
+        """Describe device and precision for the user."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         details = name or f"{torch.get_num_threads()} threads"
         return f"{self.device} ({details}), {next(key for key, value in DTYPES.items() if value == self.dtype)}"
@@ -127,7 +127,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 def choose_device(name: str | torch.device, local_rank: int = 0) -> torch.device:
-    """The device that a user names: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+    """Return the device that a user names: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
 
     Args:
         local_rank: of this process on its machine, for `auto` and `cuda`.
@@ -157,7 +157,7 @@ def choose_device(name: str | torch.device, local_rank: int = 0) -> torch.device
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of `training.precision`; `auto` is bf16 on a CUDA device that has it, else fp32.
+    """Return the dtype of `training.precision`; `auto` is bf16 on a CUDA device that has it, else fp32.
 
     Raises:
         ConfigError: the device cannot compute in it.
@@ -171,7 +171,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def environment() -> dict[str, str]:
-    """Versions of what decides the numbers, and the machine: recorded with a run."""
+    """Return versions of what decides the numbers, and the machine: recorded with a run."""
     facts = {
         "unified-vae": __version__,
         "python": platform.python_version(),
@@ -188,7 +188,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def open_device(name: str | torch.device, precision: str = "fp32") -> Iterator[ComputeDevice]:
-    """A device for one process, with the flags of `torch_flags`.
+    """Open a device for one process, with the flags of `torch_flags`.
 
     Args:
         name: as for `choose_device`.
@@ -247,7 +247,7 @@ def torch_flags(device: torch.device, deterministic: bool = False) -> Iterator[N
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast switched off, for exact sums; `meta`, the device on which models are counted, has none."""
+    """Switch autocast off, for exact sums; `meta`, the device on which models are counted, has none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -260,7 +260,7 @@ OUT_OF_MEMORY = (  # what an error says that torch raises as a plain RuntimeErro
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an error of Python, torch or a library below it means that an allocation failed."""
+    """Return whether an error of Python, torch or a library below it means that an allocation failed."""
     if isinstance(problem, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(problem, RuntimeError) and any(words in str(problem) for words in OUT_OF_MEMORY)

@@ -30,11 +30,11 @@ class DiagonalGaussian:
         return cls(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def sample(self, noise: Tensor) -> Tensor:
-        """z = mean + std * noise (Kingma & Welling 2014); `noise` is standard normal, of mean's shape."""
+        """Return z = mean + std * noise (Kingma & Welling 2014); `noise` is standard normal, of mean's shape."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl_per_unit(self) -> Tensor:
-        """KL(q(z_j|x) || N(0, 1)) in nats, shape [batch, latents]."""
+        """Return KL(q(z_j|x) || N(0, 1)) in nats, shape [batch, latents]."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
 
 

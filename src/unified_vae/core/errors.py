@@ -78,27 +78,27 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def reason(problem: BaseException) -> str:
-    """Why a file could not be written or read, in the system's words and without its numbers."""
+    """Return why a file could not be written or read, in the system's words and without its numbers."""
     text = isinstance(problem, OSError) and problem.strerror
     return text or (str(problem) or type(problem).__name__).splitlines()[0]
 
 
-def truncate(text: str) -> str:
-    """A name for a message; of a very long one, which a file may have put there, its beginning."""
-    return text if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]}... ({len(text):,} letters)"
+def truncate(text: str, length: int = MAX_NAME_LENGTH) -> str:
+    """Return a text for a message; of a very long one, which a file may have put there, its beginning."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text):,} letters)"
 
 
 def escape_name(name: str) -> str:
-    """The name with what is no text or would steer the terminal escaped, so that it stays on one line."""
+    """Escape what is no text in a name, or would steer the terminal, so that it stays on one line."""
     text = name.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes that were no text, as the system gave them
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def quoted(*words: str | PathLike[str]) -> str:
-    """The words as a POSIX shell takes them, e.g. `--data 'my photos'`."""
+def shell_quote(*words: str | PathLike[str]) -> str:
+    """Return the words as a POSIX shell takes them, e.g. `--data 'my photos'`."""
     return shlex.join(map(str, words))
 
 
 def uv_run(*words: str | PathLike[str]) -> str:
-    """A command of this program, e.g. `uv run train.py --run-dir 'runs/my run'`."""
-    return quoted("uv", "run", *words)
+    """Return a command of this program, e.g. `uv run train.py --run-dir 'runs/my run'`."""
+    return shell_quote("uv", "run", *words)

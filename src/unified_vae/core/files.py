@@ -66,18 +66,15 @@ def append(path: Path, data: bytes) -> None:
     Raises:
         OSError: it could not be written; what a full disk took in is cut off again.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        length = os.fstat(descriptor).st_size
+    with path.open("ab", buffering=0) as file:
+        length = file.tell()
         try:
             rest = memoryview(data)
             while rest:
-                rest = rest[os.write(descriptor, rest) :]
+                rest = rest[file.write(rest) :]
         except OSError:
-            os.ftruncate(descriptor, length)
+            file.truncate(length)
             raise
-    finally:
-        os.close(descriptor)
 
 
 def discard(path: Path) -> None:
@@ -118,7 +115,7 @@ LONGEST_NAME = 255
 
 
 def expand_user(text: str, setting: str) -> Path:
-    """The path that a setting names, with a leading `~` written out.
+    """Return the path that a setting names, with a leading `~` written out.
 
     Args:
         text: as given, e.g. `~/photos`.
@@ -139,7 +136,7 @@ def expand_user(text: str, setting: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """As `Path.is_file`, which raises OSError where a name is too long to be one."""
+    """Do as `Path.is_file`, which raises OSError where a name is too long to be one."""
     try:
         return path.is_file()
     except OSError:
@@ -147,7 +144,7 @@ def is_file(path: Path) -> bool:
 
 
 def ancestor(path: Path, levels: int) -> Path:
-    """The folder so many levels above, spelled as `path` is: a message on `runs/x/model` names `runs/x`.
+    """Return the folder so many levels above, spelled as `path` is: a message on `runs/x/model` names `runs/x`.
 
     Where the spelling has no such part (`.`, a link), it is below the current folder if it lies there, else absolute.
     The current folder itself is absolute too: `.` says nothing where it is read later.
@@ -162,7 +159,7 @@ def ancestor(path: Path, levels: int) -> Path:
 
 
 def with_affixes(path: Path, before: str = "", after: str = "") -> Path:
-    """The path beside `path` whose name is its own with something before and after it.
+    """Return the path beside `path` whose name is its own with something before and after it.
 
     Where that is longer than names may be, the own name is cut and a hash of it tells it from others.
     """

@@ -52,16 +52,16 @@ class LinearVAE:
     beta: float
 
     def encoder_gains(self, eigenvalues: Spectrum) -> Spectrum:
-        """[latents]: what a projection on the components is multiplied by; 0 for a unit that carries nothing."""
+        """Return [latents]: what a projection on the components is multiplied by; 0 for a unit that carries nothing."""
         return _safe_root((1 - self.posterior_variances) / np.maximum(eigenvalues, np.finfo(float).tiny))
 
     def decoder_gains(self, eigenvalues: Spectrum) -> Spectrum:
-        """[latents]: what a latent is multiplied by on its way to its component."""
+        """Return [latents]: what a latent is multiplied by on its way to its component."""
         return _safe_root((1 - self.posterior_variances) * eigenvalues)
 
 
 def optimum(eigenvalues: Spectrum, rest: float, dimensions: int, beta: float) -> LinearVAE:
-    """The optimal linear VAE at `beta`.
+    """Return the optimal linear VAE at `beta`.
 
     Args:
         eigenvalues: [latents], the largest of the spectrum, descending.
@@ -81,7 +81,7 @@ def optimum(eigenvalues: Spectrum, rest: float, dimensions: int, beta: float) ->
 
 
 def at_level(eigenvalues: Spectrum, rest: float, dimensions: int, level: float) -> LinearVAE:
-    """The optimum for a fixed water level: for objectives that fix the decoder's noise instead of calibrating it.
+    """Return the optimum for a fixed water level, for objectives that fix the decoder's noise and do not calibrate it.
 
     Args:
         level: the variance below which a component is not worth its nats; `beta` of the result is the calibrated
@@ -135,21 +135,21 @@ class PrincipalComponents:
     dct: int = 0
 
     def to(self, device: torch.device) -> PrincipalComponents:
-        """The same on another device."""
+        """Return the same on another device."""
         return replace(self, mean=self.mean.to(device), components=self.components.to(device))
 
     def rest(self, count: int) -> float:
-        """Variance beyond the first `count` components."""
+        """Return the variance beyond the first `count` components."""
         return max(self.total - float(self.eigenvalues[:count].sum()), 0.0)
 
 
 def working_side(image_size: int) -> int:
-    """Height and width of the images that the components are of."""
+    """Return height and width of the images that the components are of."""
     return image_size // -(-image_size // LARGEST_SIDE)
 
 
 def shrink(images: Tensor, side: int) -> Tensor:
-    """[n, channels, size, size] -> [n, channels, side, side] by averaging; the same tensor where it fits."""
+    """Shrink [n, channels, size, size] to [n, channels, side, side] by averaging; the same tensor where it fits."""
     size = images.shape[-1]
     if size == side:
         return images
@@ -159,20 +159,20 @@ def shrink(images: Tensor, side: int) -> Tensor:
 
 
 def enlarge(images: Tensor, size: int) -> Tensor:
-    """[n, channels, side, side] -> [n, channels, size, size], bilinear; the same tensor where it fits."""
+    """Enlarge [n, channels, side, side] to [n, channels, size, size], bilinear; the same tensor where it fits."""
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def project(images: Tensor, basis: PrincipalComponents) -> Tensor:
-    """Coordinates [n, count] of images [n, channels, size, size]."""
+    """Return coordinates [n, count] of images [n, channels, size, size]."""
     centered = shrink(images, basis.mean.shape[-1]) - basis.mean
     return centered.flatten(1) @ basis.components.flatten(1).T
 
 
 def compose(coordinates: Tensor, basis: PrincipalComponents, size: int) -> Tensor:
-    """Images [n, channels, size, size] of coordinates [n, k]: the linear reconstruction from k components."""
+    """Return images [n, channels, size, size] of coordinates [n, k]: the linear reconstruction from k components."""
     kept = basis.components[: coordinates.shape[1]].flatten(1)
     reconstruction = torch.addmm(basis.mean.flatten(), coordinates, kept).unflatten(1, basis.mean.shape)
     return enlarge(reconstruction, size)

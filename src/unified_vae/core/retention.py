@@ -19,7 +19,7 @@ _REPLACED = re.compile(re.escape(f"{STAGE_PREFIX}old-") + f"({_STEP})-[0-9]+")
 
 
 def saved_steps(root: Path) -> list[int]:
-    """Steps of the checkpoints in `root`, newest (most steps) first; whether they verify is not checked."""
+    """Return the steps of the checkpoints in `root`, newest (most steps) first; whether they verify is not checked."""
     return _steps(root, _NAME)
 
 
@@ -36,7 +36,7 @@ def _steps(root: Path, name: re.Pattern[str]) -> list[int]:
 def newest_good(
     root: Path, on_message: Callable[[str], None], set_aside: bool = True, at_most: int | None = None
 ) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None where there is none at all.
+    """Return the newest checkpoint that verifies; None where there is none at all.
 
     Args:
         root: folder of the checkpoints.

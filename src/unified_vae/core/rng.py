@@ -30,7 +30,7 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def key(*parts: int | str) -> int:
-    """64 bits that depend on every part and on their order, the same on every machine and in every run.
+    """Return 64 bits that depend on every part and on their order, the same on every machine and in every run.
 
     Args:
         parts: e.g. `key(seed, "latent noise", step)`; the words keep purposes apart.
@@ -40,7 +40,7 @@ def key(*parts: int | str) -> int:
 
 
 def uniforms(stream: int, indices: npt.ArrayLike, count: int = 1) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1), each a function of (stream, index, column) alone.
+    """Draw uniform numbers in [0, 1), each a function of (stream, index, column) alone.
 
     Args:
         stream: a `key`.
@@ -59,14 +59,14 @@ def uniforms(stream: int, indices: npt.ArrayLike, count: int = 1) -> npt.NDArray
 
 
 def permutation(stream: int, n: int) -> npt.NDArray[np.int64]:
-    """A random order of range(n) that depends on (stream, n) alone (NumPy's PCG64, stable by policy)."""
+    """Return a random order of range(n) that depends on (stream, n) alone (NumPy's PCG64, stable by policy)."""
     return np.random.Generator(np.random.PCG64(stream & _MASK)).permutation(n)
 
 
 def latent_noise(
     seed: int, step: int, batch_size: int, latents: int, rank: int, world_size: int, device: torch.device
 ) -> Tensor:
-    """This rank's share of the standard normal noise of a step, [batch_size // world_size, latents].
+    """Draw this rank's share of the standard normal noise of a step, [batch_size // world_size, latents].
 
     The whole batch's noise is drawn by every rank and cut, so that the result does not depend on how many
     devices share the batch. The stream is that of the device's kind: CPU and CUDA draw different numbers.
@@ -75,12 +75,12 @@ def latent_noise(
 
     generator = torch.Generator(device=device).manual_seed(key(seed, "latent noise", step) % 2**63)
     noise = torch.randn(batch_size, latents, generator=generator, device=device)
-    share = batch_size // world_size
-    return noise[rank * share : (rank + 1) * share]
+    local = batch_size // world_size
+    return noise[rank * local : (rank + 1) * local]
 
 
 def fixed_noise(seed: int, purpose: str, count: int, latents: int, device: torch.device) -> Tensor:
-    """Standard normal noise [count, latents] that stays the same over a run, on every kind of device."""
+    """Draw standard normal noise [count, latents] that stays the same over a run, on every kind of device."""
     import torch
 
     generator = torch.Generator().manual_seed(key(seed, purpose) % 2**63)

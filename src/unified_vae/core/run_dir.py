@@ -34,7 +34,7 @@ class RunFolder:
         self.model = root / "model"  # the exported model
 
     def has_run(self) -> bool:
-        """Whether a run was begun here."""
+        """Return whether a run was begun here."""
         return self.config.exists() or self.checkpoints.is_dir()
 
     def refuse_unwritable(self) -> None:

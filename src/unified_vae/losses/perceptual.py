@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unified_vae.config.loss import LPIPSConfig, PerceptualConfig, PretrainedTermConfig
-from unified_vae.core.errors import EnvironmentProblem, quoted
+from unified_vae.core.errors import EnvironmentProblem, shell_quote
 from unified_vae.core.files import expand_user
 from unified_vae.losses.base import DistortionTerm
 
@@ -322,7 +322,7 @@ class WeightsUnavailable(EnvironmentProblem):
 
     def __init__(self, reason: str, url: str, setting: str) -> None:
         path = cached_file(url)
-        command = quoted("curl", "--create-dirs", "-o", path, url)
+        command = shell_quote("curl", "--create-dirs", "-o", path, url)
         self.reason = reason
         self.remedy = f"put the file {path.name} there ({command}; its sha256 begins {_digest_in(path.name)})"
         term = setting.removesuffix(".weights_path")

@@ -11,7 +11,7 @@ from unified_vae.config.presets import FLAGS
 from unified_vae.config.run import RunConfig, RunRecord, changed
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import Checkpoint
-from unified_vae.core.errors import CheckpointError, ConfigError, DataError, quoted, uv_run
+from unified_vae.core.errors import CheckpointError, ConfigError, DataError, shell_quote, uv_run
 from unified_vae.core.events import Difference, Observer
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.training.distributed import Runtime
@@ -147,7 +147,7 @@ def _advice(
 ) -> str:
     """What to give so that the run continues: the old mode, the old presets, its whole record, or the old values."""
     if then.get("mode") != now.get("mode") and "mode" in then:
-        return f"It was begun with {quoted('--mode', then['mode'])}: give that"
+        return f"It was begun with {shell_quote('--mode', then['mode'])}: give that"
     if any(difference.path == "model.family" for difference in fatal):
         command = uv_run("train_unified.py", "--config", f"{run_dir}/config.json", "--run-dir", str(run_dir))
         return f"Its network is of another family, as a preset had it then: {command} continues with all its settings"
@@ -155,16 +155,16 @@ def _advice(
     presets = [kind for kind in kinds & then.keys() if then[kind] != now.get(kind)]
     if presets and "mode" not in then:
         options = [word for kind in sorted(presets) for word in (f"--{kind}-preset", then[kind])]
-        return f"It was begun with {quoted(*options)}"
+        return f"It was begun with {shell_quote(*options)}"
     if len(fatal) > MAX_NAMED:
         return "Give the old values, which are listed below"
     values = []
     for difference in fatal:  # the option that has no other name, else `--set`, which wins over all
         flag = next((flag for flag, path in FLAGS.items() if path == difference.path), None)
         if flag is None or origins.get(difference.path) == "--set" or difference.before is None:
-            values.append(quoted("--set", f"{difference.path}={json.dumps(difference.before)}"))
+            values.append(shell_quote("--set", f"{difference.path}={json.dumps(difference.before)}"))
         else:
-            values.append(quoted(flag, str(difference.before)))
+            values.append(shell_quote(flag, str(difference.before)))
     return f"Give the old value{'s' if len(fatal) > 1 else ''}: {' '.join(values)}"
 
 

@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from unified_vae.core import __version__
-from unified_vae.core.errors import ConfigError, EnvironmentProblem, escape_name, quoted, reason, uv_run
+from unified_vae.core.errors import ConfigError, EnvironmentProblem, escape_name, reason, shell_quote, uv_run
 from unified_vae.core.files import write_text
 from unified_vae.report.read import RunData, flatten, get, is_number, mapping, read_run
 
@@ -99,7 +99,7 @@ def render_run(run: RunData) -> str:
             text(part) for part in (run.evaluation.get("subject"), get(run.evaluation, "images", "description")) if part
         ],
         latent_stats=latent_stats if all(map(is_number, latent_stats)) else None,
-        place=quoted(run.root.as_posix()),
+        place=shell_quote(run.root.as_posix()),
         resume=uv_run(
             "train_unified.py", "--config", (run.root / "config.json").as_posix(), "--run-dir", run.root.as_posix()
         ),
