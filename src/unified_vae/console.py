@@ -181,11 +181,11 @@ def finished_lines(event: RunFinished) -> list[str]:
     if event.model_dir is not None:
         lines += wrapped(f"  model: {event.model_dir.as_posix()}", "    ")
     for advice in event.advice:
-        # a command stays on a line of its own, so that it can be copied
         text, start, command = f"  {advice}".partition("uv run ")
-        fits = len(text + start + command) <= WIDTH
-        lines += wrapped(text + start + command, "    ") if fits or not start else wrapped(text.rstrip(), "    ")
-        lines += [] if fits or not start else [f"    {start}{command}"]
+        if start and len(f"  {advice}") > WIDTH:  # a command stays on a line of its own, so that it can be copied
+            lines += [*wrapped(text.rstrip(), "    "), f"    {start}{command}"]
+        else:
+            lines += wrapped(f"  {advice}", "    ")
     return lines
 
 

@@ -182,14 +182,14 @@ def test_an_epoch_line_has_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_bad_epochs", "best", "said"),
+    ("num_bad_epochs", "best", "ending"),
     [(0, True, "patience 0/10"), (1, False, "patience 1/10"), (1, True, "patience 1/10 (gain too small)")],
 )
-def test_a_best_with_too_small_a_gain_is_marked(num_bad_epochs: int, best: bool, said: str) -> None:
+def test_a_best_with_too_small_a_gain_is_marked(num_bad_epochs: int, best: bool, ending: str) -> None:
     stream = io.StringIO()
     event = dataclasses.replace(validated(40, best=best), num_bad_epochs=num_bad_epochs)
     RunLines(stream, Clock()).validated(event)
-    assert stream.getvalue().rstrip().endswith(said)
+    assert stream.getvalue().rstrip().endswith(ending)
 
 
 def test_a_pipe_gets_a_line_per_epoch_and_per_half_minute(tmp_path: Path) -> None:
@@ -274,11 +274,11 @@ def test_time_left_is_never_negative_and_right_for_an_even_pace(paces: list[floa
     for step, seconds in enumerate(paces, 1):
         clock.now += seconds
         left.step(step)
-    found = left.seconds_to(target)
-    assert found is not None
-    assert found >= 0
-    assert min(paces) * 0.99 * max(target - len(paces), 0) <= found
-    assert found <= max(paces) * 1.01 * max(target - len(paces), 0)
+    estimate = left.seconds_to(target)
+    assert estimate is not None
+    assert estimate >= 0
+    assert min(paces) * 0.99 * max(target - len(paces), 0) <= estimate
+    assert estimate <= max(paces) * 1.01 * max(target - len(paces), 0)
 
 
 def test_the_first_step_does_not_slow_the_estimate() -> None:

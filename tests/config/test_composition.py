@@ -22,8 +22,8 @@ PRESETS = {kind: list(BOOK.presets(kind)) for kind in SECTIONS}
 
 
 def compose(book: PresetBook, mode: str, command_line: Settings | None = None):
-    found = book.mode(mode)
-    return book.compose(found.presets, command_line or Settings(), mode=found)
+    chosen = book.mode(mode)
+    return book.compose(chosen.presets, command_line or Settings(), mode=chosen)
 
 
 def test_the_presets_of_the_users_guide_are_there() -> None:

@@ -18,14 +18,14 @@ BOOK = PresetBook.load(shipped=Path(__file__).parents[2] / "config" / "config_un
 
 def places(model: type[Config] = RunConfig, at: str = "") -> dict[tuple[str, str], type[Config]]:
     """(path, kind) -> class, of every object that settings may hold; the kind is empty outside of unions."""
-    found = {}
+    result = {}
     for name, field in model.model_fields.items():
         for member in members(field.annotation):
             path = f"{at}.{name}" if at else name
             tag = tag_of(member)
-            found[path, "" if tag is None else tag[1]] = member
-            found |= places(member, path)
-    return found
+            result[path, "" if tag is None else tag[1]] = member
+            result |= places(member, path)
+    return result
 
 
 PLACES = places()

@@ -23,8 +23,8 @@ def objective(log_variances, beta, eigenvalues=SPECTRUM, rest=REST, dimensions=D
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 4.0, 20.0])
 def test_no_other_posterior_variances_are_better(beta):
-    found = optimum(SPECTRUM, REST, DIMENSIONS, beta)
-    logs = np.log(found.posterior_variances)
+    vae = optimum(SPECTRUM, REST, DIMENSIONS, beta)
+    logs = np.log(vae.posterior_variances)
     best = objective(logs, beta)
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -34,43 +34,43 @@ def test_no_other_posterior_variances_are_better(beta):
 
 @given(st.floats(1e-3, 1e3))
 def test_a_component_is_kept_iff_it_is_above_the_water(beta):
-    found = optimum(SPECTRUM, REST, DIMENSIONS, beta)
-    level = beta * found.sigma**2
-    assert list(level * (1 + 1e-9) < SPECTRUM) == list(found.posterior_variances < 1)
-    assert found.active_units == int((found.posterior_variances < 1).sum())
-    expected = -0.5 * np.log(found.posterior_variances).sum()
-    assert found.rate == pytest.approx(expected)
+    vae = optimum(SPECTRUM, REST, DIMENSIONS, beta)
+    level = beta * vae.sigma**2
+    assert list(level * (1 + 1e-9) < SPECTRUM) == list(vae.posterior_variances < 1)
+    assert vae.active_units == int((vae.posterior_variances < 1).sum())
+    expected = -0.5 * np.log(vae.posterior_variances).sum()
+    assert vae.rate == pytest.approx(expected)
 
 
 def test_the_noise_is_the_error_of_decoded_draws():
-    found = optimum(SPECTRUM, REST, DIMENSIONS, 2.0)
-    assert found.sigma**2 * DIMENSIONS == pytest.approx(REST + float((SPECTRUM * found.posterior_variances).sum()))
+    vae = optimum(SPECTRUM, REST, DIMENSIONS, 2.0)
+    assert vae.sigma**2 * DIMENSIONS == pytest.approx(REST + float((SPECTRUM * vae.posterior_variances).sum()))
 
 
 def test_encoding_and_decoding_keep_the_right_parts():
     """The aggregated posterior is N(0, 1) in each unit, and the mean of a component comes back scaled by 1 - s^2."""
-    found = optimum(SPECTRUM, REST, DIMENSIONS, 2.0)
-    into, out = found.encoder_gains(SPECTRUM), found.decoder_gains(SPECTRUM)
-    np.testing.assert_allclose(into**2 * SPECTRUM + found.posterior_variances, 1.0)
-    np.testing.assert_allclose(into * out, 1 - found.posterior_variances)
+    vae = optimum(SPECTRUM, REST, DIMENSIONS, 2.0)
+    into, out = vae.encoder_gains(SPECTRUM), vae.decoder_gains(SPECTRUM)
+    np.testing.assert_allclose(into**2 * SPECTRUM + vae.posterior_variances, 1.0)
+    np.testing.assert_allclose(into * out, 1 - vae.posterior_variances)
 
 
 def test_more_beta_never_raises_the_rate_or_the_psnr():
-    found = [optimum(SPECTRUM, REST, DIMENSIONS, beta) for beta in np.geomspace(1e-2, 1e3, 40)]
-    assert all(a.rate >= b.rate - 1e-9 and a.psnr >= b.psnr - 1e-9 for a, b in pairwise(found))
-    assert found[0].active_units == len(SPECTRUM) and found[-1].active_units == 0
+    optima = [optimum(SPECTRUM, REST, DIMENSIONS, beta) for beta in np.geomspace(1e-2, 1e3, 40)]
+    assert all(a.rate >= b.rate - 1e-9 and a.psnr >= b.psnr - 1e-9 for a, b in pairwise(optima))
+    assert optima[0].active_units == len(SPECTRUM) and optima[-1].active_units == 0
 
 
 def test_beta_zero_keeps_everything_with_finite_numbers():
-    found = optimum(SPECTRUM, REST, DIMENSIONS, 0.0)
-    assert found.active_units == len(SPECTRUM)
-    assert math.isfinite(found.rate) and found.psnr == pytest.approx(-10 * math.log10(REST / DIMENSIONS), abs=1e-6)
+    vae = optimum(SPECTRUM, REST, DIMENSIONS, 0.0)
+    assert vae.active_units == len(SPECTRUM)
+    assert math.isfinite(vae.rate) and vae.psnr == pytest.approx(-10 * math.log10(REST / DIMENSIONS), abs=1e-6)
 
 
 def test_a_set_of_equal_images_is_no_accident():
-    found = optimum(np.zeros(3), 0.0, 100, 2.0)
-    assert (found.active_units, found.rate) == (0, 0.0)
-    assert found.sigma == SMALLEST_SIGMA and math.isfinite(found.psnr)
+    vae = optimum(np.zeros(3), 0.0, 100, 2.0)
+    assert (vae.active_units, vae.rate) == (0, 0.0)
+    assert vae.sigma == SMALLEST_SIGMA and math.isfinite(vae.psnr)
 
 
 @pytest.mark.parametrize("beta", [0.5, 2.0, 10.0])

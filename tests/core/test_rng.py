@@ -34,7 +34,7 @@ def test_numbers_are_uniform():
 
 def test_keys_tell_types_and_borders_apart():
     parts = [(1,), ("1",), (1, 1), (11,), ("a", "b"), ("ab",), ("a', 'b",), ("b", "a"), ("a", "b", "")]
-    assert len({key(*some) for some in parts}) == len(parts)
+    assert len({key(*each) for each in parts}) == len(parts)
     assert key(np.int64(5), "x") == key(5, "x")
 
 

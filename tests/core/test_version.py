@@ -71,8 +71,8 @@ def test_builds_take_the_version_of_the_source_tree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
     text = (ROOT / project["tool"]["hatch"]["version"]["path"]).read_text(encoding="utf-8")
-    found = re.search(r"""(?im)^(__version__|VERSION) *= *(['"])v?(?P<version>.+?)\2""", text)  # as hatchling looks
-    assert found and found["version"] == unified_vae.__version__
+    match = re.search(r"""(?im)^(__version__|VERSION) *= *(['"])v?(?P<version>.+?)\2""", text)  # as hatchling looks
+    assert match and match["version"] == unified_vae.__version__
     try:
         installed = version("unified-vae")
     except PackageNotFoundError:

@@ -26,7 +26,7 @@ HEADINGS: dict[Group, str] = {
 SIGNS = {"better": " +", "worse": " -", "": ""}
 LEGEND = (
     "Behind ±: half of the 95 % interval. In brackets: the difference from the first model with its 95 % interval, "
-    "from the same resamples of the same images; + better, - worse, none: not told apart."
+    "from the same resamples of the same images; + better, - worse, none: no clear difference."
 )
 
 
