@@ -86,17 +86,17 @@ def test_a_run_on_few_images_starts_below_8_bits(tmp_path):
     seen = Recorder()
     fit(request(tmp_path / "run", tmp_path / "images.npy", change), [seen])
     prediction = Preflight.from_json(json.loads((tmp_path / "run" / "preflight.json").read_text()))
-    assert prediction.dct_components > 0 and prediction.psnr_pca is not None
+    assert len(prediction.covariance_weights) == 4 and prediction.psnr_pca is not None
     assert seen.validations[0].values["bits_per_dim"] < 8
     words = dict(preflight.preflight_facts(prediction, 2.0))["PCA line"]
-    assert f"the training images support {64 - prediction.dct_components or 'no'} principal components" in words
+    assert f"64 components of {prediction.images} images, shifted and scaled copies of them" in words
 
 
 def test_the_preflight_survives_its_file(result):
     prediction, _ = result
     content = json.loads(json.dumps(prediction.to_json(2.0)))
     assert Preflight.from_json(content) == prediction
-    del content["dct_components"]  # as earlier versions wrote it
+    del content["covariance_weights"]  # as earlier versions wrote it
     assert Preflight.from_json(content) == prediction
 
 

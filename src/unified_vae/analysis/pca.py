@@ -1,7 +1,7 @@
-"""Linear bases of the training images as the network will see them: PCA of images or patches, with DCT components.
+"""Principal components of the training images, or of their patches: what a model starts from and has to beat.
 
-PCA is randomized where images are many (Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review
-2011, arXiv 0909.4061), and completed by DCT components where they are few.
+The PCA is randomized where images are many (Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review
+2011, arXiv 0909.4061), and of a shrunk covariance where they are few (analysis/shrinkage.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unified_vae.analysis.shrinkage import shrunk_components
 from unified_vae.config.data import AugmentConfig
 from unified_vae.core.linear_vae import PrincipalComponents, shrink, working_side
 from unified_vae.core.rng import key, permutation
@@ -29,16 +30,8 @@ CHUNK_VALUES = 500 * 3 * 64 * 64  # of images augmented at a time
 OVERSAMPLING = 16  # further directions that the randomized method follows and drops
 POWER_ITERATIONS = 2
 EXACT_ROWS = 2  # times the requested components: up to so many rows the exact method is as fast
-ENOUGH_IMAGES = 16  # per latent, from which a PCA is not checked: CIFAR-10 needs between 6 and 12, portraits 3
-FOLDS = 4  # each is held out in turn while the PCA is fitted on the others
-FEW_IMAGES = 100  # up to here all folds are tried, beyond only the first: it holds out enough
-TOLERANCE = 1.03  # held-out error of the PCA over that of the best basis up to which the PCA is taken as it is
-MAX_OPTIMISM = 3.0  # the same error over that on the images fitted to, up to which the variances of the latter are kept
-ROUNDING = 1e-5  # of products of components in float32
+ENOUGH_IMAGES = 16  # per latent, from which a PCA is taken as it is: CIFAR-10 needs between 6 and 12, portraits 3
 GRAY = 0.5  # subtracted, so that squares of bright images keep their digits
-CHROMA_FACTOR = 12.0
-"""Chroma of a frequency has about the variance of luma at this multiple of the squared frequency: 8 for
-photographs, 16 for portraits and CIFAR-10 (docs/log.md)."""
 
 
 def principal_components(
@@ -57,30 +50,37 @@ def principal_components(
         augmentation: few images are seen in several versions where it changes them.
         seed: of the order, the augmentation and the randomized method. The global generator is left alone.
         device: where the sums are done, by default the CPU; the result lies on the CPU.
-        latents: of the model that starts from the first of these. Where the images do not support so many, judged on
-            held-out ones among them, DCT components take the place of those that are not supported.
+        latents: of the model that starts from the first of these. With fewer than ENOUGH_IMAGES per latent, the
+            components are those of a shrunk covariance, of the images without augmentation.
     """
     # The images at the size that is looked at, as many as the budget of values allows, and the variance at full size
     _, size, _, channels = split.images.shape
     side = working_side(size)
     max_rows = min(MAX_VALUES // (side**2 * channels), MAX_ROWS)
     numbers = permutation(key(seed, "principal components"), len(split))[:max_rows]
+    is_few = latents is not None and 1 < len(numbers) < ENOUGH_IMAGES * latents
     chunks: list[Tensor] = []
     squares, sums = 0.0, torch.zeros(1, dtype=torch.float64)
-    for pixels in _augmented_chunks(split, np.sort(numbers), augmentation, max_rows, seed):
+    changes = AugmentConfig() if is_few else augmentation
+    for pixels in _augmented_chunks(split, np.sort(numbers), changes, max_rows, seed):
         sums = sums + pixels.sum(0, dtype=torch.float64)
         squares += float(pixels.square().sum(dtype=torch.float64))
         chunks.append(shrink(pixels, side))
     images = torch.cat(chunks)
     total = squares / len(images) - float((sums / len(images)).square().sum())
+    covered = (size / images.shape[-1]) ** 2  # pixels that an averaged one stands for
+    if latents is not None and is_few and not torch.equal(images, images[:1].expand_as(images)):
+        pixels = (images * 255).round().to(torch.uint8)
+        basis = shrunk_components(pixels, count, latents, seed, covered, device or torch.device("cpu"))
+        averaged_out = total - covered * float(images.flatten(1).double().var(0, correction=0).sum())
+        return replace(basis, total=basis.total + max(averaged_out, 0.0))
 
     rows = images.flatten(1).to(device or torch.device("cpu"))
     mean = rows.mean(0)
     rows -= mean
     singular, vectors = _truncated_svd(rows, min(count + OVERSAMPLING, *rows.shape), seed)
     kept = min(count, max(len(rows) - 1, 1), len(singular))
-    covered = (size / images.shape[-1]) ** 2  # pixels that an averaged one stands for
-    basis = PrincipalComponents(
+    return PrincipalComponents(
         mean=mean.cpu().unflatten(0, images.shape[1:]),
         components=vectors[:, :kept].T.contiguous().cpu().unflatten(1, images.shape[1:]),
         eigenvalues=(singular[:kept].cpu().double().square() * covered / len(rows)).numpy(),
@@ -88,9 +88,6 @@ def principal_components(
         covered=covered,
         images=len(rows),
     )
-    if latents is None or not 1 < len(numbers) < ENOUGH_IMAGES * latents or not rows.any():
-        return basis
-    return _complete_by_dct(basis, rows, len(numbers), min(latents, rows.shape[1]), min(count, rows.shape[1]), seed)
 
 
 def patch_components(
@@ -146,105 +143,6 @@ def extract_patches(images: Tensor, side: int) -> Tensor:
     """
     columns = F.unfold(images, side, stride=side)
     return columns.transpose(1, 2).reshape(-1, images.shape[1], side, side)
-
-
-def dct_components(channels: int, side: int, count: int) -> Tensor:
-    """Return the first `count` DCT components [count, channels, side, side], orthonormal as flattened vectors, float32.
-
-    They are ordered by the variance that a 1/f^2 spectrum gives them, luma before chroma of the same frequency.
-
-    Args:
-        channels: 1, or 3 for RGB, whose components are of luma (R + G + B) or of one of two chroma axes.
-        side: height and width in pixels.
-        count: at most channels * side^2; fewer come back beyond that.
-    """
-    pixels = torch.arange(side, dtype=torch.float64)
-    waves = torch.cos(math.pi * (pixels + 0.5) * pixels[:, None] / side) * math.sqrt(2 / side)
-    waves[0] /= math.sqrt(2)
-    axes = torch.eye(channels, dtype=torch.float64)
-    if channels == 3:
-        axes = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
-        axes /= axes.norm(dim=1, keepdim=True)
-    # the 1 keeps the mean color of an image, of frequency 0, from coming before all else
-    falls = pixels[:, None].square() + pixels.square() + 1
-    order = torch.stack([falls, *[CHROMA_FACTOR * falls] * (channels - 1)]).flatten().argsort(stable=True)[:count]
-    axis, row, column = order // side**2, order // side % side, order % side
-    return torch.einsum("kc,ky,kx->kcyx", axes[axis], waves[row], waves[column]).float()
-
-
-def _complete_by_dct(
-    basis: PrincipalComponents, rows: Tensor, images: int, latents: int, count: int, seed: int
-) -> PrincipalComponents:
-    """`basis` where held-out images support that many latents, else the part of it that they do support and the DCT.
-
-    Args:
-        basis: the PCA of `rows`.
-        rows: [versions * images, values], centered, a version of all images after the other.
-        latents: of the model that starts from the result.
-        count: components of the result.
-    """
-    # Each fold as a PCA of the others and the DCT see it, in inner products: then each rank costs little to try
-    dct = dct_components(len(basis.mean), basis.mean.shape[-1], count).flatten(1).to(rows)
-    fold_of_row = torch.arange(len(rows), device=rows.device) % images % FOLDS
-    tried = range(min(FOLDS, images)) if images <= FEW_IMAGES else range(1)
-    folds, total, fitted_error = [], 0.0, 0.0
-    for fold in tried:
-        fitted, held_out = rows[fold_of_row != fold], rows[fold_of_row == fold]
-        mean = fitted.mean(0)
-        fitted -= mean
-        held_out -= mean
-        singular, vectors = _truncated_svd(fitted, min(latents + OVERSAMPLING, *fitted.shape), seed)
-        vectors = vectors[:, : min(latents, len(fitted) - 1)]
-        products = (held_out @ vectors, held_out @ dct.T, dct @ vectors)
-        folds.append([part.double().cpu() for part in products])
-        total += float(held_out.square().sum(dtype=torch.float64)) / len(held_out) / len(tried)
-        explained = singular[: vectors.shape[1]].double().square().sum()
-        fitted_error += float(fitted.square().sum(dtype=torch.float64) - explained) / len(fitted) / len(tried)
-
-    # The rank whose best components leave the least of held-out images; the PCA as it is where it is as good
-    ranks = {latents * part // 64 for part in (0, 1, 2, 3, *range(4, 65, 4))}
-    max_rank = min(fold[0].shape[1] for fold in folds)
-    variances = {
-        rank: torch.stack([_held_out_variances(rank, *fold) for fold in folds]).mean(0)
-        for rank in sorted(ranks)
-        if rank <= max_rank
-    }
-    errors = {rank: total - float(values.topk(latents).values.sum()) for rank, values in variances.items()}
-    rank = min(errors, key=lambda rank: errors[rank])
-    if latents in variances:
-        error = total - float(variances[latents][:latents].sum())
-        if error <= TOLERANCE * errors[rank] and error <= MAX_OPTIMISM * fitted_error:
-            return basis
-
-    # Both together, orthogonal and by what they explain of held-out images, whose variances the start is planned with
-    principal = basis.components.flatten(1)[:rank]
-    vectors, triangle = torch.linalg.qr(torch.cat([principal, dct[: count - rank].cpu()]).T)
-    vectors = (vectors * triangle.diagonal().sign()).T
-    order = variances[rank].argsort(descending=True, stable=True)
-    return replace(
-        basis,
-        components=torch.cat([principal, vectors[rank:]])[order].unflatten(1, basis.mean.shape),
-        eigenvalues=(variances[rank][order] * basis.covered).numpy(),
-        total=basis.total + basis.covered * (total - float(rows.square().sum(dtype=torch.float64)) / len(rows)),
-        dct=int((order[:latents] >= rank).sum()),
-    )
-
-
-def _held_out_variances(rank: int, along_pca: Tensor, along_dct: Tensor, products: Tensor) -> Tensor:
-    """Mean squares [count] of images along the first `rank` principal components, then along the first DCT components
-    made orthogonal to those and to one another.
-
-    Args:
-        along_pca: [images, at least rank] coordinates.
-        along_dct: [images, count] coordinates.
-        products: [count, at least rank], of a DCT and a principal component.
-    """
-    free = along_dct.shape[1] - rank
-    along, shared = along_pca[:, :rank], products[:free, :rank]
-    gram = torch.eye(free, dtype=shared.dtype) * (1 + ROUNDING) - shared @ shared.T
-    beyond = along_dct[:, :free] - along @ shared.T
-    beyond = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), beyond.T, upper=False).T
-    return torch.cat([along, beyond], dim=1).square().mean(0)
 
 
 def _truncated_svd(rows: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

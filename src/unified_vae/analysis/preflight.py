@@ -1,8 +1,8 @@
 """The preflight: what linear theory says about a run before its first step (docs/objective.md).
 
 A PCA of the training images gives the spectrum. With beta and the number of latents it predicts how many units
-will be active, the KL and the PSNR; it is also where a model with a PCA skip starts from. Where the images are too
-few for as many principal components as latents, DCT components complete them.
+will be active, the KL and the PSNR; it is also where a model with a PCA skip starts from. Where the images are few, the
+PCA is of a shrunk covariance (analysis/shrinkage.py).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Preflight:
         dimensions: D, pixel values per image.
         latents: of the model.
         eigenvalues: variances of the components, descending, squared pixel values summed over an image; of a model with
-            a map of latents, those of one position's patch of the image. Of held-out training images where DCT
-            components complete the principal ones, else of the training images.
+            a map of latents, those of one position's patch of the image. Scaled to those of held-out training
+            images where the images are few.
         rest: variance of an image beyond them.
         images: images and augmented versions that these are of.
         validation_variances: the same variances, of the validation images along the same components.
@@ -53,7 +53,7 @@ class Preflight:
         seconds: how long this took.
         positions: of the latent map, at each of which the components are the same; 1 for a latent vector.
         setting: what sets the number of latents at a position.
-        dct_components: how many of the model's components are DCT components, for lack of images.
+        covariance_weights: of few images, those of the covariances that were mixed; empty for a PCA.
     """
 
     dimensions: int
@@ -67,7 +67,7 @@ class Preflight:
     seconds: float
     positions: int = 1
     setting: str = "model.latents"
-    dct_components: int = 0
+    covariance_weights: tuple[float, ...] = ()
 
     @property
     def spectrum(self) -> Spectrum:
@@ -136,9 +136,10 @@ class Preflight:
         """
         try:
             # what records of earlier versions leave out
-            later = {"positions": 1, "setting": "model.latents", "dct_components": 0}
+            later = {"positions": 1, "setting": "model.latents", "covariance_weights": ()}
             known = {name: {**later, **content}[name] for name in cls.__dataclass_fields__}
-            tuples = {name: tuple(known[name]) for name in ("eigenvalues", "validation_variances")}
+            arrays = ("eigenvalues", "validation_variances", "covariance_weights")
+            tuples = {name: tuple(known[name]) for name in arrays}
         except (KeyError, TypeError) as problem:
             raise CheckpointError(
                 f"what the run says of its images was written by another version of unified-vae ({problem}). Continue "
@@ -193,7 +194,7 @@ def run_preflight(config: RunConfig, data: DataSets, device: torch.device) -> tu
         seconds=time.monotonic() - start,
         positions=positions,
         setting=model.latents_setting,
-        dct_components=basis.dct,
+        covariance_weights=basis.weights,
     )
     return preflight, basis
 
@@ -249,10 +250,9 @@ def preflight_facts(preflight: Preflight, beta: float) -> list[tuple[str, str]]:
     reached = f"{preflight.validation_psnr(linear):.1f} dB"
     source = f"linear theory on {preflight.images:,} training images, {preflight.seconds:.0f} s"
     facts = [("predicted", f"{active}, {reached} or more at beta {beta:g} ({source})")]
-    if preflight.psnr_pca is not None and preflight.dct_components:
-        supported = latents - preflight.dct_components or "no"
-        text = f"the training images support {supported} principal components, DCT components replace the other"
-        line = f"{preflight.psnr_pca:.2f} dB on the validation images: {text} {preflight.dct_components}"
+    if preflight.psnr_pca is not None and preflight.covariance_weights:
+        source = f"{preflight.images:,} images, shifted and scaled copies of them, and a smooth spectrum"
+        line = f"{preflight.psnr_pca:.2f} dB on the validation images: {latents} components of {source}"
         facts.append(("PCA line", line))
     elif preflight.psnr_pca is not None:
         components = str(latents)

@@ -8,7 +8,7 @@ docs/objective.md, component i of variance lambda_i is kept iff lambda_i > beta 
     KL_i = -log(s_i)                                         decoder gain  sqrt(lambda_i (1 - s_i^2))
     sigma^2 D = sum_kept beta sigma^2 + sum_lost lambda_i    (each kept component leaves lambda_i s_i^2 of error)
 
-The principal components are completed by DCT components where the images are too few to support more.
+Where the images are few, the principal components are those of a shrunk covariance (analysis/shrinkage.py).
 """
 
 from __future__ import annotations
@@ -118,12 +118,12 @@ class PrincipalComponents:
     Attributes:
         mean: [channels, side, side].
         components: [count, channels, side, side], orthonormal as flattened vectors, by descending variance.
-        eigenvalues: [count] variances in full-size pixels: an averaged pixel stands for all that it covers. Of held-out
-            images where DCT components complete the basis.
+        eigenvalues: [count] variances in full-size pixels: an averaged pixel stands for all that it covers. Scaled to
+            those of held-out images where the images are few.
         total: variance of a full-size image, summed over its pixel values.
         covered: pixels of a full-size image that one averaged pixel stands for, 1 up to LARGEST_SIDE.
         images: how many images (with their augmented versions) this was computed from.
-        dct: how many of the components that the model starts from are DCT components; 0 for a PCA.
+        weights: of few images, those of the covariances that were mixed (analysis/shrinkage.py); empty for a PCA.
     """
 
     mean: Tensor
@@ -132,7 +132,7 @@ class PrincipalComponents:
     total: float
     covered: float
     images: int
-    dct: int = 0
+    weights: tuple[float, ...] = ()
 
     def to(self, device: torch.device) -> PrincipalComponents:
         """Return the same on another device."""
