@@ -1,4 +1,4 @@
-"""Fixtures of every room's tests."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["UNIFIED_VAE_OFFLINE"] = "1"
 os.environ["TORCH_HOME"] = str(Path(__file__).parent / "no-pretrained-weights")
 
-LONGEST = ("faults", "runs")
+LONGEST = ("faults", "golden", "pipeline", "export", "training")
 """Folders of tests whose files take longest."""
 
 _BESIDE_THE_REPOSITORY = Path(__file__).parents[2] / "shared" / "data"

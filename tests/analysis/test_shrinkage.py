@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_principal import FLIP, PLAIN, Images, some_images
 
+from tests.analysis.test_principal import FLIP, PLAIN, Images, some_images
 from unified_vae.analysis.pca import principal_components
 from unified_vae.analysis.shrinkage import color_axes, dct_matrix, smooth_spectrum
 from unified_vae.core.linear_vae import compose, project

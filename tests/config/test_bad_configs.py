@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from bad_books import BROKEN, WRONG_VALUES, changed
-from good_book import GOOD
 
+from tests.helpers.bad_configs import BROKEN, WRONG_VALUES, changed
+from tests.helpers.good_config import GOOD
 from unified_vae.config.presets import PresetBook, read_json
 from unified_vae.core.errors import ConfigError
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from made_images import opened, png, silent, write_files
 
+from tests.helpers.images import opened, png, silent, write_files
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.data import cache as pack_cache

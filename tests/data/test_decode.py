@@ -10,11 +10,11 @@ import warnings
 from pathlib import Path
 from unittest.mock import Mock
 
-import image_zoo as zoo
 import numpy as np
 import pytest
 from PIL import Image
 
+import tests.helpers.image_zoo as zoo
 from unified_vae.config.data import DataConfig
 from unified_vae.data.decode import PixelFormat, decode, parse_color, quiet_pillow, read_header
 from unified_vae.data.prepare import open_data

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_images import opened, png
 from PIL import Image
 
+from tests.helpers.images import opened, png
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import DataError, EnvironmentProblem
 from unified_vae.data.prepare import open_data

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_images import opened
 from PIL import Image, ImageOps
+
+from tests.helpers.images import opened
 
 pytestmark = pytest.mark.data
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_archives import tarred, zipped
-from made_images import names, opened, png, silent, write_files
 
+from tests.helpers.archives import tarred, zipped
+from tests.helpers.images import names, opened, png, silent, write_files
 from unified_vae.core.errors import DataError
 from unified_vae.data.sources.find import find_source
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_images import names, opened, png, write_files
 
+from tests.helpers.images import names, opened, png, write_files
 from unified_vae.core.errors import DataError
 from unified_vae.data.prepare import fill_empty_split, split_limits, split_of, subset_order
 

@@ -1,7 +1,7 @@
 """Inject the faults by the thousand, and put what came of them into docs/reliability.md:
 
-    uv run tests/faults/table.py            all of them: hours
-    uv run tests/faults/table.py -k fuzz    some of them, words as for pytest; their rows alone are replaced
+    uv run python -m tests.faults.table            all of them: hours
+    uv run python -m tests.faults.table -k fuzz    some of them, words as for pytest; their rows alone are replaced
 
 Each test that reports a figure gives a row; a test that fails leaves the page as it is.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
-PLACES = ("faults", "runs/test_exact_resume.py")
+PLACES = ("faults", "training/test_exact_resume.py")
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- fault table: begin -->", "<!-- fault table: end -->"
 HEADING = ["| fault | target | result | date |", "|---|---|---|---|"]

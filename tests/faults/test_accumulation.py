@@ -4,10 +4,10 @@ import signal
 import sys
 
 import pytest
-from figures import report
-from injected import SignalInside, injected
-from lives import Recorder, merged, outcome, request, write_images
 
+from tests.faults.fault_rows import report
+from tests.helpers.faults import SignalInside, injected
+from tests.helpers.runs import Recorder, merged, outcome, request, write_images
 from unified_vae.core.retention import saved_steps
 from unified_vae.pipeline.fit import fit
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_archives import tarred, zipped
-from made_images import opened, png
 
+from tests.helpers.archives import tarred, zipped
+from tests.helpers.images import opened, png
 from unified_vae.core.errors import DataError
 from unified_vae.data.dataset import DataSets
 

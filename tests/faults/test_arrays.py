@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
-from made_images import opened
 
+from tests.helpers.images import opened
 from unified_vae.core.errors import DataError
 from unified_vae.data.dataset import DataSets
 

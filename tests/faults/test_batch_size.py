@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from injected import SmallMemory, injected
-from lives import Recorder, merged, request, write_images
 from pydantic import ValidationError
 
+from tests.helpers.faults import SmallMemory, injected
+from tests.helpers.runs import Recorder, merged, request, write_images
 from unified_vae.analysis.model_cost import model_cost
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.errors import ConfigError, EnvironmentProblem

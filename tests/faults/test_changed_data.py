@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from figures import report
-from lives import Recorder, merged, outcome, request
-from made_images import names, opened, png, write_files
 
+from tests.faults.fault_rows import report
+from tests.helpers.images import names, opened, png, write_files
+from tests.helpers.runs import Recorder, merged, outcome, request
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import DataError
 from unified_vae.data.decode import PixelFormat, decode

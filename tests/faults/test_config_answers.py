@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from bad_books import BROKEN, WRONG_VALUES, changed
-from figures import report
+
+from tests.faults.fault_rows import report
+from tests.helpers.bad_configs import BROKEN, WRONG_VALUES, changed
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOKS = [changed(path, value) for path, value, _ in WRONG_VALUES] + [text for text, _ in BROKEN]

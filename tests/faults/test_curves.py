@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from figures import report
-from injected import SlowDisk, live_with, rows
-from lives import request, server, write_images
 
+from tests.faults.fault_rows import report
+from tests.helpers.faults import SlowDisk, live_with, rows
+from tests.helpers.runs import request, server, write_images
 from unified_vae.core.retention import saved_steps
 from unified_vae.training.trainer import Trainer
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 import torch
-from figures import report
-from lives import Recorder, request, write_images
 
+from tests.faults.fault_rows import report
+from tests.helpers.runs import Recorder, request, write_images
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, folder_name
 from unified_vae.core.errors import CheckpointError

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from figures import report
-from full_disks import limit_file_size, obey_permissions, small_disk
-from lives import Recorder, leftovers, outcome, request, write_images
-from watched import watched
 
+from tests.faults.fault_rows import report
+from tests.faults.observed_runs import watched
+from tests.helpers.disks import limit_file_size, obey_permissions, small_disk
+from tests.helpers.runs import Recorder, leftovers, outcome, request, write_images
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.run_dir import RunFolder

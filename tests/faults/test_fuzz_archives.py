@@ -9,11 +9,11 @@ from random import Random
 
 import numpy as np
 import pytest
-from figures import report
-from made_archives import tarred, zipped
-from made_images import opened, png
-from mutations import damaged
 
+from tests.faults.fault_rows import report
+from tests.faults.mutations import damaged
+from tests.helpers.archives import tarred, zipped
+from tests.helpers.images import opened, png
 from unified_vae.core.errors import UserError
 
 SEED, FEW, MANY = 1, 40, 20_000

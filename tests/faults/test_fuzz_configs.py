@@ -8,10 +8,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from figures import report
-from good_book import GOOD
-from mutations import garbled, rearranged
 
+from tests.faults.fault_rows import report
+from tests.faults.mutations import garbled, rearranged
+from tests.helpers.good_config import GOOD
 from unified_vae.config.base import field_paths
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.run import RunConfig

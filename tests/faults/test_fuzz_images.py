@@ -13,13 +13,13 @@ from collections import Counter
 from functools import cache
 from random import Random
 
-import image_zoo as zoo
 import numpy as np
 import pytest
-from figures import report
-from mutations import damaged
 from PIL import Image
 
+import tests.helpers.image_zoo as zoo
+from tests.faults.fault_rows import report
+from tests.faults.mutations import damaged
 from unified_vae.data.decode import PixelFormat, decode, quiet_pillow, read_header
 from unified_vae.data.sources.base import BadImage
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from figures import report
-from lives import Recorder, request, write_images
-from test_pickles import Payload
 
+from tests.faults.fault_rows import report
+from tests.faults.test_pickles import Payload
+from tests.helpers.runs import Recorder, request, write_images
 from unified_vae.analysis.preflight import Preflight
 from unified_vae.config.run import RunRecord
 from unified_vae.core import retention

@@ -8,16 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-import image_zoo as zoo
 import numpy as np
 import pytest
-from figures import report
-from forked import in_a_fork
-from full_disks import obey_permissions
-from lives import Recorder, request
-from made_images import opened, png, write_files
 from PIL import Image
 
+import tests.helpers.image_zoo as zoo
+from tests.faults.fault_rows import report
+from tests.helpers.disks import obey_permissions
+from tests.helpers.forks import in_a_fork
+from tests.helpers.images import opened, png, write_files
+from tests.helpers.runs import Recorder, request
 from unified_vae.data.decode import quiet_pillow, read_header
 from unified_vae.data.sources.base import BadImage
 from unified_vae.pipeline.fit import fit

@@ -8,9 +8,20 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from figures import report
-from lives import Recorder, leftovers, live, merged, outcome, reads, request, server, state_of, write_images
 
+from tests.faults.fault_rows import report
+from tests.helpers.runs import (
+    Recorder,
+    leftovers,
+    live,
+    merged,
+    outcome,
+    reads,
+    request,
+    server,
+    state_of,
+    write_images,
+)
 from unified_vae.core.files import STAGE_PREFIX
 from unified_vae.core.retention import saved_steps, sweep
 from unified_vae.core.run_dir import RunFolder

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from figures import report
-from injected import SmallMemory, injected, live_with, ranks, rows
-from lives import Recorder, merged, outcome, request, server, write_images
-from steps import CPU, small_step, take
 
+from tests.faults.fault_rows import report
+from tests.helpers.faults import SmallMemory, injected, live_with, ranks, rows
+from tests.helpers.runs import Recorder, merged, outcome, request, server, write_images
+from tests.helpers.train_steps import CPU, small_step, take
 from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, L1Config, LossConfig, Unconstrained
 from unified_vae.config.model import ConvConfig
 from unified_vae.config.optim import AdamWConfig

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from figures import report
-from lives import Recorder, outcome, request, server, write_images
 
+from tests.faults.fault_rows import report
+from tests.helpers.runs import Recorder, outcome, request, server, write_images
 from unified_vae.core.errors import UserError
 from unified_vae.losses.perceptual import ARCHITECTURES, OFFLINE_VARIABLE
 

@@ -9,12 +9,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from figures import report
-from injected import Poison, injected, live_with, ranks, rows
-from lives import Recorder, leftovers, merged, outcome, request, server, write_images
-from steps import optimizer_tensors, take
-from test_memory import IMAGES, vae_step
 
+from tests.faults.fault_rows import report
+from tests.faults.test_memory import IMAGES, vae_step
+from tests.helpers.faults import Poison, injected, live_with, ranks, rows
+from tests.helpers.runs import Recorder, leftovers, merged, outcome, request, server, write_images
+from tests.helpers.train_steps import optimizer_tensors, take
 from unified_vae.config.training import RecoveryConfig
 from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.core.errors import Diverged

@@ -6,10 +6,11 @@ import socket
 import sys
 
 import pytest
-from commands import ended, halted, said_by, settings_file, started
-from figures import report
-from injected import Halt
-from lives import leftovers, outcome
+
+from tests.faults.fault_rows import report
+from tests.helpers.commands import ended, halted, said_by, settings_file, started
+from tests.helpers.faults import Halt
+from tests.helpers.runs import leftovers, outcome
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and a fork server")
 TRAINED = {"training": {"epochs": 12, "checkpoint": {"every_minutes": 1e-6}}}

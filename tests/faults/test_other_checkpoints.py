@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from lives import Recorder, request, write_images
 
+from tests.helpers.runs import Recorder, request, write_images
 from unified_vae.config.model import ConvConfig
 from unified_vae.core import retention
 from unified_vae.core.checkpoint_format import MANIFEST, OtherFormat, folder_name, load_weights, seal

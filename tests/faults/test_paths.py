@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from figures import report
-from forked import in_a_fork
-from full_disks import obey_permissions
-from lives import SETTINGS, merged
-from made_archives import zipped
-from made_images import png, write_files
 
+from tests.faults.fault_rows import report
+from tests.helpers.archives import zipped
+from tests.helpers.disks import obey_permissions
+from tests.helpers.forks import in_a_fork
+from tests.helpers.images import png, write_files
+from tests.helpers.runs import SETTINGS, merged
 from unified_vae.cli.app import main
 from unified_vae.core.files import LONGEST_NAME, with_affixes
 from unified_vae.models.pretrained import load_pretrained

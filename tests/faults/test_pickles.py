@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lives import Recorder, request, write_images
 
+from tests.helpers.runs import Recorder, request, write_images
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, seal
 from unified_vae.core.errors import EnvironmentProblem, UserError

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from figures import report
-from injected import SlowDisk, injected
-from lives import Recorder, leftovers, outcome, request, server, write_images
 from torch import nn
 
+from tests.faults.fault_rows import report
+from tests.helpers.faults import SlowDisk, injected
+from tests.helpers.runs import Recorder, leftovers, outcome, request, server, write_images
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.config.training import CheckpointConfig
-from unified_vae.core import checkpoint_format, retention, validation
+from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import MANIFEST
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.optim.build import build_optimizers
 from unified_vae.pipeline.fit import fit
+from unified_vae.training import validation
 from unified_vae.training.checkpointer import Checkpointer, OptimizerState
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState

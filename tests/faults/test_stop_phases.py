@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import ended, said_by, settings_file, started
-from figures import report
-from lives import leftovers, merged, outcome, state_of
 from PIL import Image
 
+from tests.faults.fault_rows import report
+from tests.helpers.commands import ended, said_by, settings_file, started
+from tests.helpers.runs import leftovers, merged, outcome, state_of
 from unified_vae.core.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and a fork server")

@@ -7,11 +7,11 @@ import sys
 import time
 
 import pytest
-from commands import ended, halted, said_by, sent, settings_file, started, until
-from figures import report
-from injected import Halt, SlowDisk, live_with
-from lives import leftovers, live, outcome, reads, request, server, write_images
 
+from tests.faults.fault_rows import report
+from tests.helpers.commands import ended, halted, said_by, sent, settings_file, started, until
+from tests.helpers.faults import Halt, SlowDisk, live_with
+from tests.helpers.runs import leftovers, live, outcome, reads, request, server, write_images
 from unified_vae.core.files import STAGE_PREFIX
 from unified_vae.core.retention import saved_steps
 

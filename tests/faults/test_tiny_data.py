@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from figures import report
-from lives import Recorder, request, server
-from made_images import png, write_files
 
+from tests.faults.fault_rows import report
+from tests.helpers.images import png, write_files
+from tests.helpers.runs import Recorder, request, server
 from unified_vae.core.errors import DataError, UserError
 from unified_vae.pipeline.fit import fit
 

@@ -7,11 +7,11 @@ import sys
 import time
 
 import pytest
-from commands import ended, halted, said_by, sent, settings_file, started, started_together
-from figures import report
-from injected import Halt
-from lives import leftovers, outcome
 
+from tests.faults.fault_rows import report
+from tests.helpers.commands import ended, halted, said_by, sent, settings_file, started, started_together
+from tests.helpers.faults import Halt
+from tests.helpers.runs import leftovers, outcome
 from unified_vae.core.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes with gloo are tested on Linux")

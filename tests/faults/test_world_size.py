@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from figures import report
-from injected import ranks, rows
-from lives import leftovers, request, write_images
 from safetensors.torch import load_file
 
+from tests.faults.fault_rows import report
+from tests.helpers.faults import ranks, rows
+from tests.helpers.runs import leftovers, request, write_images
 from unified_vae.data.batches import TrainBatch, batch_indices
 from unified_vae.training.train_step import VAEStep
 

@@ -1,6 +1,6 @@
 """Compare the golden runs of a commit with those of the working tree, bit by bit, on this machine.
 
-    python tests/golden/compare.py COMMIT [CASE...]
+    python -m tests.golden.compare COMMIT [CASE...]
 
 Prints a line a case and exits with 1 where anything differs. Weights and pictures are compared without their names,
 metrics by name where both have it. Results of a commit are kept in the folder of temporary files for the next time.
@@ -29,8 +29,9 @@ def start(tree: Path, work: Path, names: list[str]) -> subprocess.Popen[str]:
     work.mkdir(parents=True, exist_ok=True)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     environment = {**os.environ, **threads, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    words = [sys.executable, str(HERE / "drive.py"), str(tree), str(work / "cases"), str(work / "result.json"), *names]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-m", "tests.golden.drive", str(tree), str(work / "cases"), str(work / "result.json")]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([*command, *names], cwd=TREE, env=environment, text=True, **output)
 
 
 def finish(process: subprocess.Popen[str], work: Path) -> dict[str, Any]:

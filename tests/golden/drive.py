@@ -1,6 +1,6 @@
 """Run the golden cases with the code of one source tree, and write what came out as JSON.
 
-    python tests/golden/drive.py TREE WORK RESULT.json [CASE...]
+    python -m tests.golden.drive TREE WORK RESULT.json [CASE...]
 
 A command is a fork of this process, which has imported torch and other packages already, and never the package that is
 looked at. It runs the tree's own train.py, train_unified.py and the entry point that its pyproject.toml names.
@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import CASES, METRICS, RENAMED, Case, Settings
+
+from tests.golden.cases import CASES, METRICS, RENAMED, Case, Settings
 
 PRELOADED = ("torch", "torch.utils.tensorboard", "safetensors.torch", "pydantic", "typer", "rich.progress", "psutil")
 FIXTURES = Path(__file__).parent / "fixtures"

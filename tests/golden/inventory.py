@@ -1,4 +1,4 @@
-"""List what users can name, one sorted line an item: uv run python tests/golden/inventory.py
+"""List what users can name, one sorted line an item: uv run python -m tests.golden.inventory
 
 Commands with their options, settings, presets, files, exit codes and the Python API. The list is committed, so that the
 difference of two versions shows what was added, renamed or dropped. Nothing here imports torch.

@@ -1,6 +1,6 @@
 """Write figures.json anew, the numbers that test_golden.py compares with, by the code of the working tree.
 
-    python tests/golden/make_figures.py
+    python -m tests.golden.make_figures
 
 A commit that moves a figure says which and why.
 """
@@ -11,8 +11,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from cases import CASES
-from compare import HERE, TREE, finish, start
+from tests.golden.cases import CASES
+from tests.golden.compare import HERE, TREE, finish, start
 
 FIGURES = HERE / "figures.json"
 

@@ -1,6 +1,6 @@
 """Write fixtures/VERSION anew: what a run of the working tree leaves, for later versions to load and continue.
 
-    python tests/golden/make_fixtures.py VERSION
+    python -m tests.golden.make_fixtures VERSION
 
 That is a run stopped in mid-epoch, the model folder and record of a finished one, and the settings and presets as they
 are written at the time (below, in the words of version 0.1.0). Fixtures of earlier versions stay as they are.
@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from compare import HERE, TREE
-from drive import Driver, write_images
+from tests.golden.compare import HERE, TREE
+from tests.golden.drive import Driver, write_images
 
 SETTINGS = {
     "model": {

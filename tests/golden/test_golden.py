@@ -1,6 +1,6 @@
 """The golden runs give the stored figures; those that are quick in the usual run, all with -m slow.
 
-figures.json is written by `python tests/golden/make_figures.py`.
+figures.json is written by `python -m tests.golden.make_figures`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare import HERE, TREE, differences, finish, start
+
+from tests.golden.compare import HERE, TREE, differences, finish, start
 
 STORED = json.loads((HERE / "figures.json").read_text(encoding="utf-8"))
 QUICK = [name for name, entry in STORED.items() if entry["quick"]]

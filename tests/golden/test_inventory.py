@@ -7,15 +7,21 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-_SHOW = "import sys, inventory; sys.stdout.write(inventory.inventory()); assert 'torch' not in sys.modules"
+ROOT = FOLDER.parents[1]
+_SHOW = """
+import sys
+from tests.golden.inventory import inventory
+sys.stdout.write(inventory())
+assert "torch" not in sys.modules
+"""
 
 
 def test_the_inventory_is_current() -> None:
     command = [sys.executable, "-X", "utf8", "-c", _SHOW]
-    done = subprocess.run(command, cwd=FOLDER, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     committed = (FOLDER / "inventory.txt").read_text(encoding="utf-8")
-    assert done.stdout == committed, "run: uv run python tests/golden/inventory.py"
+    assert done.stdout == committed, "run: uv run python -m tests.golden.inventory"
 
 
 def test_the_inventory_has_items_of_every_kind() -> None:

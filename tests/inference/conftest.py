@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import COUNT, RUN, SIZE, config, posteriors, spatial_config, write_model
 
+from tests.inference.small_models import COUNT, RUN, SIZE, config, posteriors, spatial_config, write_model
 from unified_vae import VAE
 from unified_vae.models.build import build_model
 from unified_vae.models.density import fit_gaussian

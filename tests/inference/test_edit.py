@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from small_models import COUNT, LATENTS
 
+from tests.inference.small_models import COUNT, LATENTS
 from unified_vae.analysis import attributes as module
 from unified_vae.analysis import edit as verb
 from unified_vae.analysis.attributes import Attribute, Directions, choose, is_table, read_table, roc_auc

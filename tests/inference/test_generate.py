@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_models import LATENTS, write_model
 
+from tests.inference.small_models import LATENTS, write_model
 from unified_vae import VAE
 from unified_vae.analysis.edit import edit
 from unified_vae.core.errors import ConfigError

@@ -12,8 +12,8 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi
-from small_models import SIZE
 
+from tests.inference.small_models import SIZE
 from unified_vae import VAE
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from small_models import COUNT, LATENTS, SIZE, write_model
 
+from tests.inference.small_models import COUNT, LATENTS, SIZE, write_model
 from unified_vae import VAE
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem, UserError
 from unified_vae.core.events import Observer

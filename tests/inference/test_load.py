@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import SIZE, config, write_model
 
+from tests.inference.small_models import SIZE, config, write_model
 from unified_vae import VAE
 from unified_vae.config.data import DataConfig
 from unified_vae.config.run import RunConfig, RunRecord

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import LATENTS, SIZE, posteriors
 
+from tests.inference.small_models import LATENTS, SIZE, posteriors
 from unified_vae import VAE
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, UserError
 from unified_vae.data.decode import PixelFormat, decode

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from made_runs import training, validation, whole_run, write_rows
 from PIL import Image
 
+from tests.report.run_folders import training, validation, whole_run, write_rows
 from unified_vae.report import plots
 from unified_vae.report.plots import COLORS, MOST_POINTS, draw_comparison, draw_diagnosis, run_charts, thin
 from unified_vae.report.read import read_run

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import html5lib
 import pytest
-from made_runs import CONFIG, bare_run, draw, kept_diagnosis, validation, whole_run, write_rows
 
+from tests.report.run_folders import CONFIG, bare_run, draw, kept_diagnosis, validation, whole_run, write_rows
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.core.files import ancestor
 from unified_vae.report import page as made

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from steps import small_step, take
 
+from tests.helpers.train_steps import small_step, take
 from unified_vae.config.loss import LossConfig, MSEConfig
 from unified_vae.config.model import ConvConfig
 from unified_vae.core.errors import EnvironmentProblem

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lives import Recorder, outcome, request, state_of, write_images
-from steps import CPU, optimizer_tensors, small_step, take
 from torch import nn
 from torch.nn import functional as F
 
+from tests.helpers.runs import Recorder, outcome, request, state_of, write_images
+from tests.helpers.train_steps import CPU, optimizer_tensors, small_step, take
 from unified_vae.config.loss import L1Config, LossConfig, MSEConfig
 from unified_vae.config.model import ConvConfig
 from unified_vae.config.optim import AdamWConfig, CosineLR

@@ -5,8 +5,8 @@ import weakref
 
 import pytest
 import torch
-from steps import optimizer_tensors, small_step, take
 
+from tests.helpers.train_steps import optimizer_tensors, small_step, take
 from unified_vae.config.loss import HaarPSIConfig, KLConfig, L1Config, LossConfig, MSEConfig, TermConfig
 from unified_vae.config.model import ConvConfig
 from unified_vae.config.optim import SGDConfig

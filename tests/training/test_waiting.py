@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from steps import CPU, small_step, take
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers.train_steps import CPU, small_step, take
 from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, L1Config, LossConfig, MSEConfig, Unconstrained
 from unified_vae.config.model import ConvConfig, ResidualConfig
 from unified_vae.config.optim import AdamConfig, AdamWConfig, SGDConfig

@@ -1,0 +1,53 @@
+"""A run in a process of its own that tells afterwards what it said and how it ended."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.disks import limit_file_size, obey_permissions
+from tests.helpers.runs import Recorder, server
+from unified_vae.core.errors import UserError
+from unified_vae.pipeline.plan import RunRequest
+
+
+def live_and_tell(some: RunRequest, watcher: Recorder, told: Path, permissions: bool) -> None:
+    """In the process: run, then write to `told` what there is to say."""
+    import torch
+
+    from unified_vae.pipeline.fit import fit
+
+    torch.set_num_threads(1)
+    if permissions:
+        obey_permissions()
+    answer: dict[str, Any] = {}
+    try:
+        finished = fit(some, [watcher])
+        answer = {"exit_code": finished.exit_code, "outcome": finished.outcome, "step": finished.step}
+    except UserError as error:
+        answer = {"exit_code": error.exit_code, "error": str(error)}
+    except BaseException:
+        answer = {"traceback": traceback.format_exc()}
+    limit_file_size(None)
+    if failed := [notice for notice in watcher.notices if notice.startswith(f"{watcher.writes} cannot be written")]:
+        answer = {"traceback": f"the watcher itself failed, which a run passes over: {failed}"}
+    told.write_text(json.dumps({**answer, "notices": watcher.notices, "seen": getattr(watcher, "seen", [])}))
+
+
+def watched(some: RunRequest, watcher: Recorder, told: Path, permissions: bool = False) -> dict[str, Any]:
+    """One life of a run, and what became of it: `exit_code`, `outcome` or `error`, `notices`, `seen`.
+
+    Args:
+        told: file for the answer, outside of what is disturbed.
+        permissions: let them count, also for root.
+    """
+    told.unlink(missing_ok=True)
+    process = server().Process(target=live_and_tell, args=(some, watcher, told, permissions))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0, f"the process ended with {process.exitcode}"
+    answer: dict[str, Any] = json.loads(told.read_text())
+    assert "traceback" not in answer, answer["traceback"]
+    return answer

@@ -1,0 +1,164 @@
+"""How a step is computed: what `auto` takes, when it measures, and that a continued run keeps it."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.helpers.runs import Recorder, outcome, request, write_images
+from unified_vae.config.run import RunConfig, RunRecord
+from unified_vae.config.training import TrainingConfig
+from unified_vae.core.run_dir import RunFolder
+from unified_vae.pipeline import autotune
+from unified_vae.pipeline.autotune import LONG_SECONDS, LONG_STEPS, choose_kernels, with_kernels
+from unified_vae.pipeline.build import ResolvedConfig
+from unified_vae.pipeline.fit import fit
+from unified_vae.pipeline.resume import differences
+from unified_vae.training.distributed import Runtime
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+GPU = Runtime(torch.device("cuda"), torch.bfloat16)  # said, never used: the trial below answers for it
+
+
+class Trial:
+    """Answers instead of a device, and remembers what it was asked."""
+
+    def __init__(self, contiguous, channels_last, compiled=None):
+        self.seconds = {("contiguous", False): contiguous, ("channels_last", False): channels_last}
+        self.compiled = compiled
+        self.asked = []
+
+    def __call__(self, memory_format, compiled):
+        self.asked.append((memory_format, compiled))
+        return self.compiled if compiled else self.seconds[memory_format, False]
+
+
+def resumed(requested, recorded):
+    """Memory format and compilation of a run that goes on."""
+    data = SimpleNamespace(train=range(6400))
+    resolved = ResolvedConfig(RunConfig(training=requested), (), {})
+    training = with_kernels(resolved, data, GPU, recorded, Recorder()).config.training
+    return training.memory_format, training.compile
+
+
+def test_a_cpu_measures_nothing_so_that_two_starts_are_the_same():
+    trial = Trial(0.1, 0.05)
+    found = choose_kernels(TrainingConfig(), CPU, 10**6, trial)
+    assert (found.memory_format, found.compile, trial.asked) == ("contiguous", False, [])
+
+
+def test_a_short_run_measures_nothing():
+    trial = Trial(0.1, 0.05)
+    found = choose_kernels(TrainingConfig(), GPU, LONG_STEPS - 1, trial)
+    assert (found.memory_format, found.compile, trial.asked) == ("channels_last", False, [])
+
+
+@pytest.mark.parametrize(
+    ("contiguous", "channels_last", "taken"),
+    [(0.1, 0.05, "channels_last"), (0.05, 0.1, "contiguous"), (0.099, 0.1, "channels_last")],
+)
+def test_a_long_run_takes_the_faster_format_and_the_usual_one_where_they_are_equal(contiguous, channels_last, taken):
+    found = choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(contiguous, channels_last))
+    assert found.memory_format == taken
+    assert f"{1e3 * contiguous:.1f} ms per step contiguous" in found.format_reason
+
+
+@pytest.mark.parametrize(("compiled", "taken"), [(0.08, True), (0.099, False), (None, False)])
+def test_a_run_long_enough_compiles_where_that_was_measured_to_help(compiled, taken):
+    trial = Trial(0.2, 0.1, compiled)
+    found = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) + 1, trial)
+    assert (found.compile, trial.asked[-1]) == (taken, ("channels_last", True))
+
+
+def test_a_run_of_minutes_says_that_it_does_not_compile():
+    trial = Trial(0.2, 0.1)
+    found = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) - 1, trial)
+    assert not found.compile and ("channels_last", True) not in trial.asked
+    assert found.compile_reason == "auto: a run of about 20 min is too short to repay compiling"
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "trial", "why"),
+    [
+        ({"deterministic": True}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
+        ({"deterministic": True, "memory_format": "contiguous"}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
+        ({}, 10**6, Trial(None, None), "not enough memory"),
+        ({"memory_format": "contiguous"}, 10**6, Trial(None, None), "not enough memory"),
+        ({}, 10**6, Trial(0.2, 0.1, None), "not enough memory"),
+        ({}, 999, Trial(0.2, 0.1), "999 steps do not repay a trial"),
+    ],
+)
+def test_the_record_says_why_a_run_is_not_compiled(asked, steps, trial, why):
+    found = choose_kernels(TrainingConfig(**asked), GPU, steps, trial)
+    assert not found.compile and why in found.compile_reason and "too short" not in found.compile_reason
+
+
+def test_kernels_chosen_by_timing_and_the_same_bits_are_not_both_to_be_had():
+    with pytest.raises(ValidationError, match=r"training\.compile=true .* leave one of them out"):
+        TrainingConfig(compile=True, deterministic=True)
+    recorded = TrainingConfig(memory_format="channels_last", compile=True)
+    assert resumed(TrainingConfig(deterministic=True), recorded) == ("channels_last", False)
+
+
+def test_a_run_that_is_to_be_compiled_has_its_formats_measured_so():
+    trial = Trial(0.1, 0.1, 0.05)
+    found = choose_kernels(TrainingConfig(compile=True), GPU, LONG_STEPS, trial)
+    assert trial.asked == [("contiguous", True), ("channels_last", True)]
+    assert found.compile is True and found.format_reason.endswith("compiled")
+
+
+def test_no_memory_for_a_trial_leaves_the_usual():
+    assert choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(0.1, None)).memory_format == "channels_last"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "taken"),
+    [
+        (TrainingConfig(), ("contiguous", False)),  # before there was a choice
+        (TrainingConfig(memory_format="channels_last", compile=True), ("channels_last", True)),
+    ],
+)
+def test_a_resumed_run_measures_nothing(recorded, taken, monkeypatch):
+    monkeypatch.setattr(autotune, "_seconds_per_step", lambda *_: pytest.fail("a step was timed"))
+    assert resumed(TrainingConfig(epochs=10**6), recorded) == taken
+    requested = TrainingConfig(memory_format="channels_last", compile=False)
+    assert resumed(requested, recorded) == ("channels_last", False), "what is requested now is taken"
+
+
+def test_what_is_asked_for_is_taken():
+    asked = TrainingConfig(memory_format="contiguous", compile=True)
+    found = choose_kernels(asked, GPU, 10**6, Trial(0.2, 0.1))
+    assert (found.memory_format, found.compile) == ("contiguous", True)
+
+
+def test_a_run_channels_last_is_continued_in_the_same_bits_also_when_nothing_says_so_any_more(tmp_path):
+    """Its record has what `auto` came to; here the words of the first start stand for a GPU's measurement."""
+    torch.set_num_threads(1)
+    source = write_images(tmp_path / "images.npy")
+    with_memory_format = {"training": {"memory_format": "channels_last"}}
+    fit(request(tmp_path / "whole", source, with_memory_format), [Recorder()])
+    stopping = request(tmp_path / "cut", source, {"training": {"memory_format": "channels_last"}})
+    fit(stopping, [_StopAt(7)])
+    fit(request(tmp_path / "cut", source), [Recorder()])
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    fit(request(tmp_path / "other", source), [Recorder()])
+    assert outcome(tmp_path / "other") != outcome(tmp_path / "whole")
+    folder = RunFolder(tmp_path / "cut")
+    record = RunRecord.from_json(json.loads(folder.config.read_text(encoding="utf-8")), folder.root)
+    assert record.resolved.training.memory_format == "channels_last"
+    assert record.resolved.training.compile is False
+    assert differences(record, request(tmp_path / "cut", source).run.config) == []
+
+
+class _StopAt(Recorder):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def step_done(self, event):
+        if event.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,76 @@
+"""Where the images lie changes nothing but speed, and is said at the start."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.helpers.runs import Recorder, outcome, request, write_images
+from unified_vae.config.data import DataConfig
+from unified_vae.core.errors import EnvironmentProblem
+from unified_vae.pipeline import autotune, profile, setup
+from unified_vae.pipeline.fit import fit
+from unified_vae.training.distributed import Runtime
+
+GPU = Runtime(torch.device("cuda"), torch.float32)  # said, never used
+SPLIT = SimpleNamespace(shape=(4, 8, 8, 3))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "images.npy")
+
+
+def test_a_run_with_its_images_in_memory_ends_in_the_same_bits_and_says_where_they_are(source, tmp_path):
+    ends, words = [], []
+    for held in ("auto", True):
+        run = tmp_path / str(held)
+        fit(
+            request(run, source, {"training": {"epochs": 2}, "data": {"cache_on_device": held}}),
+            [recorder := Recorder()],
+        )
+        ends.append(outcome(run))
+        words.append(dict(recorder.started[0].facts)["images"])
+        shares = [row["data_share"] for row in map(json.loads, (run / "timing.jsonl").open()) if "data_share" in row]
+        assert shares and all(0 <= share < 1 for share in shares)
+    assert ends[0] == ends[1]
+    assert "mapped from the disk" in words[0] and "in the memory of cpu" in words[1]
+
+
+def test_images_take_their_place_before_the_batch_is_measured(source, tmp_path, monkeypatch):
+    order = []
+
+    def noted(module, name):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: (order.append((module, name)), function(*given))[1])
+
+    noted(setup, "cache_images")
+    noted(profile, "cache_images")
+    noted(autotune, "with_batch_size")
+    some = request(tmp_path / "run", source, {"training": {"max_steps": 1}, "data": {"cache_on_device": True}})
+    fit(some, [Recorder()])
+    monkeypatch.setattr(profile, "MAX_STEPS", 1)
+    monkeypatch.setattr(profile, "peak_flops", lambda _: 1.0)
+    profile.profile(some.run, tmp_path / "profile", Recorder())
+    measured = (autotune, "with_batch_size")
+    assert order == [(setup, "cache_images"), measured, (profile, "cache_images"), measured]
+
+
+def test_only_a_lack_of_memory_is_one(monkeypatch):
+    def failing(problem):
+        def load(*_):
+            raise problem
+
+        monkeypatch.setattr(setup, "cache_on_device", load)
+
+    monkeypatch.setattr(setup, "fits_on_device", lambda *_: True)
+    monkeypatch.setattr(Runtime, "free_device_memory", lambda _: 0)
+    monkeypatch.setattr(Runtime, "empty_cache", lambda _: None)
+    failing(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        setup.cache_images(SPLIT, DataConfig(source="unused"), GPU)
+    failing(torch.OutOfMemoryError("CUDA out of memory"))
+    assert setup.cache_images(SPLIT, DataConfig(source="unused"), GPU)[0] is None
+    with pytest.raises(EnvironmentProblem, match="has no room"):
+        setup.cache_images(SPLIT, DataConfig(source="unused", cache_on_device=True), GPU)

@@ -1,0 +1,104 @@
+"""Stopped anywhere, started again by the same request: the same bits as the run that was left alone."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from tests.faults.fault_rows import report
+from tests.helpers.runs import Recorder, live, outcome, request, server, write_images
+from unified_vae.pipeline.fit import fit
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    """A run that nobody interrupts, and how long it takes."""
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    for name in ("warm", "undisturbed"):  # the first life waits for the fork server to import torch
+        begun = time.monotonic()
+        assert end_by_itself(request(run_dir.with_name(name), source)) == 0
+    return run_dir, time.monotonic() - begun
+
+
+def end_by_itself(some):
+    process = server().Process(target=live, args=(some,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, name):
+    reference, _ = undisturbed
+    some = request(tmp_path / "run", source)
+    number = getattr(signal, name)
+    process = server().Process(target=live, args=(some, StopAt(3, number)))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 128 + number
+    assert end_by_itself(some) == 0
+    assert outcome(tmp_path / "run") == outcome(reference)
+
+
+STEPS = 36  # 6 epochs of 6
+
+
+class StopAt(Recorder):
+    """Sends a signal to its own process after a step."""
+
+    def __init__(self, step, number=signal.SIGTERM):
+        super().__init__()
+        self.step, self.number = step, number
+
+    def step_done(self, event):
+        if event.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    "stops", [(1, 5, 6, 7, 23, STEPS), pytest.param(range(1, STEPS + 1), marks=pytest.mark.long)], ids=["some", "every"]
+)
+def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_path, undisturbed):
+    """Also at the last step of an epoch, on a validation, after one step, and after the last."""
+    import torch
+
+    torch.set_num_threads(1)
+    for stop in stops:
+        some = request(tmp_path / f"run-{stop}", source)
+        first = fit(some, [StopAt(stop)])
+        assert (first.outcome, first.exit_code, first.step) == ("interrupted", 143, stop)
+        second = fit(some, [Recorder()])
+        assert (second.outcome, second.step) == ("finished", STEPS)
+        assert outcome(tmp_path / f"run-{stop}") == outcome(undisturbed[0]), stop
+        again = Recorder()
+        assert fit(some, [again]).outcome == "already finished" and again.finished.exit_code == 0
+    report(
+        fault="SIGTERM in a step, the run resumed from there",
+        target="bit-identical end, exact number of steps",
+        result=f"{len(stops)} of {len(stops)} steps of {STEPS}, the last among them",
+    )
+
+
+def _live_and_tell(some, told):
+    from unified_vae.pipeline.fit import fit
+
+    fit(some, [Recorder()])
+    told.put(sorted(name for name in ("torch._dynamo", "sympy", "torchvision", "torchmetrics") if name in sys.modules))
+
+
+def test_a_run_loads_nothing_heavy_beside_torch(source, tmp_path):
+    """Each of these takes seconds; none of them is needed to train with the plain losses."""
+    told = server().Queue()
+    process = server().Process(target=_live_and_tell, args=(request(tmp_path / "run", source), told))
+    process.start()
+    assert told.get(timeout=120) == []
+    process.join()
