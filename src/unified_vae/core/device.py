@@ -71,6 +71,10 @@ class ComputeDevice:
         """Return the context of the network's arithmetic."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
+    def to_device(self, values: Tensor) -> Tensor:
+        """Copy from host memory to this device; on CUDA without waiting."""
+        return to_device(values, self.device)
+
     def synchronize(self) -> None:
         """Wait until the device has done all it was asked for: for clocks, never in a step."""
         if self.device.type == "cuda":

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from unified_vae.config.data import AugmentConfig
 from unified_vae.config.loss import LIKELIHOOD_METRICS
-from unified_vae.core.device import to_device
 from unified_vae.core.distributions import VAEOutput
 from unified_vae.core.rng import latent_noise
 from unified_vae.data.augment import augment
@@ -270,7 +269,7 @@ class VAEStep:
         [local, latents], on the device."""
         runtime = runtime or self.runtime
         with record_function("data: augmentation"):
-            images = to_device(batch.images, runtime.device)
+            images = runtime.to_device(batch.images)
             images = augment(images, batch.indices, config=self.augment, seed=self.seed, epoch=batch.epoch)
         total = len(images) * runtime.world_size
         noise = latent_noise(
