@@ -201,9 +201,8 @@ def keep_freed_memory() -> None:
     take 32 MiB (docs/performance.md). Bits do not change. Other C libraries are left alone, and so is a process whose
     user has set glibc's own variables.
     """
-    user_decides = any(os.environ.get(name) for name in MALLOC_VARIABLES) or "glibc.malloc." in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    )
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    user_decides = "glibc.malloc." in tunables or any(map(os.environ.get, MALLOC_VARIABLES))
     if user_decides or sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
         return
     trim_threshold, mmap_threshold, never = -1, -3, -1  # numbers of mallopt(3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from unified_vae.console import (
     value_text,
     wrapped,
 )
+from unified_vae.core.errors import ConfigError
 from unified_vae.pipeline.plan import (
     DEFAULT_PRESETS,
     RunRequest,
@@ -101,9 +101,8 @@ def train(
         return _start(plan_mode(book, mode, options.settings(), options.run_dir), options, context.obj)
     if book.record is not None:
         return _start(plan_presets(book, {}, options.settings(), options.run_dir), options, context.obj)
-    print("\n".join(["error: --mode is missing; choose one:", "", *mode_lines(book)]), file=sys.stderr)
-    print("\nStart with: uv run train.py --mode quick_test", file=sys.stderr)
-    return 2
+    start = "Start with: uv run train.py --mode quick_test"
+    raise ConfigError("--mode is missing; choose one:", ["", *mode_lines(book), "", start])
 
 
 def train_unified(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -29,6 +29,11 @@ Channels = Annotated[Literal["auto", 1, 3], BeforeValidator(_no_truth_value)]
 class _VectorConfig(Config):
     """What the families with a latent vector share."""
 
+    positions: ClassVar[int] = 1
+    """Positions of the latent map; a vector has one."""
+    latents_setting: ClassVar[str] = "model.latents"
+    """What sets the number of latents at a position."""
+
     image_size: int = Field(default=64, ge=8, le=1024)
     """Height and width of the images, in pixels. Any size; multiples of 16 waste no computation."""
     latents: int = Field(default=256, ge=1)
@@ -43,19 +48,9 @@ class _VectorConfig(Config):
     channels: Channels = "auto"
     """Image channels: 1 (gray), 3 (RGB), or `auto` to follow the data."""
 
-    @property
-    def positions(self) -> int:
-        """Positions of the latent map; a vector has one."""
-        return 1
-
     def max_dimension(self) -> int:
         """Return a size that some weight of the network has at least, so that a file of another model is recognized."""
         return max(self.latents, self.base_channels)
-
-    @property
-    def latents_setting(self) -> str:
-        """What sets the number of latents at a position."""
-        return "model.latents"
 
 
 class ConvConfig(_VectorConfig):
@@ -97,6 +92,8 @@ class ResidualConfig(_VectorConfig):
 class SpatialConfig(Config):
     """The KL autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752): its latents are a map."""
 
+    latents_setting: ClassVar[str] = "model.latent_channels"
+    """What sets the number of latents at a position."""
     family: Literal["spatial"] = "spatial"
     """Which architecture: `conv`, the standard one; `residual`, residual blocks without transposed
     convolutions; `spatial`, a map of latents, as latent diffusion takes them."""
@@ -160,11 +157,6 @@ class SpatialConfig(Config):
     def max_dimension(self) -> int:
         """Return a size that some weight of the network has at least, so that a file of another model is recognized."""
         return max(*self.widths, 2 * self.latent_channels)
-
-    @property
-    def latents_setting(self) -> str:
-        """What sets the number of latents at a position."""
-        return "model.latent_channels"
 
 
 PAPER_CHANNEL_MULT = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4)}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -20,13 +19,6 @@ Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Folder = Annotated[Path | None, Option(help="Folder for a PNG of each image.", show_default="none")]
 
 
-class Density(StrEnum):
-    """What latents are drawn from."""
-
-    FITTED = "fitted"
-    NORMAL = "normal"
-
-
 def _sheet(default: str) -> Any:
     return Option(metavar="FILE.png", help="One image of all.", show_default=default)
 
@@ -35,8 +27,9 @@ def sample(
     model: Model,
     count: Annotated[int, Option(min=1, help="How many.")] = 16,
     density: Annotated[
-        Density, Option(help="Draw latents from the density fitted to those of training images, or N(0, I).")
-    ] = Density.FITTED,
+        Literal["fitted", "normal"],
+        Option(help="Draw latents from the density fitted to those of training images, or N(0, I)."),
+    ] = "fitted",
     temperature: Annotated[float, Option(min=0, help="Below 1: more usual, less varied.")] = 1.0,
     seed: Annotated[int, Option(min=0, help="The same seed gives the same images.")] = 0,
     sheet: Annotated[Path | None, _sheet("samples.png, unless --folder")] = None,
@@ -50,7 +43,7 @@ def sample(
     sheet = sheet if sheet or folder else Path("samples.png")
     with open_console() as console:
         lines = sample(
-            model, count, density.value, temperature, seed, sheet=sheet, folder=folder, checkpoint=checkpoint,
+            model, count, density, temperature, seed, sheet=sheet, folder=folder, checkpoint=checkpoint,
             device=device, observer=console,
         )  # fmt: skip
     show(lines)
