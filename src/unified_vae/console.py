@@ -361,9 +361,7 @@ class TerminalProgress(RunLines):
         )
         self.status = Text("")
         self.live = Live(Group(self.bars, self.status), console=self.console, refresh_per_second=4, transient=True)
-        self._preparing: tuple[str, TaskID] | None = None
-        self._epoch: TaskID | None = None
-        self._run: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}  # bars by name: the phase's text, "epoch", "run"
 
     def write_line(self, line: str) -> None:
         with suppress(OSError, ValueError):  # a lost terminal must not end the run
@@ -375,39 +373,24 @@ class TerminalProgress(RunLines):
 
     def phase(self, text: str, done: int, total: int | None) -> None:
         self.live.start()
-        count = f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
-        if self._preparing is None or self._preparing[0] != text:
-            self._end_preparation()
-            self._preparing = (text, self.bars.add_task(text, total=total, count=count, left=""))
-        pace = "  ".join(self.phase_pace(text, done, total))
-        self.bars.update(self._preparing[1], completed=done, total=total, count=count, left=pace)
+        if text != self._phase:
+            self._remove_bar(self._phase)
+        self._show_bar(text, text, done, total, "  ".join(self.phase_pace(text, done, total)))
 
     def run_started(self, event: RunStarted) -> None:
-        self._end_preparation()
+        self._remove_bar(self._phase)
         super().run_started(event)
-        self._epoch = self.bars.add_task("epoch", total=event.steps_per_epoch, count="", left="")
-        self._run = self.bars.add_task("run", total=event.total_steps, count="", left="")
+        self._show_bar("epoch", "epoch", 0, event.steps_per_epoch, "")
+        self._show_bar("run", "run", 0, event.total_steps, "")
         self.live.start()
 
     def step_done(self, event: StepDone) -> None:
         super().step_done(event)
-        if self._epoch is None or self._run is None:
-            return
         epoch, done = divmod(event.step - 1, event.steps_per_epoch)
         end = min((epoch + 1) * event.steps_per_epoch, event.total_steps)
-        self.bars.update(
-            self._epoch,
-            description=f"epoch {epoch + 1}/{self.epochs()}",
-            completed=done + 1,
-            count=f"{done + 1:,}/{event.steps_per_epoch:,}",
-            left=f"{clock_text(self.time_left.seconds_to(end))} left",
-        )
-        self.bars.update(
-            self._run,
-            completed=event.step,
-            count=f"{event.step:,}/{event.total_steps:,}",
-            left=f"{self._run_left()} left",
-        )
+        left = f"{clock_text(self.time_left.seconds_to(end))} left"
+        self._show_bar("epoch", f"epoch {epoch + 1}/{self.epochs()}", done + 1, event.steps_per_epoch, left)
+        self._show_bar("run", "run", event.step, event.total_steps, f"{self._run_left()} left")
 
     def losses_logged(self, event: LossesLogged) -> None:
         super().losses_logged(event)
@@ -417,10 +400,16 @@ class TerminalProgress(RunLines):
         self.live.stop()
         super().run_finished(event)
 
-    def _end_preparation(self) -> None:
-        if self._preparing is not None:
-            self.bars.remove_task(self._preparing[1])
-            self._preparing = None
+    def _show_bar(self, name: str, description: str, done: int, total: int | None, left: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self.bars.add_task("", total=total, count="", left="")
+        count = f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
+        task = self._tasks[name]
+        self.bars.update(task, description=description, completed=done, total=total, count=count, left=left)
+
+    def _remove_bar(self, name: str) -> None:
+        if name in self._tasks:
+            self.bars.remove_task(self._tasks.pop(name))
 
 
 class LogFile(RunLines):

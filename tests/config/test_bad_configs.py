@@ -62,5 +62,5 @@ def test_a_mistake_in_the_users_own_file_is_named_there(tmp_path: Path) -> None:
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not there"):
         read_json(tmp_path / "none.json")
-    with pytest.raises(ConfigError, match="is a folder"):
+    with pytest.raises(ConfigError, match="is a folder, pipe or device"):
         read_json(tmp_path)

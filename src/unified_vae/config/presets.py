@@ -360,10 +360,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     name = display_path(path)
     try:
-        mode = path.stat().st_mode  # asked before opening: opening a pipe would wait for its writer
-        if not stat.S_ISREG(mode):
-            kind = "folder" if stat.S_ISDIR(mode) else "pipe or a device"
-            raise ConfigError(f"{name} is a {kind}; a JSON file is needed")
+        if not stat.S_ISREG(path.stat().st_mode):  # checked before opening, which would wait for the writer of a pipe
+            raise ConfigError(f"{name} is a folder, pipe or device; a JSON file is needed")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
