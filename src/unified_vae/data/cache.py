@@ -6,6 +6,8 @@ Everything is written into a stage beside the cache's packs, flushed to the disk
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 import socket
@@ -25,7 +27,7 @@ import psutil
 
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.files import expand_user, sync_file, sync_folder
-from unified_vae.data.dataset import DamagedPack, Pack, manifest_files, read_pack
+from unified_vae.data.dataset import MANIFEST, MANIFEST_SHA256, DamagedPack, Pack, read_pack
 from unified_vae.data.sources.base import SPLITS, BadImage, Progress, Quarantined, Split
 
 ENVIRONMENT_VARIABLE = "UNIFIED_VAE_CACHE"
@@ -189,27 +191,38 @@ class PackWriter:
                     file.flush()
                     os.fsync(file.fileno())
 
-    def commit(self, target: Path, facts: Mapping[str, Any]) -> Pack:
-        """Write the manifest (with the caller's `facts`) and give the pack its final name."""
-        splits = {}
+    def commit(self, target: Path, background: tuple[int, int, int], facts: Mapping[str, Any]) -> Pack:
+        """Write the manifest and give the pack its final name.
+
+        Args:
+            background: under transparent images, a part of the fingerprint.
+            facts: further entries of the manifest.
+        """
+        contents = self.contents
+        splits: dict[str, dict[str, Any]] = {}
+        fingerprint = hashlib.sha256(f"{contents.image_size} {contents.channels} {background}\n".encode())
         for split in SPLITS:
             kept = sorted(self._checksums[split])
-            items = [self.contents.items[split][index] for index in kept]
+            items = [contents.items[split][index] for index in kept]
             splits[split] = {
                 "names": [item.name for item in items],
                 "content": [item.content for item in items],
                 "crc32": [self._checksums[split][index] for index in kept],
-                "labels": {name: [item.labels[name] for item in items] for name in self.contents.label_names},
+                "labels": {name: [item.labels[name] for item in items] for name in contents.label_names},
             }
+            fingerprint.update("\n".join([split, *splits[split]["content"], ""]).encode())
         manifest = {
-            "image_size": self.contents.image_size,
-            "channels": self.contents.channels,
-            "label_names": dict(self.contents.label_names),
+            "image_size": contents.image_size,
+            "channels": contents.channels,
+            "label_names": dict(contents.label_names),
             "splits": splits,
+            "fingerprint": fingerprint.hexdigest(),
             **facts,
         }
+        text = json.dumps(manifest, ensure_ascii=True, separators=(",", ":")).encode()
+        checksum = f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n".encode()
         with disk_errors(self.root):
-            for name, data in manifest_files(manifest).items():
+            for name, data in ((MANIFEST, text), (MANIFEST_SHA256, checksum)):
                 (self.stage / name).write_bytes(data)
                 sync_file(self.stage / name)
             sync_folder(self.stage)

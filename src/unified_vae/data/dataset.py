@@ -13,7 +13,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,30 +34,28 @@ class DamagedPack(Exception):
     """A pack is incomplete or not what its manifest says."""
 
 
+@dataclass(eq=False)
 class PackedSplit:
     """The images of one split, read-only, mapped from the disk.
 
     Attributes:
-        images: uint8 [n, height, width, channels].
+        path: of the file.
+        shape: of `images`.
         names: identity of each image as the user knows it.
         labels: label name -> int64 [n]; None where the source has none.
         label_names: label name -> names of its values.
+        images: uint8 [n, height, width, channels].
     """
 
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int, int],
-        names: Sequence[str],
-        labels: Mapping[str, npt.NDArray[np.int64]] | None = None,
-        label_names: Mapping[str, list[str]] | None = None,
-    ) -> None:
-        self.path = path
-        self.shape = shape
-        self.names = names
-        self.labels = None if labels is None else dict(labels)
-        self.label_names = dict(label_names or {})
-        self.images: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r", shape=shape)
+    path: Path
+    shape: tuple[int, int, int, int]
+    names: Sequence[str]
+    labels: Mapping[str, npt.NDArray[np.int64]] | None = None
+    label_names: Mapping[str, list[str]] = field(default_factory=dict)
+    images: npt.NDArray[np.uint8] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.images = np.memmap(self.path, np.uint8, "r", shape=self.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -97,13 +95,8 @@ class Pack:
         """Map the images of one split."""
         entry = self.manifest["splits"][split]
         labels = {name: np.array(numbers, dtype=np.int64) for name, numbers in entry["labels"].items()}
-        return PackedSplit(
-            self.folder / f"{split}.u8",
-            _shape(self.manifest, split),
-            entry["names"],
-            labels or None,
-            self.manifest["label_names"] if labels else None,
-        )
+        path, label_names = self.folder / f"{split}.u8", self.manifest["label_names"]
+        return PackedSplit(path, _shape(self.manifest, split), entry["names"], labels or None, label_names)
 
 
 def read_pack(folder: Path) -> Pack | None:
@@ -145,13 +138,6 @@ def check_images(pack: Pack, split: Split, at_most: int | None = None) -> None:
     for index in np.linspace(0, shape[0] - 1, count).astype(int):
         if zlib.crc32(images[index]) != checksums[index]:
             raise DamagedPack(f"image {index} of {path.name} was changed")
-
-
-def manifest_files(manifest: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return the bytes of the two manifest files, by their names."""
-    text = json.dumps(manifest, ensure_ascii=True, separators=(",", ":")).encode()
-    line = f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n"
-    return {MANIFEST: text, MANIFEST_SHA256: line.encode("ascii")}
 
 
 def _shape(manifest: Mapping[str, Any], split: Split) -> tuple[int, int, int, int]:

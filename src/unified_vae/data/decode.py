@@ -50,6 +50,7 @@ _NAMED_COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128
 _NAMED_COLORS["grey"] = _NAMED_COLORS["gray"]  # as model folders of earlier versions spell it
 _EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PHOTOMETRIC = 0x0112, 258, 262
 
+Item = TypeVar("Item")
 T = TypeVar("T")
 _TASK_IMAGES = 16  # a task costs about 50 us, a 32 px image 300 us
 _TASKS_PER_WORKER = 4
@@ -93,38 +94,86 @@ def decode(raw: RawImage, form: PixelFormat) -> npt.NDArray[np.uint8]:
     with _as_bad_image():
         image = _open(raw)
         image.load()
-        image = _flatten(_upright(_to_8_bit(image)), form)
-        pixels = np.asarray(_cover(image, form.size))
-        return pixels.reshape(form.size, form.size, form.channels)
+        image = _to_8_bit(image)
+
+        # Undo the camera's orientation. Unreadable EXIF counts as upright: the pixels are still good
+        try:
+            method = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        except MemoryError:  # says nothing of the EXIF
+            raise
+        except Exception:  # a dozen kinds: Pillow does not wrap what damaged EXIF does to its readers
+            method = None
+        if method is not None:
+            image = image.transpose(method)
+
+        # To mode L or RGB: transparent parts show the background; color to gray by ITU-R 601, gray repeated
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            image = Image.new("RGB", layer.size, form.background)
+            image.paste(layer, mask=layer.getchannel("A"))
+        elif image.mode not in ("1", "L", "RGB"):
+            image = image.convert("RGB")  # palette, CMYK, YCbCr: to gray in two steps, as Pillow has no direct one
+        mode = "L" if form.channels == 1 else "RGB"
+        if image.mode != mode:
+            image = image.convert(mode)
+
+        # The center square, resized with Lanczos, which widens its kernel (antialias) when it shrinks
+        if image.size != (form.size, form.size):
+            side = min(image.size)
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            box = (left, top, left + side, top + side)
+            image = image.resize((form.size, form.size), Image.Resampling.LANCZOS, box=box)
+        return np.asarray(image).reshape(form.size, form.size, form.channels)
+
+
+def to_uint8(values: npt.NDArray[np.generic], white: float | None = None, what: str = "") -> npt.NDArray[np.uint8]:
+    """Scale values from black (0) to white to 0..255: the one place where a range of values is decided.
+
+    Args:
+        white: by default that of the dtype: floats and booleans 1, uint16 65535, other integers 255.
+        what: the values in the message, by default the dtype.
+
+    Raises:
+        BadImage: a value lies outside.
+    """
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if white is None:
+        is_uint16 = values.dtype.kind == "u" and values.dtype.itemsize == 2  # of either byte order
+        white = {"b": 1.0, "f": 1.0}.get(values.dtype.kind, 65535.0 if is_uint16 else 255.0)
+    with np.errstate(invalid="ignore"):  # a NaN that says so when it is widened
+        exact = values.astype(np.float64)
+    low, high = (float(exact.min()), float(exact.max())) if exact.size else (0.0, 0.0)
+    if not (low >= 0.0 and high <= white):  # false for NaN as well
+        raise BadImage(f"{what or values.dtype} values from {low:g} to {high:g}; they must lie in 0..{white:g}")
+    return np.rint(exact * (255.0 / white)).astype(np.uint8)
 
 
 def cpu_count() -> int:
     """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_images(function: Callable[[RawImage], T], loaders: Iterable[Callable[[], RawImage]]) -> Iterator[T | BadImage]:
-    """Yield `function` of each loaded image, in order; an image that fails gives its BadImage instead.
+def map_images(function: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T | BadImage]:
+    """Yield `function`, which loads an image, of each item, in order; one that fails gives its BadImage instead.
 
     Runs in threads, with a bounded number of images in flight. Pillow decodes without the GIL, and a process must
     pickle every image: on two cores 855 256 px JPEGs/s with two threads, 470 with two processes; at 32 px 3,300 and
     2,200.
     """
 
-    def run(chunk: list[Callable[[], RawImage]]) -> list[T | BadImage]:
+    def run(chunk: list[Item]) -> list[T | BadImage]:
         results: list[T | BadImage] = []
-        for loader in chunk:
+        for item in chunk:
             try:
-                results.append(function(loader()))
+                results.append(function(item))
             except BadImage as bad:
                 results.append(bad)
             except OSError as error:
                 results.append(BadImage(f"cannot be read: {error.strerror or error}"))
         return results
 
-    remaining = iter(loaders)
+    remaining = iter(items)
     workers = cpu_count()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     pending: deque[Future[list[T | BadImage]]] = deque()
@@ -191,36 +240,14 @@ def _open(raw: RawImage) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Undo the camera's orientation. Unreadable EXIF counts as upright: the pixels are still good."""
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except MemoryError:  # says nothing of the EXIF
-        raise
-    except Exception:  # a dozen kinds: Pillow does not wrap what damaged EXIF does to its readers
-        return image
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Deep gray (16-bit, 32-bit, float) scaled to 8 bits; Pillow's own conversion clips it to white."""
     if image.mode not in GRAY_MODES - {"1", "L", "LA", "La"}:
         return image
-    with np.errstate(invalid="ignore"):  # a NaN that says so when it is widened
-        values = np.asarray(image, dtype=np.float64)
-    low, high = float(values.min()), float(values.max())
+    values = np.asarray(image)
     tags: Mapping[int, object] = getattr(image, "tag_v2", None) or {}
-    if image.mode == "F":
-        white = 1.0
-        if not (low >= 0.0 and high <= 1.0):  # false for NaN as well
-            raise BadImage(f"float values from {low:g} to {high:g}; they must lie in 0..1")
-    else:
-        deep_bits = 12 if tags.get(_TIFF_BITS) in (12, (12,)) else 16  # Pillow scales deep PPM to 16
-        white = float(2**deep_bits - 1)
-        if low < 0 or high > white:
-            raise BadImage(f"gray values from {low:g} to {high:g}; they must lie in 0..{white:g}")
-    gray = np.rint(values * (255.0 / white)).astype(np.uint8)
+    deep_bits = 12 if tags.get(_TIFF_BITS) in (12, (12,)) else 16  # Pillow scales deep PPM to 16
+    gray = to_uint8(values, *((1.0, "float") if image.mode == "F" else (2.0**deep_bits - 1, "gray")))
     if tags.get(_TIFF_PHOTOMETRIC) == 0:  # WhiteIsZero, which Pillow leaves as it is in deep modes
         gray = 255 - gray
     result = Image.fromarray(gray)
@@ -229,25 +256,3 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         result = Image.merge("LA", (result, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
     result.getexif()[_EXIF_ORIENTATION] = image.getexif().get(_EXIF_ORIENTATION, 1)
     return result
-
-
-def _flatten(image: Image.Image, form: PixelFormat) -> Image.Image:
-    """Mode L or RGB: transparent parts show the background; color to gray by ITU-R 601, gray repeated."""
-    mode = "L" if form.channels == 1 else "RGB"
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.new("RGB", layer.size, form.background)
-        image.paste(layer, mask=layer.getchannel("A"))
-    elif image.mode not in ("1", "L", "RGB"):
-        image = image.convert("RGB")  # palette, CMYK, YCbCr: to gray in two steps, as Pillow has no direct one
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _cover(image: Image.Image, size: int) -> Image.Image:
-    """The center square, resized with Lanczos, which widens its kernel (antialias) when it shrinks."""
-    if image.size == (size, size):
-        return image
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)

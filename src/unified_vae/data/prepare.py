@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import DataError
@@ -22,7 +23,17 @@ from unified_vae.data.cache import PackContents, PackItem, PackWriter, Row, cach
 from unified_vae.data.cartoon import builtin
 from unified_vae.data.dataset import FORMAT_VERSION, DamagedPack, DataSets, Inventory, Pack, read_pack
 from unified_vae.data.decode import Header, PixelFormat, decode, map_images, parse_color, quiet_pillow, read_header
-from unified_vae.data.sources.base import SPLITS, BadImage, Listing, Progress, Quarantined, RawImage, Source, Split
+from unified_vae.data.sources.base import (
+    SPLITS,
+    BadImage,
+    Listing,
+    Loader,
+    Progress,
+    Quarantined,
+    RawImage,
+    Source,
+    Split,
+)
 from unified_vae.data.sources.find import BUILTIN, find_source
 
 MIN_VALIDATION_IMAGES = 64
@@ -69,17 +80,14 @@ def open_data(config: DataConfig, image_size: int, channels: int | None, progres
             pack = pack_source(source, root, target, config, form, channels, progress)
 
     facts = pack.manifest
-    quarantined = [Quarantined(name, reason) for name, reason in facts["quarantined"]]
-    check_bad_fraction(
-        facts["name"], quarantined, facts["examined"], facts["refused"], facts["listed"], config.max_bad_fraction
-    )
+    check_bad_fraction(facts, config.max_bad_fraction)
     return DataSets(
         train=pack.split("train"),
         validation=pack.split("validation"),
         channels=int(facts["channels"]),
         description=facts["description"],
         fingerprint=facts["fingerprint"],
-        quarantined=quarantined,
+        quarantined=[Quarantined(name, reason) for name, reason in facts["quarantined"]],
         notes=[*remarks, *facts["notes"]],
         inventory=Inventory.from_manifest(facts),
     )
@@ -88,23 +96,16 @@ def open_data(config: DataConfig, image_size: int, channels: int | None, progres
 def pack_builtin(root: Path, target: Path, config: DataConfig, form: PixelFormat, progress: Progress) -> Pack:
     """Draw the built-in set and pack it."""
     contents = builtin.contents(form.size, form.channels, split_limits(config.max_images))
-    train, validation = len(contents.items["train"]), len(contents.items["validation"])
     with PackWriter(root, contents) as writer:
         writer.write(builtin.rows(contents), progress)
-        return writer.commit(
-            target,
-            {
-                "name": builtin.NAME,
-                "description": f"{builtin.NAME}, drawn by this program: {train:,} to train, "
-                f"{validation:,} to validate (--data takes your own)",
-                "fingerprint": _fingerprint(contents, form),
-                "quarantined": [],
-                "notes": [],
-                "examined": contents.count,
-                "refused": 0,
-                "listed": contents.count,
-            },
+        counts = writer.counts()
+        description = (
+            f"{builtin.NAME}, drawn by this program: {counts['train']:,} to train, {counts['validation']:,} to "
+            "validate (--data takes your own)"
         )
+        facts = {"name": builtin.NAME, "quarantined": [], "examined": contents.count, "refused": 0}
+        facts |= {"listed": contents.count, "description": description, "notes": []}
+        return writer.commit(target, form.background, facts)
 
 
 def pack_source(
@@ -130,41 +131,42 @@ def pack_source(
             _check_usable(source, result, config)
 
             # Neither split may be empty
-            given = result.candidates
-            splits, note = fill_empty_split([c.split for c in given], [c.content for c in given])
-            candidates = [replace(c, split=split) for c, split in zip(given, splits, strict=True)]
+            splits, note = fill_empty_split(
+                [candidate.split for candidate in result.candidates],
+                [candidate.content for candidate in result.candidates],
+            )
+            candidates = [replace(c, split=split) for c, split in zip(result.candidates, splits, strict=True)]
             if channels is None:
                 gray = all(candidate.header.gray for candidate in candidates)
                 form = PixelFormat(form.size, 1 if gray else 3, form.background)
 
+            # Both splits in the order of their content hashes: mixed, and the same after renaming
+            items: dict[Split, list[PackItem]] = {split: [] for split in SPLITS}
+            places: dict[int, tuple[Split, int, str]] = {}  # position in the source -> place in the pack, content
+            for c in sorted(candidates, key=lambda c: (c.content, c.name, c.position)):
+                places[c.position] = (c.split, len(items[c.split]), c.content)
+                items[c.split].append(PackItem(c.name, c.content, c.labels))
+
             # Decode in the order of the source; each image goes to its place in the pack
-            contents, places = _plan_contents(candidates, result.listing.label_names, form)
-            with PackWriter(root, contents) as writer:
-                writer.write(_decode_rows(source, contents, places, form), progress)
+            with PackWriter(root, PackContents(form.size, form.channels, items, result.listing.label_names)) as writer:
+                writer.write(_decode_rows(source, dict(sorted(places.items())), form), progress)
                 bad_names = {bad.name for bad in writer.quarantined}
                 result.candidates = [candidate for candidate in candidates if candidate.name not in bad_names]
                 result.quarantined.extend(writer.quarantined)
-                if min(writer.counts().values()) == 0:
+                counts = writer.counts()
+                if min(counts.values()) == 0:
                     continue
                 _check_usable(source, result, config)
 
                 # What the manifest says beside the images themselves
-                listing, kept = result.listing, result.candidates
-                counts = {split: sum(c.split == split for c in kept) for split in SPLITS}
                 origin = f"split by content, {config.validation_fraction:.0%} to validate"
-                final, _ = _plan_contents(kept, listing.label_names, form)
-                facts = {
-                    "name": source.name,
-                    "description": f"{len(kept):,} images from {source.name} ({counts['train']:,} to train, "
-                    f"{counts['validation']:,} to validate; {'its own split' if result.has_own_split else origin})",
-                    "fingerprint": _fingerprint(final, form),
-                    "quarantined": [[bad.name, bad.reason] for bad in result.quarantined],
-                    "notes": [*listing.notes, *([note] if note else []), *_remarks(result, form.size)],
-                    "examined": result.examined,
-                    "refused": len(listing.quarantined),
-                    "listed": len(listing.records),
-                }
-                return writer.commit(target, facts)
+                description = (
+                    f"{sum(counts.values()):,} images from {source.name} ({counts['train']:,} to train, "
+                    f"{counts['validation']:,} to validate; {'its own split' if result.has_own_split else origin})"
+                )
+                notes = [*result.listing.notes, *([note] if note else []), *_remarks(result, form.size)]
+                facts = result.facts(source.name) | {"description": description, "notes": notes}
+                return writer.commit(target, form.background, facts)
 
 
 # --- scan ------------------------------------------------------------------------------------------------
@@ -200,6 +202,16 @@ class ScanResult:
     def has_own_split(self) -> bool:
         """Whether the source itself says which images are for validation."""
         return any(record.split == "validation" for record in self.listing.records)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return what `check_bad_fraction` needs to know of the source called `name`, as kept in a manifest."""
+        return {
+            "name": name,
+            "quarantined": [[bad.name, bad.reason] for bad in self.quarantined],
+            "examined": self.examined,
+            "refused": len(self.listing.quarantined),
+            "listed": len(self.listing.records),
+        }
 
 
 def content_hash(raw: RawImage) -> str:
@@ -244,23 +256,21 @@ def scan(source: Source, max_images: int | None, validation_fraction: float, pro
 
         # Open them in the order of the source
         positions = sorted(batch)
-        loaders = source.read(positions)
+        outcomes = map_images(lambda load: (content_hash(raw := load()), read_header(raw)), source.read(positions))
         seen: dict[int, tuple[str, Header] | BadImage] = {}
-        for position, look in zip(
-            positions, map_images(lambda raw: (content_hash(raw), read_header(raw)), loaders), strict=True
-        ):
-            seen[position] = look
+        for position, outcome in zip(positions, outcomes, strict=True):
+            seen[position] = outcome
             if len(seen) % 64 == 0 or len(seen) == len(positions):
                 progress("looking at images", len(seen), len(positions))
         result.examined += len(positions)
 
         # Admit them in the order of the subset
         for position in batch:
-            record, look = records[position], seen[position]
-            if isinstance(look, BadImage):
-                result.quarantined.append(Quarantined(record.name, str(look)))
+            record, outcome = records[position], seen[position]
+            if isinstance(outcome, BadImage):
+                result.quarantined.append(Quarantined(record.name, str(outcome)))
                 continue
-            content, header = look
+            content, header = outcome
             split = (record.split if own_split else None) or split_of(content, validation_fraction)
             if remaining[split] > 0:
                 remaining[split] -= 1
@@ -268,34 +278,32 @@ def scan(source: Source, max_images: int | None, validation_fraction: float, pro
     return result
 
 
-def check_bad_fraction(
-    name: str, quarantined: Sequence[Quarantined], examined: int, refused: int, listed: int, limit: float
-) -> None:
+def check_bad_fraction(facts: Mapping[str, Any], limit: float) -> None:
     """Raise DataError where too many files cannot be used, naming the first few.
 
     Args:
-        examined: files that were opened.
-        refused: files that were rejected unopened.
-        listed: the others, opened or not.
+        facts: see `ScanResult.facts`: `examined` files were opened, `refused` ones were rejected unopened, and `listed`
+            are the others, opened or not.
     """
-    opened_bad = len(quarantined) - refused
-    fraction = max(opened_bad / max(examined, 1), refused / max(listed + refused, 1))
+    bad, refused = facts["quarantined"], facts["refused"]
+    fraction = max(
+        (len(bad) - refused) / max(facts["examined"], 1),
+        refused / max(facts["listed"] + refused, 1),
+    )
     if fraction > limit:
-        first = "; ".join(bad.format_line() for bad in quarantined[:3])
+        first = "; ".join(Quarantined(*entry).format_line() for entry in bad[:3])
         raise DataError(
-            f"{len(quarantined):,} files of {name} are unusable ({fraction:.0%}; the limit is {limit:.0%}): "
+            f"{len(bad):,} files of {facts['name']} are unusable ({fraction:.0%}; the limit is {limit:.0%}): "
             f"{first}; fix or remove them, or raise data.max_bad_fraction."
         )
 
 
 def _check_usable(source: Source, result: ScanResult, config: DataConfig) -> None:
-    listing, bad = result.listing, result.quarantined
-    refused, listed = len(listing.quarantined), len(listing.records)
-    check_bad_fraction(source.name, bad, result.examined, refused, listed, config.max_bad_fraction)
+    check_bad_fraction(result.facts(source.name), config.max_bad_fraction)
     if len(result.candidates) < 2:
-        first = "".join(f" ({entry.format_line()})" for entry in bad[:1])
+        first = "".join(f" ({entry.format_line()})" for entry in result.quarantined[:1])
         count = "no usable image" if not result.candidates else "only one usable image"
-        notes = "".join(f" {note}" for note in listing.notes)
+        notes = "".join(f" {note}" for note in result.listing.notes)
         raise DataError(
             f"{source.name} has {count}{first}, and training and validation need one each.{notes} "
             "Check that --data names the right place, or try --data builtin."
@@ -363,42 +371,17 @@ def fill_empty_split(splits: Sequence[Split], content_sha256: Sequence[str]) -> 
 # --- decode ----------------------------------------------------------------------------------------------
 
 
-def _plan_contents(
-    candidates: Sequence[Candidate], label_names: Mapping[str, list[str]], form: PixelFormat
-) -> tuple[PackContents, dict[int, tuple[Split, int]]]:
-    """Both splits in the order of their content hashes (mixed, the same after renaming); where each position goes."""
-    items: dict[Split, list[PackItem]] = {split: [] for split in SPLITS}
-    places: dict[int, tuple[Split, int]] = {}
-    for candidate in sorted(candidates, key=lambda c: (c.content, c.name, c.position)):
-        places[candidate.position] = (candidate.split, len(items[candidate.split]))
-        items[candidate.split].append(PackItem(candidate.name, candidate.content, candidate.labels))
-    return PackContents(form.size, form.channels, items, label_names), places
+def _decode_rows(source: Source, places: Mapping[int, tuple[Split, int, str]], form: PixelFormat) -> Iterator[Row]:
+    """Decode the images at positions, ascending, for their places; one that changed since the scan is a bad one."""
 
-
-def _decode_rows(
-    source: Source, contents: PackContents, places: Mapping[int, tuple[Split, int]], form: PixelFormat
-) -> Iterator[Row]:
-    def load_unchanged(load: Callable[[], RawImage], content: str) -> RawImage:
-        """Load an image as it was scanned: its split and its place in the order follow from what it was then."""
+    def decode_unchanged(job: tuple[Loader, str]) -> npt.NDArray[np.uint8]:
+        load, content = job
         raw = load()
-        if content_hash(raw) != content:
+        if content_hash(raw) != content:  # its split and its place in the order follow from what it was
             raise BadImage("changed while the images were packed; it is used from the next start on")
-        return raw
+        return decode(raw, form)
 
-    positions = sorted(places)
-    targets = [places[position] for position in positions]
-    loaders = (
-        partial(load_unchanged, load, contents.items[split][index].content)
-        for load, (split, index) in zip(source.read(positions), targets, strict=True)
-    )
-    for (split, index), pixels in zip(targets, map_images(lambda raw: decode(raw, form), loaders), strict=True):
+    contents = (content for _, _, content in places.values())
+    jobs = zip(source.read(list(places)), contents, strict=True)
+    for (split, index, _), pixels in zip(places.values(), map_images(decode_unchanged, jobs), strict=True):
         yield split, index, pixels
-
-
-def _fingerprint(contents: PackContents, form: PixelFormat) -> str:
-    digest = hashlib.sha256(f"{form.size} {form.channels} {form.background}\n".encode())
-    for split in SPLITS:
-        digest.update(f"{split}\n".encode())
-        for item in contents.items[split]:
-            digest.update(item.content.encode() + b"\n")
-    return digest.hexdigest()

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from unified_vae.core.errors import MOST_LISTED, DataError
 from unified_vae.core.events import Observer
-from unified_vae.data.decode import PixelFormat, decode, quiet_pillow
-from unified_vae.data.sources.array import to_uint8
+from unified_vae.data.decode import PixelFormat, decode, quiet_pillow, to_uint8
 from unified_vae.data.sources.base import BadImage, Quarantined
 from unified_vae.data.sources.folder import has_image_extension, is_hidden, rejection_reason
 

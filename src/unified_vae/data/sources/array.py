@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 
 from unified_vae.core.errors import DataError, escape_name
-from unified_vae.data.sources.base import BadImage, Listing, RawImage, Record, Split
+from unified_vae.data.decode import to_uint8
+from unified_vae.data.sources.base import Loader, Part, PartedSource, Split, hash_file
 
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -25,18 +24,10 @@ _SPLIT_LABEL_KEYS = ("{}_labels", "y_{}", "{}_y")
 _IMAGE_KEYS = ("images", "x", "data", "arr_0")
 _LABEL_KEYS = ("labels", "label", "y", "targets")
 _CHANNELS = (1, 3, 4)
+MAX_CLASSES = 100_000  # larger labels are no numbers of classes
 
 
-class _Part(NamedTuple):
-    """One array of the file: its split, its images as [n, h, w(, c)], its class numbers."""
-
-    prefix: str
-    split: Split | None
-    images: npt.NDArray[np.generic]
-    labels: npt.NDArray[np.int64] | None
-
-
-class ArraySource:
+class ArraySource(PartedSource):
     """The rows of an array file, each an image."""
 
     def __init__(self, path: Path) -> None:
@@ -44,12 +35,12 @@ class ArraySource:
         self.name = escape_name(path.name)
 
     @cached_property
-    def _parts(self) -> list[_Part]:
+    def parts(self) -> list[Part]:
         """The arrays of the file, .npz or .npy by its content. Pickled objects are refused: opening them runs code."""
         try:
             if not zipfile.is_zipfile(self.path):
                 array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-                return [_Part("row", None, self._as_rows(array, self.name), None)]
+                return [Part("row", None, self._as_rows(array, self.name), None)]
             with zipfile.ZipFile(self.path) as packed:  # an .npz is unpacked into memory, so sizes are checked before
                 if sum(member.file_size for member in packed.infolist()) > psutil.virtual_memory().available:
                     raise MemoryError
@@ -65,7 +56,7 @@ class ArraySource:
                 f"{self.path} cannot be read as a NumPy file ({reason}); save plain arrays with numpy.save."
             ) from None
 
-    def _npz_parts(self, file: np.lib.npyio.NpzFile) -> list[_Part]:
+    def _npz_parts(self, file: np.lib.npyio.NpzFile) -> list[Part]:
         """The arrays for training and validation where their keys say so, else the first array of images."""
         keys = {key.lower(): key for key in file.files}
 
@@ -73,10 +64,14 @@ class ArraySource:
             candidates = (form.format(name) for name in names for form in forms)
             return next((keys[key] for key in candidates if key in keys), None)
 
-        def part(split: Split | None, key: str, label_key: str | None) -> _Part:
+        def part(split: Split | None, key: str, label_key: str | None) -> Part:
             images = self._as_rows(file[key], f"{self.name}, key {key!r}")
-            labels = None if label_key is None else _class_numbers(file[label_key], len(images))
-            return _Part(f"{key} row", split, images, labels)
+            labels = None if label_key is None else file[label_key]  # of shape [n] or [n, 1]
+            if labels is not None:
+                is_classes = labels.dtype.kind in "ui" and labels.size == len(images) > 0
+                is_classes = is_classes and labels.min() >= 0 and labels.max() < MAX_CLASSES
+                labels = labels.reshape(-1).astype(np.int64) if is_classes else None
+            return Part(f"{key} row", split, images, labels)
 
         if find(_SPLIT_NAMES["train"], _SPLIT_IMAGE_KEYS) is not None:
             return [
@@ -108,48 +103,13 @@ class ArraySource:
     def identity(self) -> str:
         """Return a hash of the whole file."""
         try:
-            with self.path.open("rb") as file:
-                return f"array:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            return f"array:{hash_file(self.path)}"
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}.") from None
 
-    def listing(self) -> Listing:
-        labeled = all(part.labels is not None for part in self._parts)
-        records = []
-        for prefix, split, images, labels in self._parts:
-            for row in range(len(images)):
-                number = {"class": int(labels[row])} if labeled and labels is not None else {}
-                records.append(Record(f"{prefix} {row}", split, number))
-        largest = max((record.labels.get("class", -1) for record in records), default=-1)
-        return Listing(records, {"class": [str(value) for value in range(largest + 1)]} if labeled else {})
+    def class_names(self) -> list[str]:
+        largest = max((int(np.max(part.labels)) for part in self.parts if part.labels is not None), default=-1)
+        return [str(value) for value in range(largest + 1)]
 
-    def read(self, positions: Sequence[int]) -> Iterator[Callable[[], RawImage]]:
-        starts = np.cumsum([0] + [len(part.images) for part in self._parts])
-        for position in positions:
-            number = int(np.searchsorted(starts, position, side="right")) - 1
-            yield partial(to_uint8, self._parts[number].images[position - int(starts[number])])
-
-
-def to_uint8(row: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Return one image as uint8: floats and booleans from 0..1, uint16 from 0..65535, others from 0..255.
-
-    Raises:
-        BadImage: a value lies outside.
-    """
-    if row.dtype == np.uint8:
-        return np.ascontiguousarray(row)
-    sixteen_bits = row.dtype.kind == "u" and row.dtype.itemsize == 2  # of either byte order
-    white = {"b": 1.0, "f": 1.0}.get(row.dtype.kind, 65535.0 if sixteen_bits else 255.0)
-    values = row.astype(np.float64)
-    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
-    if not (low >= 0.0 and high <= white):  # false for NaN as well
-        raise BadImage(f"{row.dtype} values from {low:g} to {high:g}; they must lie in 0..{white:g}, or be uint8")
-    return np.rint(values * (255.0 / white)).astype(np.uint8)
-
-
-def _class_numbers(labels: npt.NDArray[np.generic], count: int) -> npt.NDArray[np.int64] | None:
-    """Labels of shape [n] or [n, 1] as class numbers; None where they are something else."""
-    if labels.dtype.kind not in "ui" or labels.size != count:
-        return None
-    numbers = labels.reshape(-1).astype(np.int64)
-    return numbers if numbers.size and numbers.min() >= 0 and numbers.max() < 100_000 else None
+    def loader(self, items: npt.NDArray[np.generic], index: int) -> Loader:
+        return partial(to_uint8, items[index])

@@ -7,7 +7,8 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from unified_vae.core.errors import DataError, close_names, truncate
 from unified_vae.core.files import expand_user
@@ -16,12 +17,18 @@ if TYPE_CHECKING:
     from unified_vae.data.sources.base import Progress, Source
 
 BUILTIN = "builtin"
-LIBRARIES = ("torchvision", "hf")
 FORMS = "a folder, a .zip, .tar or .tar.gz, a .npy or .npz file, torchvision:NAME, hf:owner/name, or builtin"
 
-ZIP_SUFFIXES = (".zip",)
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-ARRAY_SUFFIXES = (".npy", ".npz")
+# The table of sources beside folders and the built-in set: how `--data` ends or begins -> the class, imported on use
+FILES = {
+    ".zip": "archive:ZipSource",
+    ".tar": "archive:TarSource",
+    ".tar.gz": "archive:TarSource",
+    ".tgz": "archive:TarSource",
+    ".npy": "array:ArraySource",
+    ".npz": "array:ArraySource",
+}
+LIBRARIES = {"torchvision": "libraries:TorchvisionSource", "hf": "libraries:HubSource"}
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -67,7 +74,7 @@ def check_source(text: str) -> None:
             f"There is no file or folder {truncate(repr(text))}{suggestion}; --data takes {FORMS}."
         ) from None
     folder = stat.S_ISDIR(status.st_mode)
-    readable = path.name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES, *ARRAY_SUFFIXES))
+    readable = path.name.lower().endswith(tuple(FILES))
     if not folder and not (stat.S_ISREG(status.st_mode) and readable):
         raise DataError(f"{text!r} is of no kind that can be read; --data takes {FORMS}.")
 
@@ -86,15 +93,13 @@ def check_source(text: str) -> None:
 
 def check_not_empty(text: str) -> None:
     """Raise DataError for an empty folder; whether what it holds can be used shows when it is read."""
-    path = None if text == BUILTIN or library_dataset(text) is not None else source_path(text)
-    if path is None or not path.is_dir():
+    if text == BUILTIN or library_dataset(text) is not None or not source_path(text).is_dir():
         return
-    with os.scandir(path) as entries:
-        if next(entries, None) is None:
-            raise DataError(
-                f"The folder {text!r} is empty: there is no usable image. Check that --data names the right place, or "
-                "try --data builtin."
-            )
+    if not any(source_path(text).iterdir()):
+        raise DataError(
+            f"The folder {text!r} is empty: there is no usable image. Check that --data names the right place, or "
+            "try --data builtin."
+        )
 
 
 def find_source(text: str, cache: Path, progress: Progress) -> Source:
@@ -103,21 +108,14 @@ def find_source(text: str, cache: Path, progress: Progress) -> Source:
     Raises:
         DataError: the file does not exist, cannot be read, or is of no known kind.
     """
-    from unified_vae.data.sources.archive import TarSource, ZipSource
-    from unified_vae.data.sources.array import ArraySource
-    from unified_vae.data.sources.folder import FolderSource
-    from unified_vae.data.sources.hub import HubSource
-    from unified_vae.data.sources.torchvision import TorchvisionSource
-
     check_source(text)
-    match library_dataset(text):
-        case ("torchvision", name):
-            return TorchvisionSource(name, cache / "torchvision", progress)
-        case ("hf", name):
-            return HubSource(name, cache / "huggingface", progress)
-    path = source_path(text)
-    if path.is_dir():
-        return FolderSource(path)
-    if path.name.lower().endswith(ZIP_SUFFIXES):
-        return ZipSource(path)
-    return TarSource(path) if path.name.lower().endswith(TAR_SUFFIXES) else ArraySource(path)
+    arguments: tuple[Any, ...]
+    if library := library_dataset(text):
+        scheme, name = library
+        kind, arguments = LIBRARIES[scheme], (name, cache, progress)
+    else:
+        path = source_path(text)
+        kinds = [kind for suffix, kind in FILES.items() if path.name.lower().endswith(suffix)]
+        kind, arguments = "folder:FolderSource" if path.is_dir() else kinds[0], (path,)
+    source: Source = resolve_name(f"{__package__}.{kind}")(*arguments)
+    return source

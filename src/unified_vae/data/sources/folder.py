@@ -7,13 +7,12 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from unified_vae.core.errors import DataError, escape_name
-from unified_vae.data.sources.base import BadImage, Listing, Quarantined, RawImage, Record, Split
+from unified_vae.data.sources.base import Listing, Loader, Quarantined, Record, Split
 
 # fmt: off
 IMAGE_EXTENSIONS = frozenset({
@@ -120,15 +119,6 @@ def arrange(
     return used, Listing(records, {"class": classes} if classes else {}, quarantined, notes)
 
 
-class _File(NamedTuple):
-    """An image file: its path inside the folder ("/" between parts), and what tells that it changed."""
-
-    path: str
-    size: int
-    modified_ns: int
-    mode: int
-
-
 class FolderSource:
     """All images below `root`."""
 
@@ -137,9 +127,9 @@ class FolderSource:
         self.name = escape_name(root.name or str(root))
 
     @cached_property
-    def _walked(self) -> tuple[list[_File], list[Quarantined], int, int]:
-        """Return the image files, sorted, what was rejected, and how many files were ignored and were repeated."""
-        files: list[_File] = []
+    def _scanned(self) -> tuple[list[str], Listing, str]:
+        """The paths that are used, the listing in their order, and a hash of what tells that a file changed."""
+        files: list[tuple[str, int, int, int]] = []  # path in the folder, size, modification time, permissions
         rejected: list[Quarantined] = []
         ignored = repeated = 0
         seen: set[tuple[int, int]] = set()  # folders and files by their inode, so that loops end
@@ -189,35 +179,26 @@ class FolderSource:
                 if reason := rejection_reason(name, status.st_size):
                     rejected.append(Quarantined(name, reason))
                 else:
-                    files.append(_File(name, status.st_size, status.st_mtime_ns, status.st_mode))
+                    files.append((name, status.st_size, status.st_mtime_ns, status.st_mode))
         if any(entry.name == "." for entry in rejected):
             raise DataError(f"The folder {self.root} cannot be opened; check its permissions.")
-        return sorted(files), rejected, ignored, repeated
-
-    @cached_property
-    def _arranged(self) -> tuple[list[str], Listing]:
-        files, rejected, ignored, repeated = self._walked
+        files.sort()
+        digest = hashlib.sha256()
+        for entry in (*files, *((bad.name, bad.reason) for bad in rejected)):
+            digest.update(("\0".join(map(str, entry)) + "\n").encode("utf-8", "surrogateescape"))
         notes = [f"{repeated:,} links to files already listed were passed over."] if repeated else []
-        used, listing = arrange([file.path for file in files], rejected, ignored, notes)
-        return [files[index].path for index in used], listing
+        used, listing = arrange([path for path, *_ in files], rejected, ignored, notes)
+        return [files[index][0] for index in used], listing, digest.hexdigest()
 
     def identity(self) -> str:
         """Return a hash of every image's path, size, modification time and permissions; nothing is opened."""
-        files, rejected, *_ = self._walked
-        lines = ["\0".join(map(str, file)) for file in files] + [f"{bad.name}\0{bad.reason}" for bad in rejected]
-        text = "".join(f"{line}\n" for line in lines)
-        return f"folder:{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()}"
+        return f"folder:{self._scanned[2]}"
 
     def listing(self) -> Listing:
-        return self._arranged[1]
+        """See `Source.listing`."""
+        return self._scanned[1]
 
-    def read(self, positions: Sequence[int]) -> Iterator[Callable[[], RawImage]]:
+    def read(self, positions: Sequence[int]) -> Iterator[Loader]:
+        """See `Source.read`."""
         for position in positions:
-            yield partial(_read_file, self.root / self._arranged[0][position])
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from None
+            yield (self.root / self._scanned[0][position]).read_bytes
