@@ -10,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers.runs import request, write_images
+from tests.helpers.runs import request, train, write_images
 from unified_vae import VAE
 from unified_vae.cli.app import main
 from unified_vae.cli.commands import generate
 from unified_vae.inference.generate import noise_seed
-from unified_vae.pipeline.fit import fit
 
 CAPTION = 18
 
@@ -25,7 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run, one without a model, and pictures."""
     path = tmp_path_factory.mktemp("verbs")
     source = write_images(path / "images.npy")
-    fit(request(path / "run", source, {"training": {"epochs": 1, "samples": {"count": 4}}}), [])
+    train(request(path / "run", source, {"training": {"epochs": 1, "samples": {"count": 4}}}), [])
     (path / "young" / "checkpoints").mkdir(parents=True)
     for number, name in enumerate(("a.png", "a.jpg", "sub/a.png")):
         (path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers.runs import Recorder, merged, request, write_images
+from tests.helpers.runs import Recorder, merged, request, train, write_images
 from unified_vae.analysis import diagnosis as causes
 from unified_vae.cli.app import main
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError
 from unified_vae.core.events import Observer
 from unified_vae.evaluation import diagnose as diagnose_module
-from unified_vae.pipeline.fit import fit
 from unified_vae.training.run_lock import locked
 
 
@@ -88,7 +87,7 @@ def runs(tmp_path_factory):
             images, change = FAULTS[cause]
             name = cause.replace(" ", "_")
             recorder = Recorder()
-            fit(request(folder / name, images(folder / f"{name}.npy"), merged(NO_FLIP, change)), [recorder])
+            train(request(folder / name, images(folder / f"{name}.npy"), merged(NO_FLIP, change)), [recorder])
             known[cause] = folder / name, recorder
         return known[cause]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.cli.app import main
 from unified_vae.core import retention
 from unified_vae.core.distributions import DiagonalGaussian
@@ -19,7 +19,6 @@ from unified_vae.evaluation.evaluate import SIZES_DIFFER, _read_weights, draw_sh
 from unified_vae.inference import load
 from unified_vae.models.density import fit_gaussian
 from unified_vae.models.pretrained import save_density
-from unified_vae.pipeline.fit import fit
 
 SHORT = {"training": {"epochs": 1}, "density": {"fit": "normal"}}
 
@@ -39,9 +38,9 @@ def runs(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("evaluated")
     images, others = write_images(folder / "images.npy", 80), write_images(folder / "others.npy", 40, seed=4)
-    fit(request(folder / "a", images, {"training": {"epochs": 3}}), [Recorder()])
+    train(request(folder / "a", images, {"training": {"epochs": 3}}), [Recorder()])
     for name, source, model in (("b", images, {"latents": 1}), ("c", others, {}), ("d", images, {"image_size": 32})):
-        fit(request(folder / name, source, {**SHORT, "model": model}), [Recorder()])
+        train(request(folder / name, source, {**SHORT, "model": model}), [Recorder()])
     return folder
 
 

@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import torch
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.export.export import export
 from unified_vae.inference.load import load_model
-from unified_vae.pipeline.fit import fit
 
 CHANGE = {"training": {"epochs": 2, "samples": {"count": 4}}}
 BATCHES = (1, 2, 7)
@@ -18,7 +17,7 @@ BATCHES = (1, 2, 7)
 
 def trained(folder, change=None):
     """A finished run in `folder`."""
-    fit(request(folder / "run", write_images(folder / "images.npy"), {**CHANGE, **(change or {})}), [])
+    train(request(folder / "run", write_images(folder / "images.npy"), {**CHANGE, **(change or {})}), [])
     return folder / "run"
 
 

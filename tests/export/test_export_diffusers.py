@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from tests.pipeline.test_spatial_runs import spatial_request
 from unified_vae.cli.app import main
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
@@ -17,7 +17,6 @@ from unified_vae.export.export import Comparison, export
 from unified_vae.export.formats import write_diffusers
 from unified_vae.inference.load import load_model
 from unified_vae.models.pretrained import open_pretrained
-from unified_vae.pipeline.fit import fit
 
 SHORT = {"training": {"epochs": 1, "batch_size": 16, "samples": {"count": 2}}, "density": {"fit": "normal"}}
 
@@ -26,7 +25,7 @@ SHORT = {"training": {"epochs": 1, "batch_size": 16, "samples": {"count": 2}}, "
 def run(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("spatial")
-    fit(spatial_request(folder / "run", write_images(folder / "images.npy"), SHORT), [])
+    train(spatial_request(folder / "run", write_images(folder / "images.npy"), SHORT), [])
     return folder / "run"
 
 
@@ -91,7 +90,7 @@ def test_other_numbers_are_no_export(run, tmp_path, monkeypatch):
 
 
 def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
-    fit(request(tmp_path / "vector", run.parent / "images.npy", SHORT), [])
+    train(request(tmp_path / "vector", run.parent / "images.npy", SHORT), [])
     for words, code, part in (
         ([tmp_path / "vector", "--to", "diffusers"], 2, "--model-preset spatial_f8"),
         ([run, "--to", "diffusers", "--half", "fp16"], 2, "keeps float32"),

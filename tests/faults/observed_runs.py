@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.disks import limit_file_size, obey_permissions
-from tests.helpers.runs import Recorder, server
+from tests.helpers.runs import Recorder, server, train
 from unified_vae.core.errors import UserError
 from unified_vae.pipeline.plan import RunRequest
 
@@ -17,14 +17,12 @@ def live_and_tell(some: RunRequest, watcher: Recorder, told: Path, permissions: 
     """In the process: run, then write to `told` what there is to say."""
     import torch
 
-    from unified_vae.pipeline.fit import fit
-
     torch.set_num_threads(1)
     if permissions:
         obey_permissions()
     answer: dict[str, Any] = {}
     try:
-        finished = fit(some, [watcher])
+        finished = train(some, [watcher])
         answer = {"exit_code": finished.exit_code, "outcome": finished.outcome, "step": finished.step}
     except UserError as error:
         answer = {"exit_code": error.exit_code, "error": str(error)}

@@ -7,9 +7,8 @@ import pytest
 
 from tests.faults.fault_rows import report
 from tests.helpers.faults import SignalInside, injected
-from tests.helpers.runs import Recorder, merged, outcome, request, write_images
+from tests.helpers.runs import Recorder, merged, outcome, request, train, write_images
 from unified_vae.core.retention import saved_steps
-from unified_vae.pipeline.fit import fit
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 NUM_MICRO_BATCHES = 4
@@ -26,7 +25,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    assert fit(request(run_dir, source, SETTINGS), [Recorder()]).exit_code == 0
+    assert train(request(run_dir, source, SETTINGS), [Recorder()]).exit_code == 0
     return outcome(run_dir)
 
 
@@ -36,10 +35,10 @@ def test_a_stop_inside_a_step_waits_for_its_end(source, whole, tmp_path, steps):
     for step, micro_batch in places:
         some = request(tmp_path / f"{step}-{micro_batch}", source, SETTINGS)
         with injected(SignalInside(step, micro_batch, signal.SIGTERM)):
-            ended = fit(some, [Recorder()])
+            ended = train(some, [Recorder()])
         assert ended.exit_code == 143
         assert saved_steps(some.run_dir / "checkpoints")[0] == step
-        assert fit(some, [Recorder()]).exit_code == 0
+        assert train(some, [Recorder()]).exit_code == 0
         assert outcome(some.run_dir) == whole
     report(
         fault=f"SIGTERM after micro-batch 1, 2, 3 of 4, in {len(steps)} steps",
@@ -51,10 +50,10 @@ def test_a_stop_inside_a_step_waits_for_its_end(source, whole, tmp_path, steps):
 def test_the_number_of_micro_batches_may_change_on_resume(source, whole, tmp_path):
     """That is said, and the run ends where it would have but for rounding."""
     some = request(tmp_path / "run", source, merged(SETTINGS, {"training": {"max_steps": 6}}))
-    fit(some, [Recorder()])
+    train(some, [Recorder()])
     watcher = Recorder()
     assert (
-        fit(
+        train(
             request(tmp_path / "run", source, merged(SETTINGS, {"training": {"gradient_accumulation_steps": 2}})),
             [watcher],
         ).exit_code

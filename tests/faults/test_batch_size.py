@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from tests.helpers.faults import SmallMemory, injected
-from tests.helpers.runs import Recorder, merged, request, write_images
+from tests.helpers.runs import Recorder, merged, request, train, write_images
 from unified_vae.analysis.model_cost import model_cost
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
@@ -19,7 +19,6 @@ from unified_vae.pipeline.autotune import (
     MIN_STEPS_PER_EPOCH,
 )
 from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, calibrate, with_shared_batch
-from unified_vae.pipeline.fit import fit
 from unified_vae.training.distributed import open_runtime
 from unified_vae.training.train_step import to_unit_range
 
@@ -97,38 +96,38 @@ def test_the_rule_follows_the_memory_that_is_available(opened, source, monkeypat
 def test_a_run_records_its_batch_and_a_resumed_one_keeps_it(source, tmp_path, monkeypatch):
     first = Recorder()
     training = {"training": {"batch_size": "auto", "epochs": 2, "max_steps": 5}}
-    assert fit(request(tmp_path / "run", source, training), [first]).exit_code == 0
+    assert train(request(tmp_path / "run", source, training), [first]).exit_code == 0
     size = first.started[0].batch_size
-    train = IMAGES - IMAGES // 10
-    assert size == 32 == 2 ** ((train // MIN_STEPS_PER_EPOCH).bit_length() - 1)
+    training_images = IMAGES - IMAGES // 10
+    assert size == 32 == 2 ** ((training_images // MIN_STEPS_PER_EPOCH).bit_length() - 1)
     fact = dict(first.started[0].facts)["batch size"]
     assert fact.startswith("32, auto: about ") and "at least 16 steps per epoch" in fact
     monkeypatch.setattr(autotune, "available_memory", lambda: 0)
     again = Recorder()
     longer = {"training": {"batch_size": "auto", "epochs": 2, "max_steps": 9}}
-    assert fit(request(tmp_path / "run", source, longer), [again]).exit_code == 0
+    assert train(request(tmp_path / "run", source, longer), [again]).exit_code == 0
     assert (again.started[0].batch_size, again.started[0].start_step) == (32, 5)
     assert dict(again.started[0].facts)["batch size"] == "32, auto: as when this run began"
     named = merged(longer, {"training": {"batch_size": 32, "max_steps": 10}})
-    assert fit(request(tmp_path / "run", source, named), [Recorder()]).exit_code == 0
+    assert train(request(tmp_path / "run", source, named), [Recorder()]).exit_code == 0
     other = merged(longer, {"training": {"batch_size": 16}})
     with pytest.raises(ConfigError, match="--batch-size 32"):
-        fit(request(tmp_path / "run", source, other), [Recorder()])
+        train(request(tmp_path / "run", source, other), [Recorder()])
 
 
 def test_a_run_with_a_number_may_be_continued_with_auto(source, tmp_path):
     some = {"training": {"batch_size": 50, "epochs": 1, "max_steps": 3}}
-    fit(request(tmp_path / "run", source, some), [Recorder()])
+    train(request(tmp_path / "run", source, some), [Recorder()])
     again = Recorder()
     longer = merged(some, {"training": {"batch_size": "auto", "max_steps": 5}})
-    assert fit(request(tmp_path / "run", source, longer), [again]).exit_code == 0
+    assert train(request(tmp_path / "run", source, longer), [again]).exit_code == 0
     assert again.started[0].batch_size == 50
 
 
 def test_micro_batches_count_into_the_batch(source, tmp_path):
     watcher = Recorder()
     change = merged(AUTO, {"training": {"gradient_accumulation_steps": 4, "max_steps": 1}})
-    assert fit(request(tmp_path / "run", source, change), [watcher]).exit_code == 0
+    assert train(request(tmp_path / "run", source, change), [watcher]).exit_code == 0
     assert watcher.started[0].batch_size == 32, "8 images in each of 4 micro-batches"
 
 

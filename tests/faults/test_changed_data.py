@@ -14,12 +14,11 @@ import pytest
 
 from tests.faults.fault_rows import report
 from tests.helpers.images import names, opened, png, write_files
-from tests.helpers.runs import Recorder, merged, outcome, request
+from tests.helpers.runs import Recorder, merged, outcome, request, train
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import DataError
 from unified_vae.data.decode import PixelFormat, decode
 from unified_vae.data.prepare import open_data
-from unified_vae.pipeline.fit import fit
 
 COUNT, SIZE = 44, 16
 FILES = {f"{'ab'[number % 2]}/{number // 2:02d}.png": png(number, SIZE) for number in range(COUNT)}
@@ -80,12 +79,12 @@ def _short(epochs: int, **data: object) -> dict:
 
 def test_a_run_does_not_need_its_images_again(folder: Path, tmp_path: Path) -> None:
     """They are packed at the start; what becomes of the files then changes nothing until the next start."""
-    assert fit(request(tmp_path / "undisturbed", folder, _short(2)), [Recorder()]).exit_code == 0
+    assert train(request(tmp_path / "undisturbed", folder, _short(2)), [Recorder()]).exit_code == 0
     moved = At(3, lambda: folder.rename(tmp_path / "elsewhere"))
-    assert fit(request(tmp_path / "run", folder, _short(2)), [moved]).exit_code == 0
+    assert train(request(tmp_path / "run", folder, _short(2)), [moved]).exit_code == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
     with pytest.raises(DataError, match="no file or folder"):
-        fit(request(tmp_path / "run", folder, _short(3)), [Recorder()])
+        train(request(tmp_path / "run", folder, _short(3)), [Recorder()])
 
 
 def _touch_all(folder: Path) -> None:
@@ -122,18 +121,18 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_images_are_refused_with_the_counts_or_accepted(change: str, folder: Path, toll, tmp_path: Path) -> None:
     make, words = CHANGES[change]
-    assert fit(request(tmp_path / "run", folder, _short(1)), [Recorder()]).exit_code == 0
+    assert train(request(tmp_path / "run", folder, _short(1)), [Recorder()]).exit_code == 0
     make(folder)
     before = outcome(tmp_path / "run")
     with pytest.raises(DataError, match="allow_changed_data") as caught:
-        fit(request(tmp_path / "run", folder, _short(2)), [Recorder()])
+        train(request(tmp_path / "run", folder, _short(2)), [Recorder()])
     assert f"the images changed since the checkpoint: {words}" in str(caught.value)
     assert outcome(tmp_path / "run") == before
     seen = Recorder()
-    assert fit(request(tmp_path / "run", folder, _short(2, allow_changed_data=True)), [seen]).exit_code == 0
+    assert train(request(tmp_path / "run", folder, _short(2, allow_changed_data=True)), [seen]).exit_code == 0
     told = [entry for entry in seen.started[0].differences if "data" in entry.path]
     assert any(words.rstrip(".") in str(entry.now) for entry in told)
-    assert fit(request(tmp_path / "run", folder, _short(3)), [Recorder()]).exit_code == 0  # accepted once and for all
+    assert train(request(tmp_path / "run", folder, _short(3)), [Recorder()]).exit_code == 0  # accepted once and for all
     toll.append(change)
 
 
@@ -144,12 +143,12 @@ def test_the_same_images_under_other_names_or_times_go_on(
     make: Callable[[Path], None], done: str, folder: Path, tmp_path: Path
 ) -> None:
     """The order of images is one of their contents: to the bits of the run whose folder nobody touched."""
-    assert fit(request(tmp_path / "undisturbed", folder, _short(2)), [Recorder()]).exit_code == 0
+    assert train(request(tmp_path / "undisturbed", folder, _short(2)), [Recorder()]).exit_code == 0
     stop = At(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert fit(request(tmp_path / "run", folder, _short(2)), [stop]).exit_code == 143
+    assert train(request(tmp_path / "run", folder, _short(2)), [stop]).exit_code == 143
     make(folder)
     shutil.rmtree(tmp_path / "cache")
-    assert fit(request(tmp_path / "run", folder, _short(2)), [Recorder()]).exit_code == 0
+    assert train(request(tmp_path / "run", folder, _short(2)), [Recorder()]).exit_code == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
     assert names(opened(folder, tmp_path / "cache", SIZE))["train"]
     report(
@@ -162,13 +161,13 @@ def test_the_same_images_under_other_names_or_times_go_on(
 def test_other_names_that_choose_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
     """A part of a set is chosen by name, so that it stays when images come: new names may choose another part."""
     part = _short(1, max_images=20)
-    assert fit(request(tmp_path / "run", folder, part), [Recorder()]).exit_code == 0
+    assert train(request(tmp_path / "run", folder, part), [Recorder()]).exit_code == 0
     before = outcome(tmp_path / "run")
     _shuffle(folder)
     with pytest.raises(
         DataError, match=r"the images changed since the checkpoint: \d+ added, \d+ removed.*allow_changed_data"
     ):
-        fit(request(tmp_path / "run", folder, merged(part, {"training": {"epochs": 2}})), [Recorder()])
+        train(request(tmp_path / "run", folder, merged(part, {"training": {"epochs": 2}})), [Recorder()])
     assert outcome(tmp_path / "run") == before
 
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from tests.faults.fault_rows import report
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, folder_name
 from unified_vae.core.errors import CheckpointError
-from unified_vae.pipeline.fit import fit
 
 CUTS, CUTS_LONG = 40, 200
 FLIPS, FLIPS_LONG = 150, 1000
@@ -182,12 +181,12 @@ def test_a_run_goes_on_from_the_one_before_and_ends_in_the_same_bits(tmp_path):
     torch.set_num_threads(1)
     source = write_images(tmp_path / "images.npy")
     some = request(tmp_path / "run", source, {"training": {"epochs": 2}})
-    fit(some, [Recorder()])
+    train(some, [Recorder()])
     expected = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
     (newest / "ema.safetensors").write_bytes(b"")
     again = Recorder()
-    assert fit(some, [again]).outcome == "finished"
+    assert train(some, [again]).outcome == "finished"
     assert sum(str(newest / "ema.safetensors") in notice for notice in again.notices) == 1
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == expected
     record = json.loads((newest / MANIFEST).read_text())

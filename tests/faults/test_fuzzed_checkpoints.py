@@ -18,14 +18,13 @@ import torch
 
 from tests.faults.fault_rows import report
 from tests.faults.test_pickles import Payload
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.analysis.preflight import Preflight
 from unified_vae.config.run import RunRecord
 from unified_vae.core import retention
 from unified_vae.core.checkpoint_format import MANIFEST, seal
 from unified_vae.core.errors import UserError
 from unified_vae.models.pretrained import open_pretrained
-from unified_vae.pipeline.fit import fit
 from unified_vae.pipeline.resume import differences, refuse_impossible
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the time limit needs a signal")
@@ -65,7 +64,7 @@ class Tiny:
         jobs = []
         source = write_images(folder / "images.npy", count=24, size=8)
         self.request = request(folder / "run", source, TINY)
-        fit(self.request, [Recorder()], prepare=jobs.append)
+        train(self.request, [Recorder()], prepare=jobs.append)
         self.checkpointer = jobs[0].checkpointer
         self.step = retention.saved_steps(folder / "run" / "checkpoints")[0]
         saved, model = next((folder / "run" / "checkpoints").glob(f"step-*{self.step}")), folder / "run" / "model"

@@ -17,10 +17,9 @@ from tests.faults.fault_rows import report
 from tests.helpers.disks import obey_permissions
 from tests.helpers.forks import in_a_fork
 from tests.helpers.images import opened, png, write_files
-from tests.helpers.runs import Recorder, request
+from tests.helpers.runs import Recorder, request, train
 from unified_vae.data.decode import quiet_pillow, read_header
 from unified_vae.data.sources.base import BadImage
-from unified_vae.pipeline.fit import fit
 
 BAD, ODD = zoo.bad_files(), zoo.odd_entries()
 GOOD = zoo.good_files()
@@ -48,7 +47,7 @@ def crowd(tmp_path_factory) -> Path:
 def test_a_run_on_them_completes_and_names_every_bad_one(crowd, tmp_path) -> None:
     change = {"data": {"background": "#ff0080"}, "training": {"max_steps": 3, "batch_size": 64}}
     seen = Recorder()
-    ended = fit(request(tmp_path / "run", crowd, change), [seen])
+    ended = train(request(tmp_path / "run", crowd, change), [seen])
     assert (ended.outcome, ended.exit_code) == ("finished", 0)
     rows = [line.split("\t") for line in (tmp_path / "run" / "quarantine.txt").read_text("utf-8").splitlines()]
     reasons = {name: word for name, (_, word) in (BAD | ODD).items()}
@@ -148,7 +147,7 @@ def test_odd_names_are_told_on_one_line(tmp_path) -> None:
     write_files(folder, dict.fromkeys(names, b"nothing"))
     (folder / os.fsdecode(b"\xff\xfe.png")).write_bytes(b"nothing")
     seen = Recorder()
-    assert fit(request(tmp_path / "run", folder, {"training": {"max_steps": 1}}), [seen]).exit_code == 0
+    assert train(request(tmp_path / "run", folder, {"training": {"max_steps": 1}}), [seen]).exit_code == 0
     lines = (tmp_path / "run" / "quarantine.txt").read_text("utf-8").splitlines()
     assert len(lines) == len(names) + 1
     assert all(line.count("\t") == 1 and line.replace("\t", "").isprintable() for line in lines)

@@ -20,12 +20,12 @@ from tests.helpers.runs import (
     request,
     server,
     state_of,
+    train,
     write_images,
 )
 from unified_vae.core.files import STAGE_PREFIX
 from unified_vae.core.retention import saved_steps, sweep
 from unified_vae.core.run_dir import RunFolder
-from unified_vae.pipeline.fit import fit
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 STEPS = 36  # of the tiny run: 6 epochs of 6
@@ -179,7 +179,7 @@ def _die_at(some, step: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    fit(some, [KilledInEpoch(step)])
+    train(some, [KilledInEpoch(step)])
 
 
 def test_killed_twice_in_the_same_epoch(undisturbed, source, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from tests.faults.fault_rows import report
 from tests.helpers.faults import SmallMemory, injected, live_with, ranks, rows
-from tests.helpers.runs import Recorder, merged, outcome, request, server, write_images
+from tests.helpers.runs import Recorder, merged, outcome, request, server, train, write_images
 from tests.helpers.train_steps import CPU, small_step, take
 from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, L1Config, LossConfig, Unconstrained
 from unified_vae.config.model import ConvConfig
@@ -18,7 +18,6 @@ from unified_vae.config.optim import AdamWConfig
 from unified_vae.core.device import is_out_of_memory
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.losses.kl import kl_per_image
-from unified_vae.pipeline.fit import fit
 from unified_vae.training.memory import try_or_none_on_oom
 
 MODEL = ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_init=False)
@@ -179,7 +178,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(source, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    fit(request(run_dir, source, SHORT), [Recorder()])
+    train(request(run_dir, source, SHORT), [Recorder()])
     return run_dir
 
 
@@ -193,7 +192,7 @@ def close(found, expected, relative=2e-4):
 def test_a_run_says_it_once_and_goes_on_to_the_same_result(undisturbed, source, tmp_path):
     watcher = Recorder()
     with injected(SmallMemory(3)):
-        assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+        assert train(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
     said = [notice for notice in watcher.notices if "memory" in notice]
     assert len(said) == 1 and "micro-batches of at most 2 images" in said[0]
     assert rows(tmp_path / "run")[0]["loss.total"] == pytest.approx(rows(undisturbed)[0]["loss.total"], rel=1e-5)
@@ -204,10 +203,10 @@ def test_a_run_says_it_once_and_goes_on_to_the_same_result(undisturbed, source, 
 def test_a_resumed_run_starts_with_what_fitted(source, tmp_path, undisturbed):
     longer = {"training": {"max_steps": 12}}
     with injected(SmallMemory(3)):
-        fit(request(tmp_path / "whole", source, SHORT), [Recorder()])
-        fit(request(tmp_path / "cut", source, merged(SHORT, longer)), [Recorder()])
+        train(request(tmp_path / "whole", source, SHORT), [Recorder()])
+        train(request(tmp_path / "cut", source, merged(SHORT, longer)), [Recorder()])
     watcher = Recorder()
-    fit(request(tmp_path / "cut", source, SHORT), [watcher])  # all memory is free again, and it is not asked
+    train(request(tmp_path / "cut", source, SHORT), [watcher])  # all memory is free again, and it is not asked
     assert ("memory", "micro-batches of at most 2 images, after out-of-memory") in watcher.started[0].facts
     assert not [notice for notice in watcher.notices if "memory" in notice]
     newest = json.loads((max((tmp_path / "cut" / "checkpoints").iterdir()) / "state.json").read_text())
@@ -237,7 +236,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(source, tmp_path):
 def test_validation_in_smaller_batches(source, tmp_path, undisturbed):
     watcher = Recorder()
     with injected(SmallMemory(8, evaluation=1)):
-        assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+        assert train(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
     said = [notice for notice in watcher.notices if "while validating" in notice]
     assert said == ["out of memory while validating: from now on 1 images at once"]
     found, expected = rows(tmp_path / "run", "validation"), rows(undisturbed, "validation")
@@ -255,7 +254,7 @@ def test_the_loss_of_validation_does_not_depend_on_micro_batches(source, tmp_pat
     losses = []
     for evaluation in (None, 1):
         with injected(SmallMemory(8, evaluation=evaluation)):
-            fit(request(tmp_path / str(evaluation), source, change), [Recorder()])
+            train(request(tmp_path / str(evaluation), source, change), [Recorder()])
         losses.append(rows(tmp_path / str(evaluation), "validation")[0]["loss.total"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -263,7 +262,7 @@ def test_the_loss_of_validation_does_not_depend_on_micro_batches(source, tmp_pat
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo is tested on Linux")
 def test_all_processes_follow_the_one_whose_memory_is_short(source, tmp_path):
     change = merged(SHORT, {"loss": {"kl": {"weight": 1.0, "constraint": {"kind": "free_bits", "nats_per_unit": 3}}}})
-    fit(request(tmp_path / "one", source, change), [Recorder()])
+    train(request(tmp_path / "one", source, change), [Recorder()])
     told = ranks(request(tmp_path / "two", source, change), (SmallMemory(1, rank=1),), tmp_path)
     assert [each["exit_code"] for each in told] == [0, 0]
     assert any("micro-batches of at most 1 images" in notice for notice in told[0]["notices"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.fault_rows import report
-from tests.helpers.runs import Recorder, outcome, request, server, write_images
+from tests.helpers.runs import Recorder, outcome, request, server, train, write_images
 from unified_vae.core.errors import UserError
 from unified_vae.losses.perceptual import ARCHITECTURES, OFFLINE_VARIABLE
 
@@ -45,8 +45,6 @@ def _life(some, blocked: list[str], home: str, told) -> None:
     """A run where some modules cannot be imported, with this TORCH_HOME and without a network."""
     import torch
 
-    from unified_vae.pipeline.fit import fit
-
     torch.set_num_threads(1)
     torch.hub._hub_dir = None
     os.environ.update(TORCH_HOME=home, http_proxy=NOWHERE, https_proxy=NOWHERE)
@@ -56,7 +54,7 @@ def _life(some, blocked: list[str], home: str, told) -> None:
     seen = Recorder()
     begun = time.monotonic()
     try:
-        code, words = fit(some, [seen]).exit_code, ""
+        code, words = train(some, [seen]).exit_code, ""
     except UserError as error:
         code, words = error.exit_code, str(error)
     told.put((code, words, seen.notices, len(seen.started), time.monotonic() - begun))

@@ -13,14 +13,13 @@ import torch
 from tests.faults.fault_rows import report
 from tests.faults.test_memory import IMAGES, vae_step
 from tests.helpers.faults import Poison, injected, live_with, ranks, rows
-from tests.helpers.runs import Recorder, leftovers, merged, outcome, request, server, write_images
+from tests.helpers.runs import Recorder, leftovers, merged, outcome, request, server, train, write_images
 from tests.helpers.train_steps import optimizer_tensors, take
 from unified_vae.config.training import RecoveryConfig
 from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.core.errors import Diverged
 from unified_vae.core.retention import saved_steps
 from unified_vae.models.vae import VAE
-from unified_vae.pipeline.fit import fit
 from unified_vae.training import validation
 from unified_vae.training.anomalies import MIN_NORMS, GradientSpike, MetricAccumulator, SkippedStep
 from unified_vae.training.checkpointer import Checkpointer
@@ -189,7 +188,7 @@ def listed(run_dir):
 def test_skipped_batches_are_recovered_from_and_their_files_named(source, tmp_path):
     watcher = Recorder()
     with injected(Poison((3, 9, 10), value=INF)):
-        assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+        assert train(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
     found = listed(tmp_path / "run")
     assert [row["step"] for row in found] == [3, 9, 10]
     assert all(len(row["images"]) == 8 and "loss.mse" in row["not_finite"] for row in found)
@@ -197,9 +196,9 @@ def test_skipped_batches_are_recovered_from_and_their_files_named(source, tmp_pa
     assert len(said) == 3
     for row, notice in zip(found, said, strict=True):
         assert f"step {row['step']} skipped: NaN/Inf in" in notice and row["images"][0] in notice
-    train = rows(tmp_path / "run")
-    assert [row["steps.skipped"] for row in train] == [0, 1, 1, 1, *[3] * 7], "no row where all were skipped"
-    assert train[-1]["loss.total"] < train[0]["loss.total"]
+    train_rows = rows(tmp_path / "run")
+    assert [row["steps.skipped"] for row in train_rows] == [0, 1, 1, 1, *[3] * 7], "no row where all were skipped"
+    assert train_rows[-1]["loss.total"] < train_rows[0]["loss.total"]
 
 
 @pytest.mark.parametrize("runs", [1, pytest.param(40, marks=pytest.mark.long)])
@@ -213,7 +212,7 @@ def test_bad_batches_anywhere_are_recovered_from(source, tmp_path, runs):
         faults = [Poison(tuple(sorted(bad)), above=2e-3, value=rng.choice([NAN, INF, -INF]))]
         watcher, some = Recorder(), request(tmp_path / f"run-{number}", source, SHORT)
         with injected(*faults):
-            assert fit(some, [watcher]).exit_code == 0
+            assert train(some, [watcher]).exit_code == 0
         newest = json.loads((max((some.run_dir / "checkpoints").iterdir()) / "state.json").read_text())["train"]
         found = listed(some.run_dir)
         toll["skipped"] += newest["skipped_steps"]
@@ -233,7 +232,7 @@ def test_the_image_at_fault_is_named_alone(source, tmp_path, monkeypatch):
     """A picture for which the network gives no numbers, whichever batch it is in."""
     change = merged(SHORT, {"data": {"augment": {"horizontal_flip": False}}})
     with injected(Poison((3,))):
-        fit(request(tmp_path / "look", source, merged(change, {"training": {"max_steps": 3}})), [])
+        train(request(tmp_path / "look", source, merged(change, {"training": {"max_steps": 3}})), [])
     name = listed(tmp_path / "look")[0]["images"][2]  # the first batch, which is looked at before, has others
     marked = torch.from_numpy(np.load(source)[int(name.removeprefix("row "))]).permute(2, 0, 1).float() / 255
     encode = VAE.encode
@@ -245,7 +244,7 @@ def test_the_image_at_fault_is_named_alone(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(VAE, "encode", poisoned)
     watcher = Recorder()
-    assert fit(request(tmp_path / "run", source, change), [watcher]).exit_code == 0
+    assert train(request(tmp_path / "run", source, change), [watcher]).exit_code == 0
     said = [notice for notice in watcher.notices if "skipped: NaN/Inf" in notice]
     assert len(said) >= 4, "once an epoch"
     assert all(f"Caused by {name}, of 8 images (loss.mse, loss.l1 and rate.nats)." in notice for notice in said)
@@ -254,17 +253,17 @@ def test_the_image_at_fault_is_named_alone(source, tmp_path, monkeypatch):
 def test_lost_runs_go_back_with_a_lower_rate(source, tmp_path):
     watcher = Recorder()
     with injected(BACK):
-        assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+        assert train(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
     back = [notice for notice in watcher.notices if "rolled back to step" in notice]
     assert len(back) == 1
     assert "rolled back to step 12, continuing with 0.5 times the learning rate (rollback 1 of 3)" in back[0]
-    train = rows(tmp_path / "run")
-    assert [row["step"] for row in train] == list(range(2, 25, 2)), "each step once"
-    assert train[6]["lr"] < 0.55 * train[5]["lr"]
+    train_rows = rows(tmp_path / "run")
+    assert [row["step"] for row in train_rows] == list(range(2, 25, 2)), "each step once"
+    assert train_rows[6]["lr"] < 0.55 * train_rows[5]["lr"]
     assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
     newest = json.loads((max((tmp_path / "run" / "checkpoints").iterdir()) / "state.json").read_text())["train"]
     assert (newest["lr_scale"], newest["rollbacks"], newest["skipped_steps"]) == (0.5, 1, 5)
-    longer = fit(request(tmp_path / "run", source, merged(SHORT, {"training": {"epochs": 5}})), [watcher])
+    longer = train(request(tmp_path / "run", source, merged(SHORT, {"training": {"epochs": 5}})), [watcher])
     assert longer.exit_code == 0
     labels = dict(watcher.started[-1].facts)
     assert labels["learning rate"].startswith("0.5 times") and labels["skipped steps"].startswith("5,")
@@ -279,7 +278,9 @@ def test_killed_runs_end_in_the_same_bits_through_skips_and_returns(source, tmp_
     change = merged(SHORT, {"training": {"checkpoint": {"every_minutes": 1e-6}}})
     with injected(*faults):
         begun = time.monotonic()
-        fit(request(tmp_path / "whole", source, merged(change, {"training": {"checkpoint": {"every_minutes": 9}}})), [])
+        train(
+            request(tmp_path / "whole", source, merged(change, {"training": {"checkpoint": {"every_minutes": 9}}})), []
+        )
         seconds = time.monotonic() - begun
     whole, killed, runs, orphans = outcome(tmp_path / "whole"), 0, 0, []
     while killed < kills:
@@ -307,14 +308,14 @@ def test_killed_runs_end_in_the_same_bits_through_skips_and_returns(source, tmp_
 def test_late_reading_changes_no_number(source, tmp_path):
     for name, lazily in (("at once", False), ("late", True)):
         with injected(Poison(BACK.steps, BACK.above, lazily=lazily), Poison((4, 21))):
-            fit(request(tmp_path / name, source, SHORT), [])
+            train(request(tmp_path / name, source, SHORT), [])
     assert outcome(tmp_path / "at once") == outcome(tmp_path / "late")
 
 
 def test_a_run_that_cannot_be_brought_back_gives_up_with_a_diagnosis(source, tmp_path):
     some, watcher = request(tmp_path / "run", source, SHORT), Recorder()
     with injected(Poison(BACK.steps)), pytest.raises(Diverged) as caught:
-        fit(some, [watcher])
+        train(some, [watcher])
     text = str(caught.value)
     assert caught.value.exit_code == 4
     last = listed(tmp_path / "run")[-1]
@@ -325,7 +326,7 @@ def test_a_run_that_cannot_be_brought_back_gives_up_with_a_diagnosis(source, tmp
     assert saved_steps(tmp_path / "run" / "checkpoints")[0] == 12
     assert len(listed(tmp_path / "run")) == 20, "five in each of four tries"
     lower = {"training": {"optimizer": {"lr": 1e-3, "kind": "adamw"}}}
-    assert fit(request(tmp_path / "run", source, merged(SHORT, lower)), [watcher]).exit_code == 0
+    assert train(request(tmp_path / "run", source, merged(SHORT, lower)), [watcher]).exit_code == 0
     assert watcher.started[-1].start_step == 12
 
 
@@ -337,7 +338,7 @@ def test_how_long_to_try_is_a_setting(source, tmp_path, rule, step, times):
     watcher = Recorder()
     change = merged(SHORT, {"training": {"recovery": rule}})
     with injected(Poison(BACK.steps)), pytest.raises(Diverged, match=f"up to step {step}"):
-        fit(request(tmp_path / "run", source, change), [watcher])
+        train(request(tmp_path / "run", source, change), [watcher])
     back = [notice for notice in watcher.notices if "rolled back to step" in notice]
     assert len(back) == times
     assert all("0.1 times" in notice for notice in back)
@@ -347,7 +348,7 @@ def test_a_run_lost_before_its_first_validation_goes_back_to_its_start(source, t
     watcher = Recorder()
     with injected(Poison((2, 3, 4), above=2.9e-3)):
         change = {"training": {"recovery": {"max_consecutive_skips": 3}}}
-        assert fit(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
+        assert train(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
     assert any("back to step 0" in notice for notice in watcher.notices)
     assert rows(tmp_path / "run")[0]["lr"] == pytest.approx(1.5e-3)
 
@@ -370,7 +371,7 @@ def test_where_the_last_good_checkpoint_is_lost_the_next_best_has_to_do(source, 
     watcher, change = Recorder(), {"training": {"checkpoint": {"every_minutes": 1e-6, "keep_last": 9}}}
     with injected(Poison((14, 15), above=2e-3)):
         change["training"]["recovery"] = {"max_consecutive_skips": 2}
-        assert fit(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
+        assert train(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
     back = next(notice for notice in watcher.notices if "rolled back to step" in notice)
     assert f"back to step {11 if lost == 'damaged' else 14}" in back
     assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
@@ -388,7 +389,7 @@ def test_a_validation_that_is_not_finite_goes_back(source, tmp_path, monkeypatch
 
     monkeypatch.setattr(validation, "validate", spoilt)
     watcher = Recorder()
-    assert fit(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
+    assert train(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
     back = "NaN/Inf in loss.mse in the validation of step 12: rolled back to step 6"
     assert any(back in notice for notice in watcher.notices)
     assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
@@ -406,12 +407,12 @@ def test_a_leaping_gradient_is_clipped_counted_and_told(source, tmp_path, monkey
     monkeypatch.setattr(Runtime, "all_reduce_gradients", leaping)
     watcher = Recorder()
     change = {"training": {"optimizer": {"kind": "sgd", "lr": 1e-4}, "epochs": 5}}
-    assert fit(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
+    assert train(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
     said = [notice for notice in watcher.notices if "running median" in notice]
     assert len(said) == 1 and "step 20: gradient norm" in said[0] and "clipped to 1" in said[0]
-    train = rows(tmp_path / "run")
-    assert (train[8]["gradient.spikes"], train[9]["gradient.spikes"], train[-1]["gradient.spikes"]) == (0, 1, 1)
-    assert train[-1]["loss.mse"] < 2 * train[8]["loss.mse"]
+    train_rows = rows(tmp_path / "run")
+    assert [train_rows[row]["gradient.spikes"] for row in (8, 9, -1)] == [0, 1, 1]
+    assert train_rows[-1]["loss.mse"] < 2 * train_rows[8]["loss.mse"]
 
 
 def test_one_bad_share_skips_the_step_on_all_processes(source, tmp_path):

@@ -6,14 +6,13 @@ import shutil
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.config.model import ConvConfig
 from unified_vae.core import retention
 from unified_vae.core.checkpoint_format import MANIFEST, OtherFormat, folder_name, load_weights, seal
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.models.build import build_model
-from unified_vae.pipeline.fit import fit
 from unified_vae.pipeline.resume import refuse_impossible
 
 SHORT = {"training": {"epochs": 1}}
@@ -28,7 +27,7 @@ def source(tmp_path_factory):
 def trained(source, tmp_path_factory):
     torch.set_num_threads(1)
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    fit(request(run_dir, source, SHORT), [Recorder()])
+    train(request(run_dir, source, SHORT), [Recorder()])
     return run_dir
 
 
@@ -56,7 +55,7 @@ def test_a_checkpoint_of_other_settings_is_refused_with_a_table(trained, source,
     before = bytes_of(trained)
     watcher = Recorder()
     with pytest.raises(ConfigError) as problem:
-        fit(request(trained, source, {**SHORT, **change}), [watcher])
+        train(request(trained, source, {**SHORT, **change}), [watcher])
     assert problem.value.exit_code == 2 and watcher.logged == []
     heading, *rows = problem.value.details
     assert {row.split()[0] for row in rows} == paths_of(change)
@@ -75,7 +74,7 @@ def paths_of(change, before=""):
 
 def test_the_nearest_fix_names_the_old_values(trained, source):
     with pytest.raises(ConfigError, match=r"Give the old value: --set model\.latents=4;"):
-        fit(request(trained, source, {**SHORT, "model": {"latents": 5}}), [Recorder()])
+        train(request(trained, source, {**SHORT, "model": {"latents": 5}}), [Recorder()])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_a_checkpoint_of_a_newer_format_is_not_passed_over_for_an_older_one(trai
     resealed(root / folder_name(newest), format=7, written_by="unified-vae 9.1.0")
     before = bytes_of(tmp_path / "run")
     with pytest.raises(OtherFormat, match=r"unified-vae 9\.1\.0 in format 7.*reads format 1.*--no-resume") as problem:
-        fit(request(tmp_path / "run", source, SHORT), [Recorder()])
+        train(request(tmp_path / "run", source, SHORT), [Recorder()])
     assert problem.value.exit_code == 3 and bytes_of(tmp_path / "run") == before
 
 

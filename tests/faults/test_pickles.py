@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import MANIFEST, Checkpoint, seal
 from unified_vae.core.errors import EnvironmentProblem, UserError
@@ -19,7 +19,6 @@ from unified_vae.inference.load import load_model
 from unified_vae.losses import perceptual
 from unified_vae.losses.perceptual import ARCHITECTURES, cached_file, load_weights, lpips_heads
 from unified_vae.models.pretrained import load_pretrained
-from unified_vae.pipeline.fit import fit
 
 OPENERS = re.compile(r"\b(pickle\.loads?|Unpickler|allow_pickle=True|weights_only=False|dcp\.load)\b")
 SOURCES = Path(__file__).parents[2] / "src"
@@ -85,7 +84,7 @@ def source(tmp_path_factory):
 
 def refused(run_dir, source):
     with pytest.raises(UserError) as problem:
-        fit(request(run_dir, source, {"training": {"max_steps": 1}}), [Recorder()])
+        train(request(run_dir, source, {"training": {"max_steps": 1}}), [Recorder()])
     assert problem.value.exit_code in (2, 3)
     return str(problem.value)
 
@@ -178,7 +177,7 @@ def test_as_the_linear_weights_of_lpips(tmp_path, monkeypatch, evil):
 def exported(source, tmp_path_factory):
     torch.set_num_threads(1)
     run_dir = tmp_path_factory.mktemp("exported") / "run"
-    fit(request(run_dir, source, {"training": {"max_steps": 1}, "density": {"fit": "gaussian"}}), [Recorder()])
+    train(request(run_dir, source, {"training": {"max_steps": 1}, "density": {"fit": "gaussian"}}), [Recorder()])
     return run_dir / "model"
 
 

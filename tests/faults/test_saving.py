@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.faults.fault_rows import report
 from tests.helpers.faults import SlowDisk, injected
-from tests.helpers.runs import Recorder, leftovers, outcome, request, server, write_images
+from tests.helpers.runs import Recorder, leftovers, outcome, request, server, train, write_images
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.config.training import CheckpointConfig
 from unified_vae.core import checkpoint_format, retention
@@ -22,7 +22,6 @@ from unified_vae.core.checkpoint_format import MANIFEST
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.optim.build import build_optimizers
-from unified_vae.pipeline.fit import fit
 from unified_vae.training import validation
 from unified_vae.training.checkpointer import Checkpointer, OptimizerState
 from unified_vae.training.distributed import Runtime
@@ -333,7 +332,7 @@ def interrupt_validations(source, tmp_path, count, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(validation, "validation_batches", interrupting)
             try:
-                finished = fit(some, [Recorder()])
+                finished = train(some, [Recorder()])
             except (Broken, KeyboardInterrupt):
                 interrupted += 1
                 continue
@@ -346,7 +345,7 @@ def interrupt_validations(source, tmp_path, count, monkeypatch):
 
 def validations_are_interrupted(source, tmp_path, count, monkeypatch):
     reference = request(tmp_path / "reference", source, {"training": {"epochs": count // 3 + 2}})
-    fit(reference, [Recorder()])
+    train(reference, [Recorder()])
     assert interrupt_validations(source, tmp_path, count, monkeypatch) >= count
     assert outcome(tmp_path / "run") == outcome(tmp_path / "reference")
     assert leftovers(tmp_path / "run") == []

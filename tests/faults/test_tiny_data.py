@@ -11,9 +11,8 @@ import pytest
 
 from tests.faults.fault_rows import report
 from tests.helpers.images import png, write_files
-from tests.helpers.runs import Recorder, request, server
+from tests.helpers.runs import Recorder, request, server, train
 from unified_vae.core.errors import DataError, UserError
-from unified_vae.pipeline.fit import fit
 
 EPOCHS, BATCH = 2, 4
 SHORT = {"training": {"epochs": EPOCHS, "batch_size": BATCH}}
@@ -40,7 +39,7 @@ def test_too_few_to_train_and_validate_are_refused(tmp_path, count) -> None:
     (tmp_path / "images").mkdir()
     seen = Recorder()
     with pytest.raises(DataError, match=r"need one each.*--data") as caught:
-        fit(request(tmp_path / "run", images(tmp_path / "images", count), SHORT), [seen])
+        train(request(tmp_path / "run", images(tmp_path / "images", count), SHORT), [seen])
     assert caught.value.exit_code == 2 and not seen.started
 
 
@@ -49,7 +48,7 @@ def test_too_few_to_train_and_validate_are_refused(tmp_path, count) -> None:
 def test_every_epoch_takes_a_step(tmp_path, toll, count, copies) -> None:
     """Also with fewer images than a batch, and where all are copies of one."""
     seen = Recorder()
-    ended = fit(request(tmp_path / "run", images(tmp_path / "images", count, copies), SHORT), [seen])
+    ended = train(request(tmp_path / "run", images(tmp_path / "images", count, copies), SHORT), [seen])
     assert ended.exit_code == 0 and ended.step >= EPOCHS
     assert len(seen.validations) == EPOCHS
     assert seen.started[0].steps_per_epoch >= 1
@@ -63,7 +62,7 @@ def _rank_life(some, rank: int, world: int, port: int, told) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     try:
-        ended = fit(some, [Recorder()])
+        ended = train(some, [Recorder()])
         told.put((rank, ended.exit_code, ended.step))
     except UserError as error:
         told.put((rank, error.exit_code, str(error)))

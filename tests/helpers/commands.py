@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.faults import Fault, injected
+from tests.helpers.faults import Fault, NoReport, injected
 from tests.helpers.runs import SETTINGS, merged, server, write_images
 
 PATIENCE_SECONDS = 120  # for one life; far beyond what a tiny run takes
@@ -40,7 +40,7 @@ def enter(words: list[str], said: Path, environment: dict[str, str], faults: tup
         out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        with injected(*faults):
+        with injected(NoReport(), *faults):
             code = main("train_unified.py", words)
         for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # what follows is multiprocessing's own end, and no part of ours
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.runs import Recorder, server
+from tests.helpers.runs import Recorder, finalizers_without_report, server, train
 from unified_vae.core.errors import UserError
 from unified_vae.data.batches import TrainBatch
 from unified_vae.models.vae import VAE
@@ -179,11 +179,21 @@ class Halt:
         patch.setattr(Trainer, "count", counted)
 
 
+@dataclass(frozen=True)
+class NoReport:
+    """No fault: a command leaves out the page of the report, whose charts take longer than a tiny run."""
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        from unified_vae.pipeline.fit import fit
+
+        patch.setitem(fit.__kwdefaults__, "finalizers", finalizers_without_report())
+
+
 def _no_room(gradient: Tensor) -> None:
     raise torch.OutOfMemoryError(f"there is no room for the gradient of {len(gradient)} images")
 
 
-Fault = Poison | SmallMemory | SignalInside | SlowDisk | Halt
+Fault = Poison | SmallMemory | SignalInside | SlowDisk | Halt | NoReport
 
 
 @contextmanager
@@ -197,14 +207,13 @@ def injected(*faults: Fault) -> Iterator[None]:
 
 def live_with(some: RunRequest, faults: tuple[Fault, ...], told: Path | None, world: dict[str, str]) -> None:
     """One life in a process of its own; what it said goes to `told`."""
-    from unified_vae.pipeline.fit import fit
 
     torch.set_num_threads(1)
     os.environ.update(world)
     recorder, answer = Recorder(), {}
     with injected(*faults):
         try:
-            answer["exit_code"] = fit(some, [recorder]).exit_code
+            answer["exit_code"] = train(some, [recorder]).exit_code
         except UserError as error:
             answer |= {"exit_code": error.exit_code, "error": str(error)}
     if told:

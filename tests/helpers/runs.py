@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unified_vae.config.run import ComposedRun, RunConfig
 from unified_vae.core.errors import CheckpointError
-from unified_vae.core.events import Observer
+from unified_vae.core.events import Observer, RunFinished
 from unified_vae.pipeline.plan import RunRequest
 
 SETTINGS = {
@@ -83,14 +84,26 @@ class Recorder(Observer):
         self.finished = event
 
 
+def train(request: RunRequest, observers: Sequence[Observer] = (), **options: object) -> RunFinished:
+    """`fit` without the page of the report, whose charts take longer than a tiny run."""
+    from unified_vae.pipeline.fit import fit
+
+    return fit(request, observers, finalizers=finalizers_without_report(), **options)  # type: ignore[arg-type]
+
+
+def finalizers_without_report() -> list[Callable]:
+    """What `fit` does after the last step, but for the page of the report."""
+    from unified_vae.pipeline.fit import FINALIZERS, finalize
+
+    return [finalizer for finalizer in FINALIZERS if finalizer is not finalize.write_report]
+
+
 def live(some: RunRequest, watcher: Recorder | None = None) -> None:
     """One life: the whole run, unless something ends it before."""
     import torch
 
-    from unified_vae.pipeline.fit import fit
-
     torch.set_num_threads(1)
-    raise SystemExit(fit(some, [watcher or Recorder()]).exit_code)
+    raise SystemExit(train(some, [watcher or Recorder()]).exit_code)
 
 
 def server() -> multiprocessing.context.ForkServerContext:

@@ -9,14 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.helpers.runs import Recorder, outcome, request, write_images
+from tests.helpers.runs import Recorder, outcome, request, train, write_images
 from unified_vae.config.run import RunConfig, RunRecord
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.pipeline import autotune
 from unified_vae.pipeline.autotune import LONG_SECONDS, LONG_STEPS, choose_kernels, with_kernels
 from unified_vae.pipeline.build import ResolvedConfig
-from unified_vae.pipeline.fit import fit
 from unified_vae.pipeline.resume import differences
 from unified_vae.training.distributed import Runtime
 
@@ -140,12 +139,12 @@ def test_a_run_channels_last_is_continued_in_the_same_bits_also_when_nothing_say
     torch.set_num_threads(1)
     source = write_images(tmp_path / "images.npy")
     with_memory_format = {"training": {"memory_format": "channels_last"}}
-    fit(request(tmp_path / "whole", source, with_memory_format), [Recorder()])
+    train(request(tmp_path / "whole", source, with_memory_format), [Recorder()])
     stopping = request(tmp_path / "cut", source, {"training": {"memory_format": "channels_last"}})
-    fit(stopping, [_StopAt(7)])
-    fit(request(tmp_path / "cut", source), [Recorder()])
+    train(stopping, [_StopAt(7)])
+    train(request(tmp_path / "cut", source), [Recorder()])
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
-    fit(request(tmp_path / "other", source), [Recorder()])
+    train(request(tmp_path / "other", source), [Recorder()])
     assert outcome(tmp_path / "other") != outcome(tmp_path / "whole")
     folder = RunFolder(tmp_path / "cut")
     record = RunRecord.from_json(json.loads(folder.config.read_text(encoding="utf-8")), folder.root)

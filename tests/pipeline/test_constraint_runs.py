@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from tests.helpers.faults import Poison, injected
-from tests.helpers.runs import Recorder, outcome, request, write_images
+from tests.helpers.runs import Recorder, outcome, request, train, write_images
 from unified_vae.analysis.diagnosis import History
 from unified_vae.config.loss import Geco, KLConfig
 from unified_vae.pipeline.finalize import GECO_TOLERANCE, geco_warnings
-from unified_vae.pipeline.fit import fit
 
 GECO = {"loss": {"kl": {"constraint": {"kind": "geco", "psnr": 57.0, "speed": 0.1}}}}
 
@@ -33,7 +32,7 @@ def whole(source, tmp_path_factory):
     """A run with GECO that nobody interrupts."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
     recorder = Recorder()
-    fit(request(run_dir, source, GECO), [recorder])
+    train(request(run_dir, source, GECO), [recorder])
     return run_dir, recorder
 
 
@@ -56,9 +55,9 @@ def test_geco_goes_on_to_the_same_bits(stop, source, whole, tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     some = request(tmp_path / "run", source, GECO)
-    assert fit(some, [StopAt()]).step == stop
+    assert train(some, [StopAt()]).step == stop
     again = Recorder()
-    assert fit(some, [again]).outcome == "finished"
+    assert train(some, [again]).outcome == "finished"
     assert outcome(tmp_path / "run") == outcome(whole[0])
     (beta,) = [row for row in again.started[0].terms if row.name == "loss.kl"]
     assert beta.weight * beta.factor == pytest.approx(float(re.search(r"beta now ([\d.]+)", beta.note)[1]), rel=0.01)
@@ -80,14 +79,14 @@ def test_with_geco_the_last_weights_are_the_best_ones_also_of_a_longer_run(sourc
     vague = {"loss": {"kl": {"weight": 0.1, "schedule": {"kind": "constant"}, "constraint": geco}}}
     short, longer = Recorder(), Recorder()
     for epochs, recorder in ((1, short), (6, longer)):
-        fit(request(tmp_path / "run", source, {**vague, "training": {**fast, "epochs": epochs}}), [recorder])
+        train(request(tmp_path / "run", source, {**vague, "training": {**fast, "epochs": epochs}}), [recorder])
     assert longer.finished.values["psnr"] < short.finished.values["psnr"] - 1, "GECO gives up what was not asked for"
     assert short.finished.best_step < longer.finished.best_step == longer.finished.step
 
 
 def test_a_run_may_take_up_geco_on_its_way(source, tmp_path):
-    fit(request(tmp_path / "run", source, {"training": {"epochs": 2}}), [Recorder()])
-    fit(request(tmp_path / "run", source, {"training": {"epochs": 4}, **GECO}), [again := Recorder()])
+    train(request(tmp_path / "run", source, {"training": {"epochs": 2}}), [Recorder()])
+    train(request(tmp_path / "run", source, {"training": {"epochs": 4}, **GECO}), [again := Recorder()])
     assert again.finished.outcome == "finished"
     assert any(difference.path == "loss.kl.constraint.kind" for difference in again.started[0].differences)
 
@@ -100,7 +99,7 @@ def test_another_first_beta_does_not_move_that_of_geco(rolled_back, source, tmp_
         change = {"loss": {"kl": {**GECO["loss"]["kl"], "weight": weight, "schedule": {"kind": "constant"}}}}
         recorder = Recorder()
         with injected(*faults):
-            fit(request(tmp_path / "run", source, {**change, "training": {"epochs": epochs, **schedule}}), [recorder])
+            train(request(tmp_path / "run", source, {**change, "training": {"epochs": epochs, **schedule}}), [recorder])
         betas.append([row["beta"] for row in rows(tmp_path / "run", "train")])
     before, after = betas[0][-1], betas[1][len(betas[0])]
     assert 1 / 3 < after / before < 3, "10 times as much before"
@@ -129,7 +128,7 @@ def test_distortion_and_rate_are_told_in_nats_and_bits(resumed, source, tmp_path
     recorder = Recorder()
     for epochs in (1, 2) if resumed else (1,):
         recorder = Recorder()
-        fit(request(tmp_path / "run", source, {"loss": MSE_ALONE, "training": {"epochs": epochs}}), [recorder])
+        train(request(tmp_path / "run", source, {"loss": MSE_ALONE, "training": {"epochs": epochs}}), [recorder])
     numbers = re.findall(r"-?\d[\d,.]*", fact(recorder, "first batch"))
     nll, nll_bits, kl, kl_bits, both = (float(number.replace(",", "")) for number in numbers)
     dimensions = 3 * 16**2
@@ -148,7 +147,7 @@ def test_distortion_and_rate_are_told_in_nats_and_bits(resumed, source, tmp_path
 def test_a_mix_of_losses_tells_no_likelihood(source, tmp_path):
     """Bits per dimension of a mix were negative, where 8-bit pixels cannot be coded in less than none."""
     recorder = Recorder()
-    fit(request(tmp_path / "run", source, {"training": {"epochs": 1}}), [recorder])
+    train(request(tmp_path / "run", source, {"training": {"epochs": 1}}), [recorder])
     assert re.fullmatch(r"KL [\d.]+ nats per image \([\d.]+ bits per dimension\)", fact(recorder, "first batch"))
     written = [rows(tmp_path / "run", split)[-1].keys() for split in ("train", "validation")]
     shown = [recorder.logged[-1].values.keys(), recorder.validations[-1].values.keys()]
@@ -162,7 +161,7 @@ def test_a_capacity_starts_where_it_will_be_held_and_says_when_beta_is_too_low(s
     def start(beta, name):
         held = {"kind": "capacity", "capacity": 5.0, "initial_capacity": 5.0}
         change = {"loss": {"kl": {"weight": beta, "constraint": held}}, "training": {"epochs": 1}}
-        fit(request(tmp_path / name, source, change), [recorder := Recorder()])
+        train(request(tmp_path / name, source, change), [recorder := Recorder()])
         return recorder
 
     firm, weak = start(1000.0, "firm"), start(1.0, "weak")
@@ -176,13 +175,13 @@ def test_geco_says_before_the_start_what_its_target_costs_or_that_it_is_out_of_r
     def start(psnr, latents=4):
         kl = {"constraint": {"kind": "geco", "psnr": psnr}}
         change = {"loss": {"kl": kl}, "training": {"epochs": 1}, "model": {"latents": latents}}
-        fit(request(tmp_path / f"{psnr:g}", source, change), [recorder := Recorder()])
+        train(request(tmp_path / f"{psnr:g}", source, change), [recorder := Recorder()])
         return fact(recorder, "geco")
 
     words = start(25.0)
     beta, nats = map(float, re.search(r"meets 25 dB at beta ([\d.]+), with KL (\d+) nats", words).groups())
     change = {"loss": {"kl": {"weight": beta}}, "training": {"epochs": 1}}
-    fit(request(tmp_path / "plain", source, change), [recorder := Recorder()])
+    train(request(tmp_path / "plain", source, change), [recorder := Recorder()])
     assert f"KL {nats:.0f} nats" in fact(recorder, "predicted")
     sigma = json.loads((tmp_path / "plain" / "preflight.json").read_text())["predicted"]["sigma"]
     assert -20 * math.log10(sigma) == pytest.approx(25.0, abs=0.3)  # beta is told in three digits

@@ -6,9 +6,8 @@ import json
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, merged, request, write_images
+from tests.helpers.runs import Recorder, merged, request, train, write_images
 from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.pipeline.fit import fit
 
 BASE = {
     "training": {"epochs": 3, "checkpoint": {"every_minutes": 100.0}, "samples": {"every_epochs": 3}},
@@ -150,7 +149,7 @@ def deed(folder, run_dir, *changes):
         settings = merged(settings, change)
     torch.set_num_threads(1)
     name = settings["data"].pop("source", "images.npy")
-    fit(request(run_dir, folder / name, settings), [Recorder()])
+    train(request(run_dir, folder / name, settings), [Recorder()])
     parts = [
         run_dir / "metrics.jsonl",
         run_dir / "model" / "model.safetensors",

@@ -6,13 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.analysis.density import encode_training_images
 from unified_vae.config.data import DataConfig
 from unified_vae.data.prepare import open_data
 from unified_vae.models.pretrained import load_pretrained, open_pretrained
 from unified_vae.pipeline import finalize, setup
-from unified_vae.pipeline.fit import fit
 
 SHORT = {"training": {"epochs": 1, "samples": {"count": 4}}}
 
@@ -22,7 +21,7 @@ def test_the_density_asked_for_is_in_the_model(tmp_path, kind):
     source = write_images(tmp_path / "images.npy")
     change = {**SHORT, "density": {"fit": kind, "max_images": 20}}
     seen = Recorder()
-    fit(request(tmp_path / "run", source, change), [seen])
+    train(request(tmp_path / "run", source, change), [seen])
     about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["density"]
     assert (about["kind"], about["images"]) == (kind, 20 if kind == "gaussian" else 0)
     model = load_pretrained(tmp_path / "run" / "model")
@@ -41,7 +40,7 @@ def test_mirror_images_are_looked_at_where_the_run_mirrors_and_images_are_few(tm
     seen = Recorder()
     phases = []
     seen.phase = lambda what, *_: phases.append(what)
-    fit(request(tmp_path / "run", source, change | {"data": {"augment": {"horizontal_flip": True}}}), [seen])
+    train(request(tmp_path / "run", source, change | {"data": {"augment": {"horizontal_flip": True}}}), [seen])
     assert any("mirrored" in phase for phase in phases) == mirrored
     model = load_pretrained(tmp_path / "run" / "model")
     about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["density"]
@@ -63,7 +62,7 @@ def test_the_seconds_of_a_run_are_those_of_its_end_too(tmp_path, monkeypatch):
     monkeypatch.setattr(finalize, "fit_density", slow)
     for module in (setup, finalize):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: late[0]))
-    fit(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [recorder])
+    train(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [recorder])
     assert recorder.finished.seconds == 1000
 
 
@@ -73,7 +72,7 @@ def test_a_fit_that_fails_costs_nothing_but_the_density(tmp_path, monkeypatch):
 
     monkeypatch.setattr(finalize, "fit_density", broken)
     seen = Recorder()
-    fit(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [seen])
+    train(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [seen])
     assert any("not positive definite" in line for line in seen.finished.advice)
     assert load_pretrained(tmp_path / "run" / "model").density.kind == "normal"
 
@@ -83,16 +82,16 @@ def test_an_interrupted_fit_is_made_up_by_the_same_command(tmp_path, monkeypatch
     with monkeypatch.context() as broken:
         broken.setattr(finalize, "fit_density", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            fit(some, [])
-    assert fit(some, []).outcome == "finished"
+            train(some, [])
+    assert train(some, []).outcome == "finished"
     assert "density" in json.loads((tmp_path / "run" / "model" / "config.json").read_text())
-    assert fit(some, []).outcome == "already finished"
+    assert train(some, []).outcome == "already finished"
 
 
 def test_statistics_and_a_card_are_beside_the_model(tmp_path):
     source = write_images(tmp_path / "images.npy")
     settings = {**SHORT, "density": {"fit": "normal", "max_images": 20}, "license": "cc0-1.0"}
-    fit(request(tmp_path / "run", source, {**settings, "data": {"background": "black"}}), [])
+    train(request(tmp_path / "run", source, {**settings, "data": {"background": "black"}}), [])
     found = open_pretrained(tmp_path / "run" / "model")
     data = DataConfig(source=str(source), background="black", cache_dir=str(tmp_path / "cache"))
     latents = encode_training_images(found.model, open_data(data, 16, None, lambda *_: None).train, 20, 0)
@@ -113,7 +112,7 @@ def test_neither_statistics_nor_a_card_can_end_a_run(tmp_path, monkeypatch, brok
     monkeypatch.setattr(finalize, broken, fails)
     seen = Recorder()
     some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT)
-    assert fit(some, [seen]).exit_code == 0
+    assert train(some, [seen]).exit_code == 0
     assert any("no space" in notice for notice in seen.notices)
     assert load_pretrained(tmp_path / "run" / "model").density.kind == "gaussian"
-    assert fit(some, []).outcome == "already finished"
+    assert train(some, []).outcome == "already finished"

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, outcome, request, write_images
+from tests.helpers.runs import Recorder, outcome, request, train, write_images
 from unified_vae.config.data import DataConfig
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.pipeline import autotune, profile, setup
-from unified_vae.pipeline.fit import fit
 from unified_vae.training.distributed import Runtime
 
 GPU = Runtime(torch.device("cuda"), torch.float32)  # said, never used
@@ -26,7 +25,7 @@ def test_a_run_with_its_images_in_memory_ends_in_the_same_bits_and_says_where_th
     ends, words = [], []
     for held in ("auto", True):
         run = tmp_path / str(held)
-        fit(
+        train(
             request(run, source, {"training": {"epochs": 2}, "data": {"cache_on_device": held}}),
             [recorder := Recorder()],
         )
@@ -49,7 +48,7 @@ def test_images_take_their_place_before_the_batch_is_measured(source, tmp_path, 
     noted(profile, "cache_images")
     noted(autotune, "with_batch_size")
     some = request(tmp_path / "run", source, {"training": {"max_steps": 1}, "data": {"cache_on_device": True}})
-    fit(some, [Recorder()])
+    train(some, [Recorder()])
     monkeypatch.setattr(profile, "MAX_STEPS", 1)
     monkeypatch.setattr(profile, "peak_flops", lambda _: 1.0)
     profile.profile(some.run, tmp_path / "profile", Recorder())

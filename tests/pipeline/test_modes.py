@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, write_images
+from tests.helpers.runs import Recorder, train, write_images
 from unified_vae.config.presets import PresetBook, from_command_line
-from unified_vae.pipeline.fit import fit
 from unified_vae.pipeline.plan import plan_mode, plan_presets
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
@@ -42,7 +41,7 @@ def shortened(source, steps, *more):
 def start(plan):
     torch.set_num_threads(1)
     recorder = Recorder()
-    fit(plan, [recorder])
+    train(plan, [recorder])
     return recorder
 
 

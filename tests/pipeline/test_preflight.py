@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.analysis import preflight
 from unified_vae.analysis.preflight import Preflight
 from unified_vae.config.data import DataConfig
@@ -16,7 +16,6 @@ from unified_vae.config.model import ConvConfig
 from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import ConfigError
 from unified_vae.data.prepare import open_data
-from unified_vae.pipeline.fit import fit
 
 SIZE, LATENTS = 16, 4
 
@@ -61,7 +60,7 @@ def test_the_prediction_is_where_the_run_begins(tmp_path):
         "data": {"augment": {"horizontal_flip": False}},
     }
     seen = Recorder()
-    fit(request(tmp_path / "run", source, change), [seen])
+    train(request(tmp_path / "run", source, change), [seen])
     predicted = json.loads((tmp_path / "run" / "preflight.json").read_text())["predicted"]
     values = seen.validations[0].values
     assert values["psnr"] == pytest.approx(predicted["psnr"], abs=0.05)
@@ -84,7 +83,7 @@ def test_a_run_on_few_images_starts_below_8_bits(tmp_path):
         "data": {"augment": {"horizontal_flip": False}},
     }
     seen = Recorder()
-    fit(request(tmp_path / "run", tmp_path / "images.npy", change), [seen])
+    train(request(tmp_path / "run", tmp_path / "images.npy", change), [seen])
     prediction = Preflight.from_json(json.loads((tmp_path / "run" / "preflight.json").read_text()))
     assert len(prediction.covariance_weights) == 4 and prediction.psnr_pca is not None
     assert seen.validations[0].values["bits_per_dim"] < 8
@@ -117,9 +116,9 @@ def test_a_strict_run_ends_before_its_first_step(tmp_path):
     seen = Recorder()
     change = {"preflight": "strict", "loss": {"kl": {"weight": 1e6}}}
     with pytest.raises(ConfigError, match="0 of 4 units"):
-        fit(request(tmp_path / "run", source, change), [seen])
+        train(request(tmp_path / "run", source, change), [seen])
     assert not seen.logged
-    fit(request(tmp_path / "warned", source, {**change, "preflight": "warn", "training": {"max_steps": 1}}), [seen])
+    train(request(tmp_path / "warned", source, {**change, "preflight": "warn", "training": {"max_steps": 1}}), [seen])
     assert any("posterior collapse is predicted" in notice for notice in seen.notices)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from unified_vae.inference.load import load_model
 from unified_vae.pipeline.fit import fit
@@ -19,7 +19,7 @@ SHORT = {"training": {"epochs": 2}}
 def go(run_dir, source, change=None, **more):
     torch.set_num_threads(1)
     recorder = Recorder()
-    fit(request(run_dir, source, change or SHORT, **more), [recorder])
+    train(request(run_dir, source, change or SHORT, **more), [recorder])
     return recorder
 
 
@@ -32,7 +32,7 @@ def source(tmp_path_factory):
 def finished(source, tmp_path_factory):
     """A run of two epochs, to be copied by each test."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    go(run_dir, source)
+    fit(request(run_dir, source, SHORT))
     return run_dir
 
 
@@ -93,7 +93,7 @@ def test_a_single_value_is_asked_for_by_the_option_that_it_has(run_dir, source):
     for origin, way in (("--seed", "--seed 0;"), ("--set", "--set seed=0;")):
         run = replace(asked.run, origins={"seed": origin})
         with pytest.raises(ConfigError, match=rf": seed differs from its checkpoint\. Give the old value: {way}"):
-            fit(replace(asked, run=run), [Recorder()])
+            train(replace(asked, run=run), [Recorder()])
 
 
 def test_saying_what_auto_was_resolved_to_is_no_change(run_dir, source):
@@ -172,7 +172,7 @@ def test_a_change_is_remembered_by_the_checkpoint_not_by_the_folder(run_dir, sou
 
     longer = {"training": {"epochs": 3, "optimizer": {"kind": "adamw", "lr": 1e-4}}}
     with pytest.raises(Killed):
-        fit(request(run_dir, source, longer), [Dies()])
+        train(request(run_dir, source, longer), [Dies()])
     (started,) = go(run_dir, source, longer).started
     assert {"training.optimizer.lr", "training.epochs"} == {difference.path for difference in started.differences}
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.analysis.diagnosis import Diagnosis
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.config.schedule import warmup_end
 from unified_vae.core.errors import CheckpointError, ConfigError
-from unified_vae.pipeline.fit import fit
 from unified_vae.pipeline.plan import plan_mode
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
@@ -31,7 +30,7 @@ def collapsed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fix")
     source = write_images(folder / "images.npy", count=80)
     torch.set_num_threads(1)
-    fit(request(folder / "sick", source, COLLAPSE), [Recorder()])
+    train(request(folder / "sick", source, COLLAPSE), [Recorder()])
     return folder / "sick"
 
 
@@ -39,7 +38,7 @@ def cure(sick, *assignments):
     words = ["training.epochs=60", "training.validate_every_epochs=60", "training.optimizer.lr=3e-3", *assignments]
     plan = plan_mode(PresetBook.load(shipped=SHIPPED), "resume_fix", from_command_line({}, words), sick)
     recorder = Recorder()
-    fit(plan, [recorder])
+    train(plan, [recorder])
     return recorder, plan
 
 

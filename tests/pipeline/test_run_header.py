@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.config.data import AffineConfig, AugmentConfig
-from unified_vae.pipeline.fit import fit
 from unified_vae.pipeline.run_header import augmentation_text
 
 ADVICE = "--set data.augment.horizontal_flip=true"
@@ -29,6 +28,6 @@ def test_the_line_is_among_the_facts(mirrored, tmp_path):
         "training": {"epochs": 12, "samples": {"every_epochs": 100}},
     }
     recorder = Recorder()
-    fit(request(tmp_path / "run", write_images(tmp_path / "images.npy"), change), [recorder])
+    train(request(tmp_path / "run", write_images(tmp_path / "images.npy"), change), [recorder])
     line = dict(recorder.started[0].facts)["augmentation"]
     assert line == "half of the images mirrored" if mirrored else ADVICE in line

@@ -5,13 +5,12 @@ from types import SimpleNamespace
 
 import torch
 
-from tests.helpers.runs import Recorder, request, write_images
+from tests.helpers.runs import Recorder, request, train, write_images
 from unified_vae.analysis.preflight import Preflight
 from unified_vae.config.model import SpatialConfig
 from unified_vae.config.run import RunConfig
 from unified_vae.models.build import build_model
 from unified_vae.models.pretrained import load_pretrained
-from unified_vae.pipeline.fit import fit
 from unified_vae.pipeline.resume_fix import reinit_dead_units
 
 SHAPE = {"downsample_factor": 4, "latent_channels": 2, "base_channels": 8, "layers_per_block": 1}
@@ -36,7 +35,7 @@ def test_a_run_learns_and_ends_with_a_model_that_samples(tmp_path):
     torch.set_num_threads(1)
     source = write_images(tmp_path / "images.npy", count=170)
     seen = Recorder()
-    fit(spatial_request(tmp_path / "run", source), [seen])
+    train(spatial_request(tmp_path / "run", source), [seen])
     first, last = seen.validations[0].values, seen.validations[-1].values
     assert last["psnr"] > last["psnr.mean_image"] + 3
     assert last["psnr"] > first["psnr"] and last["loss.total"] < first["loss.total"]
@@ -54,7 +53,7 @@ def test_thousands_of_latents_are_no_trouble(tmp_path):
     source = write_images(tmp_path / "images.npy", size=64)
     seen = Recorder()
     change = {"training": {"max_steps": 2, "samples": {"count": 2}}, "density": {"fit": "auto"}}
-    fit(spatial_request(tmp_path / "run", source, change, {"image_size": 64, "latent_channels": 9}), [seen])
+    train(spatial_request(tmp_path / "run", source, change, {"image_size": 64, "latent_channels": 9}), [seen])
     assert seen.finished.step == 2 and len(seen.validations[-1].kl_per_unit) == 2304
     assert any(line.startswith("diagnosis: ") for line in seen.finished.advice)
     assert load_pretrained(tmp_path / "run" / "model").density.kind in ("normal", "units")
@@ -66,10 +65,12 @@ def test_a_run_is_cured(tmp_path):
     source = write_images(tmp_path / "images.npy")
     collapsed = {"training": {"max_steps": 2}, "loss": {"kl": {"weight": 1e5}}}
     first = Recorder()
-    fit(spatial_request(tmp_path / "run", source, collapsed), [first])
+    train(spatial_request(tmp_path / "run", source, collapsed), [first])
     assert any("model.latent_channels=" in notice for notice in first.notices)
     cured = Recorder()
-    fit(spatial_request(tmp_path / "cured", source, {"training": {"max_steps": 1}}, fix_from=tmp_path / "run"), [cured])
+    train(
+        spatial_request(tmp_path / "cured", source, {"training": {"max_steps": 1}}, fix_from=tmp_path / "run"), [cured]
+    )
     assert any(notice.startswith("diagnosis: ") for notice in cured.notices)
     assert cured.finished.step == 1
 

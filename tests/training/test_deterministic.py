@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, outcome, request, write_images
+from tests.helpers.runs import Recorder, outcome, request, train, write_images
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Observer
-from unified_vae.pipeline.fit import fit
 from unified_vae.training.distributed import open_runtime
 from unified_vae.training.train_step import VAEStep
 
@@ -37,11 +36,11 @@ class _Plug(Observer):
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_an_interrupted_run_ends_in_the_same_bits(device, source, tmp_path):
     settings = {**SAME_BITS, "device": device}
-    fit(request(tmp_path / "whole", source, settings), [Recorder()])
+    train(request(tmp_path / "whole", source, settings), [Recorder()])
     for step in (4, 9):
         with pytest.raises(_Pulled):
-            fit(request(tmp_path / "cut", source, settings), [_Plug(step)])
-    fit(request(tmp_path / "cut", source, settings), [Recorder()])
+            train(request(tmp_path / "cut", source, settings), [_Plug(step)])
+    train(request(tmp_path / "cut", source, settings), [Recorder()])
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
@@ -57,4 +56,4 @@ def test_a_part_without_such_a_kernel_is_refused_in_a_sentence(source, tmp_path,
 
     monkeypatch.setattr(VAEStep, "__call__", fail)
     with pytest.raises(EnvironmentProblem, match=r"no deterministic kernel .*max_pool3d_backward_cuda"):
-        fit(request(tmp_path / "run", source, SAME_BITS), [Recorder()])
+        train(request(tmp_path / "run", source, SAME_BITS), [Recorder()])

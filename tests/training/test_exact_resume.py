@@ -8,8 +8,7 @@ import time
 import pytest
 
 from tests.faults.fault_rows import report
-from tests.helpers.runs import Recorder, live, outcome, request, server, write_images
-from unified_vae.pipeline.fit import fit
+from tests.helpers.runs import Recorder, live, outcome, request, server, train, write_images
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
@@ -74,13 +73,13 @@ def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_p
     torch.set_num_threads(1)
     for stop in stops:
         some = request(tmp_path / f"run-{stop}", source)
-        first = fit(some, [StopAt(stop)])
+        first = train(some, [StopAt(stop)])
         assert (first.outcome, first.exit_code, first.step) == ("interrupted", 143, stop)
-        second = fit(some, [Recorder()])
+        second = train(some, [Recorder()])
         assert (second.outcome, second.step) == ("finished", STEPS)
         assert outcome(tmp_path / f"run-{stop}") == outcome(undisturbed[0]), stop
         again = Recorder()
-        assert fit(some, [again]).outcome == "already finished" and again.finished.exit_code == 0
+        assert train(some, [again]).outcome == "already finished" and again.finished.exit_code == 0
     report(
         fault="SIGTERM in a step, the run resumed from there",
         target="bit-identical end, exact number of steps",
@@ -89,9 +88,8 @@ def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_p
 
 
 def _live_and_tell(some, told):
-    from unified_vae.pipeline.fit import fit
 
-    fit(some, [Recorder()])
+    train(some, [Recorder()])
     told.put(sorted(name for name in ("torch._dynamo", "sympy", "torchvision", "torchmetrics") if name in sys.modules))
 
 

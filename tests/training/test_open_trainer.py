@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.helpers.runs import Recorder, outcome, request, state_of, write_images
+from tests.helpers.runs import Recorder, outcome, request, state_of, train, write_images
 from tests.helpers.train_steps import CPU, optimizer_tensors, small_step, take
 from unified_vae.config.loss import L1Config, LossConfig, MSEConfig
 from unified_vae.config.model import ConvConfig
@@ -23,7 +23,7 @@ from unified_vae.core.events import Observer
 from unified_vae.core.retention import newest_good
 from unified_vae.data.dataset import PackedSplit
 from unified_vae.pipeline.build import build_vae_step
-from unified_vae.pipeline.fit import INITIALIZERS, fit
+from unified_vae.pipeline.fit import INITIALIZERS
 from unified_vae.training.checkpointer import Checkpointer, JsonState, OptimizerState
 from unified_vae.training.loggers import MetricsLog
 from unified_vae.training.memory import MicroBatches
@@ -126,7 +126,7 @@ class AdversarialStep:
         return {}
 
 
-def train(train_step: TrainStep, folder, split, observer):
+def run_trainer(train_step: TrainStep, folder, split, observer):
     """Train from the newest checkpoint of a folder, if there is one, to the end."""
     schedule = TrainSchedule(seed=0, total_steps=STEPS, steps_per_epoch=6, batch_size=8, selection_start_step=0)
     training = TrainingConfig(
@@ -164,12 +164,12 @@ def files(folder):
 
 
 def test_a_discriminator_with_its_own_optimizer(split, tmp_path):
-    train(AdversarialStep(CPU), tmp_path / "whole", split, Observer())
+    run_trainer(AdversarialStep(CPU), tmp_path / "whole", split, Observer())
     for step in KILLS:
         torch.manual_seed(step)  # what another process would have
         with pytest.raises(Killed):
-            train(AdversarialStep(CPU), tmp_path / "cut", split, Kill(step))
-    resumed = train(AdversarialStep(CPU), tmp_path / "cut", split, Observer())
+            run_trainer(AdversarialStep(CPU), tmp_path / "cut", split, Kill(step))
+    resumed = run_trainer(AdversarialStep(CPU), tmp_path / "cut", split, Observer())
     result = files(tmp_path / "cut")
     assert result == files(tmp_path / "whole")
     assert {"discriminator.safetensors", "discriminator_optimizer.safetensors"} <= result.keys()
@@ -224,11 +224,11 @@ def test_muon_and_adamw_with_different_state_in_one_step(tmp_path):
     source = write_images(tmp_path / "images.npy")
     change = {"training": {"max_steps": STEPS, "checkpoint": {"every_minutes": 60.0, "every_steps": EVERY}}}
     whole, cut = (request(tmp_path / name, source, change) for name in ("whole", "cut"))
-    fit(whole, build_step=build)
+    train(whole, build_step=build)
     for step in KILLS:
         with pytest.raises(Killed):
-            fit(cut, [Kill(step)], build_step=build)
-    assert fit(cut, build_step=build).outcome == "finished"
+            train(cut, [Kill(step)], build_step=build)
+    assert train(cut, build_step=build).outcome == "finished"
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
     newest = checkpoint_format.load(tmp_path / "cut" / "checkpoints", STEPS)
     slots = {frozenset(slot for name, slot in keys) for keys in by_parameter(newest.tensors("optimizer")).values()}
@@ -269,12 +269,12 @@ def test_a_frozen_encoder(tmp_path):
         start.update({name: value.clone() for name, value in job.train_step.model.state_dict().items()})
 
     whole, cut = (request(tmp_path / name, source, change) for name in ("whole", "cut"))
-    fit(whole, initializers=[*INITIALIZERS, remember])
+    train(whole, initializers=[*INITIALIZERS, remember])
     for step in KILLS:
         with pytest.raises(Killed):
-            fit(cut, [Kill(step)])
+            train(cut, [Kill(step)])
     recorder = Recorder()
-    assert fit(cut, [recorder]).outcome == "finished"
+    assert train(cut, [recorder]).outcome == "finished"
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
     newest = checkpoint_format.load(tmp_path / "cut" / "checkpoints", STEPS)
     for name, value in newest.tensors("model").items():
@@ -297,11 +297,11 @@ def test_a_run_is_stopped_for_a_reason_and_resumed(tmp_path):
 
     source, observer = write_images(tmp_path / "images.npy"), Budget()
     whole, cut = (request(tmp_path / name, source, {"training": {"epochs": 3}}) for name in ("whole", "cut"))
-    fit(whole)
-    stopped = fit(cut, [observer], prepare=lambda job: setattr(observer, "control", job.control))
+    train(whole)
+    stopped = train(cut, [observer], prepare=lambda job: setattr(observer, "control", job.control))
     assert (stopped.outcome, stopped.step, stopped.exit_code) == ("interrupted", 9, 0)
     assert stopped.signal == "the budget is spent"
-    fit(cut)
+    train(cut)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
