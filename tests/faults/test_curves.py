@@ -6,14 +6,17 @@ import math
 import os
 import signal
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.faults.fault_rows import report
-from tests.helpers.faults import SlowDisk, live_with, rows
+from tests.helpers.faults import live_with, rows
 from tests.helpers.runs import request, server, write_images
+from unified_vae.core import checkpoint_format
+from unified_vae.core.checkpoint_format import Checkpoint
 from unified_vae.core.retention import saved_steps
 from unified_vae.training.trainer import Trainer
 
@@ -29,12 +32,23 @@ class Killed:
     Attributes:
         step: counted from 1.
         saved: the newest checkpoint by then, which is waited for; none is where this is None.
+        unsaved: from this step on, saves never reach the disk.
     """
 
     step: int
     saved: int | None = None
+    unsaved: int | None = None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
+        if self.unsaved is not None:
+            save = checkpoint_format.save
+
+            def held(root: Path, content: Checkpoint) -> Path:
+                if content.step >= self.unsaved:
+                    threading.Event().wait()  # until the process is killed
+                return save(root, content)
+
+            patch.setattr(checkpoint_format, "save", held)
         count = Trainer.count
 
         def counted(trainer: Trainer, metrics: object) -> None:
@@ -74,7 +88,7 @@ def test_each_step_is_shown_once_and_none_is_missing(tmp_path: Path) -> None:
     some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), CHANGE)
     lives = [
         (Killed(11, saved=8),),  # three steps after a save
-        (SlowDisk(0.5), Killed(25)),  # the validation of step 24 is in its file, the checkpoint is not: it comes again
+        (Killed(25, unsaved=24),),  # the validation of step 24 is in its file, the checkpoint is not: it comes again
     ]
     for faults in lives:
         assert _life(some, *faults) == -signal.SIGKILL

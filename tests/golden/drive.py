@@ -31,7 +31,10 @@ import numpy as np
 
 from tests.golden.cases import CASES, METRICS, RENAMED, Case, Settings
 
-PRELOADED = ("torch", "torch.utils.tensorboard", "safetensors.torch", "pydantic", "typer", "rich.progress", "psutil")
+PRELOADED = (
+    *("torch", "torch.utils.tensorboard", "safetensors.torch", "pydantic", "typer", "rich.progress", "psutil"),
+    *("jinja2", "matplotlib.figure", "matplotlib.backends.backend_svg"),
+)
 FIXTURES = Path(__file__).parent / "fixtures"
 SECONDS = 300  # for one command; far beyond what any takes
 PROCESSES = multiprocessing.get_context("fork")

@@ -137,8 +137,8 @@ def nested(path, value):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("settings")
-    write_images(path / "images.npy", seed=0)
-    write_images(path / "other.npy", seed=1)
+    write_images(path / "images.npy", count=32, seed=0)
+    write_images(path / "other.npy", count=32, seed=1)
     return path
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.runs import Recorder, train, write_images
+from unified_vae.analysis import preflight
 from unified_vae.config.presets import PresetBook, from_command_line
 from unified_vae.pipeline.plan import plan_mode, plan_presets
 
@@ -17,6 +18,22 @@ BOOK = PresetBook.load(shipped=SHIPPED)
 LOSSES, MODELS = list(BOOK.presets("loss")), list(BOOK.presets("model"))
 MODES = [name for name in BOOK.modes if name != "resume_fix"]
 NARROW = ["model.base_channels=4"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_components():
+    """The principal components of the same images are computed once, and not for each loss."""
+    known, compute = {}, preflight.principal_components
+
+    def remembered(split, count, augmentation, seed, device, latents):
+        arguments = (split.images.shape, tuple(split.names), count, augmentation.model_dump_json(), seed, latents)
+        if arguments not in known:
+            known[arguments] = compute(split, count, augmentation, seed, device, latents)
+        return known[arguments]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preflight, "principal_components", remembered)
+        yield
 
 
 @pytest.fixture(scope="module")
