@@ -8,10 +8,9 @@ arXiv 1903.12436). Kinds are compared on draws from the posteriors of images tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from unified_vae.data.dataset import PackedSplit
 from unified_vae.models.density import (
     GaussianDensity,
     LatentDensity,
-    MixtureDensity,
     NormalDensity,
     check_finite,
     fit_gaussian,
@@ -55,26 +53,19 @@ Refit = Callable[[DiagonalGaussian], LatentDensity]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A density, and how likely held-out latents are under it.
+    """How likely held-out latents are under a density that was fitted to the others.
 
     Attributes:
-        log_likelihoods: [held-out images], nats per image.
+        log_likelihoods: [held-out images], nats per image: natural logarithms, means over an image's views and draws.
         refit: fits the same kind and shape to other posteriors: in the end to all of them.
     """
 
-    density: LatentDensity
     log_likelihoods: Tensor
     refit: Refit
 
     def nats(self) -> float:
         """Return the mean over the images."""
         return float(self.log_likelihoods.mean())
-
-    def gain_over(self, other: Candidate) -> tuple[float, float]:
-        """Return the mean gain over `other` and its standard error, in nats per image."""
-        difference = self.log_likelihoods - other.log_likelihoods
-        error = difference.std() / len(difference) ** 0.5 if len(difference) > 1 else torch.zeros(())
-        return float(difference.mean()), float(error)
 
 
 @dataclass(frozen=True)
@@ -118,30 +109,24 @@ def fit_density(
             f"density.fit={config.fit} looks at all pairs of latents, and {latents:,} are too many for that (at most "
             f"{MOST_CORRELATED:,}): set density.fit=auto"
         )
-    if images < MIN_IMAGES:
-        return _fit_to_few(posteriors, config, views)
-    candidates = fit_kinds(
-        posteriors, config, seed, possible if config.fit == "auto" else ("normal", config.fit), progress, views
-    )
-    chosen = choose(candidates) if config.fit == "auto" else config.fit
-    nats = {kind: candidate.nats() for kind, candidate in candidates.items()}
-    return FittedDensity(candidates[chosen].refit(posteriors), nats, images)
+    if images >= MIN_IMAGES:
+        kinds: tuple[DensityKind, ...] = possible if config.fit == "auto" else ("normal", config.fit)
+        candidates = fit_kinds(posteriors, config, seed, kinds, progress, views)
+        chosen = choose(candidates) if config.fit == "auto" else config.fit
+        nats = {kind: candidate.nats() for kind, candidate in candidates.items()}
+        return FittedDensity(candidates[chosen].refit(posteriors), nats, images)
 
-
-def _fit_to_few(posteriors: DiagonalGaussian, config: DensityConfig, views: int) -> FittedDensity:
-    """Too few images to hold any out: N(0, I), or what was asked for, with a note."""
-    rows, latents = posteriors.mean.shape
-    images = rows // views
-    if config.fit == "auto":
-        note = (
-            f"{images} training images are too few to choose a latent density by ({MIN_IMAGES} are needed), so new "
-            "images are sampled from N(0, I)"
-        )
-        return FittedDensity(NormalDensity(latents), {}, 0, note)
+    # too few images to hold any out: N(0, I), or what was asked for
     if config.fit == "units":
         return FittedDensity(fit_units(posteriors), {}, images)
-    note = f"{images} training images give a Gaussian whose samples are mixes of these"
-    return FittedDensity(fit_gaussian(posteriors, views), {}, images, note)
+    if config.fit != "auto":
+        note = f"{images} training images give a Gaussian whose samples are mixes of these"
+        return FittedDensity(fit_gaussian(posteriors, views), {}, images, note)
+    note = (
+        f"{images} training images are too few to choose a latent density by ({MIN_IMAGES} are needed), so new images "
+        "are sampled from N(0, I)"
+    )
+    return FittedDensity(NormalDensity(latents), {}, 0, note)
 
 
 def fit_kinds(
@@ -153,20 +138,49 @@ def fit_kinds(
     views: int = 1,
 ) -> dict[DensityKind, Candidate]:
     """Fit each kind to nine tenths of the images and score it on the rest, for a choice or a comparison."""
-    # hold out a tenth of the images, each with all its views
+    # hold out a tenth of the images, each with all its views; all kinds are scored on the same draws from these
     count = len(posteriors.mean) // views
     order = torch.randperm(count, generator=generator(seed, "split"))
     out = min(max(count // 10, MIN_HELD_OUT), MAX_HELD_OUT)
     first = torch.arange(views)[:, None] * count
-    scorer = HeldOutScorer(subset(posteriors, (first + order[:out]).flatten()), seed, views)
-    fitter = DensityFitter(subset(posteriors, (first + order[out:]).flatten()), views, scorer, config, seed)
+    held_out = subset(posteriors, (first + order[:out]).flatten())
+    fitted = subset(posteriors, (first + order[out:]).flatten())
+    source = generator(seed, "kept out")
+    draws = torch.cat([sample_posteriors(held_out, source) for _ in range(DRAWS)])
+
+    @torch.no_grad()
+    def score(density: LatentDensity, refit: Refit) -> Candidate:
+        return Candidate(density.log_prob(draws).view(-1, out).mean(0), refit)
+
+    def score_mixture(components: int, strength: float) -> Candidate:
+        def fit(gaussian: GaussianDensity, posteriors: DiagonalGaussian) -> LatentDensity:
+            centers = generator(seed, f"mixture of {components}")
+            return fit_mixture(gaussian, posteriors, components, strength, centers)
+
+        return score(fit(gaussian(), fitted), lambda chosen: fit(fit_gaussian(chosen, views), chosen))
 
     candidates: dict[DensityKind, Candidate] = {}
+    normal = NormalDensity(posteriors.mean.shape[1])
+    gaussian = cache(partial(fit_gaussian, fitted, views))
     for number, kind in enumerate(kinds):
         if progress:
             progress(f"fitting a latent density: {kind}", number, len(kinds))
-        density, refit = fitter.fit(kind)
-        candidates[kind] = Candidate(density, scorer.log_likelihoods(density), refit)
+        if kind == "normal":
+            candidates[kind] = score(normal, lambda _: normal)
+        elif kind == "units":
+            candidates[kind] = score(fit_units(fitted), fit_units)
+        elif kind == "gaussian":
+            candidates[kind] = score(gaussian(), partial(fit_gaussian, views=views))
+        else:
+            # twice as many components as long as that helps, each with a weak and a strong prior on its covariance
+            most = max(min(config.max_components, len(fitted.mean) // IMAGES_PER_COMPONENT), 1)
+            components = min(2, most)
+            while components <= most:
+                tried = [score_mixture(components, strength) for strength in PRIOR_STRENGTHS]
+                better = max(tried, key=Candidate.nats)
+                if kind in candidates and better.nats() <= candidates[kind].nats():
+                    break
+                candidates[kind], components = better, 2 * components
     if progress:
         progress("latent densities fitted", len(kinds), len(kinds))
     return candidates
@@ -180,87 +194,15 @@ def choose(candidates: Mapping[DensityKind, Candidate]) -> DensityKind:
     best: DensityKind = "normal"
     for kind in candidates:
         if kind != best:
-            gain, error = candidates[kind].gain_over(candidates[best])
-            best = kind if gain > error else best
+            gains = candidates[kind].log_likelihoods - candidates[best].log_likelihoods
+            error = float(gains.std()) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+            best = kind if float(gains.mean()) > error else best
     return best
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
     """Return the random numbers of a part of the fit."""
     return torch.Generator().manual_seed(key(seed, "density", purpose) % 2**63)
-
-
-class HeldOutScorer:
-    """Scores densities on the same draws from the posteriors of held-out images.
-
-    Attributes:
-        draws: [DRAWS * views * images, latents].
-    """
-
-    def __init__(self, held_out: DiagonalGaussian, seed: int, views: int = 1) -> None:
-        """See `fit_density` for the order of the views."""
-        self.images = len(held_out.mean) // views
-        source = generator(seed, "kept out")
-        self.draws = torch.cat([sample_posteriors(held_out, source) for _ in range(DRAWS)])
-
-    @torch.no_grad()
-    def log_likelihoods(self, density: LatentDensity) -> Tensor:
-        """Return [images], natural logarithms, each the mean over an image's views and draws."""
-        return density.log_prob(self.draws).view(-1, self.images).mean(0)
-
-
-@dataclass(frozen=True)
-class DensityFitter:
-    """Fits kinds to the same images; what several of them need is fitted once."""
-
-    posteriors: DiagonalGaussian
-    views: int
-    scorer: HeldOutScorer
-    config: DensityConfig
-    seed: int
-
-    def fit(self, kind: DensityKind) -> tuple[LatentDensity, Refit]:
-        """Return a density of a kind, and how to fit the same to other posteriors."""
-        match kind:
-            case "normal":
-                normal = NormalDensity(self.posteriors.mean.shape[1])
-                return normal, lambda _: normal
-            case "units":
-                return fit_units(self.posteriors), fit_units
-            case "gaussian":
-                return self._gaussian, partial(fit_gaussian, views=self.views)
-            case "mixture":
-                return self._mixture()
-
-    @cached_property
-    def _gaussian(self) -> GaussianDensity:
-        return fit_gaussian(self.posteriors, self.views)
-
-    def _mixture(self) -> tuple[MixtureDensity, Refit]:
-        """Twice as many components as long as that helps, each with a weak and a strong prior on its covariance."""
-        largest = max(min(self.config.max_components, len(self.posteriors.mean) // IMAGES_PER_COMPONENT), 1)
-        best_nats, best = -math.inf, None
-        count = min(2, largest)
-        while count <= largest:
-            entries = [self._mixture_of(count, strength) for strength in PRIOR_STRENGTHS]
-            nats, density, refit = max(entries, key=lambda entry: entry[0])
-            if nats <= best_nats:
-                break
-            best_nats, best = nats, (density, refit)
-            count *= 2
-        assert best is not None
-        return best
-
-    def _mixture_of(self, count: int, strength: float) -> tuple[float, MixtureDensity, Refit]:
-        """Nats of held-out images, the mixture, and how to fit it to others."""
-        purpose = f"mixture of {count}"
-        density = fit_mixture(self._gaussian, self.posteriors, count, strength, generator(self.seed, purpose))
-
-        def refit(posteriors: DiagonalGaussian) -> LatentDensity:
-            gaussian = fit_gaussian(posteriors, self.views)
-            return fit_mixture(gaussian, posteriors, count, strength, generator(self.seed, purpose))
-
-        return float(self.scorer.log_likelihoods(density).mean()), density, refit
 
 
 # --- the latents it is fitted to -------------------------------------------------------------------------

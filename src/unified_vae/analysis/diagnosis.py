@@ -1,6 +1,6 @@
 """Rule-based diagnosis of a trained model: the one cause of blur or poor samples, from its metrics. No torch.
 
-RULES are tried in order, each on the understanding that none before it applies:
+The rules (`Diagnosis.evidence`) are tried in order, each on the understanding that none before it applies:
 
 1. *barely trained*: worse than answering with the mean image. Nothing else can be read from such a model.
 2. *posterior collapse*: the decoder ignores the latents, so neither their number nor the loss can matter.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ COLLAPSE, PARTIAL, BARELY = "posterior collapse", "partial collapse", "barely tr
 OVERFITTED, UNDERTRAINED = "overfitted", "undertrained"
 FEW_LATENTS, LOSS_BLUR, MISMATCH = "too few latents", "loss-induced blur", "prior mismatch"
 HEALTHY = "healthy"
+CAUSES = (BARELY, COLLAPSE, OVERFITTED, UNDERTRAINED, PARTIAL, FEW_LATENTS, LOSS_BLUR, MISMATCH)
+"""In the order in which their rules are tried."""
 
 Curve = Sequence[tuple[int, float]]
 """(step, value) pairs, by ascending step."""
@@ -184,11 +186,8 @@ class PCALine:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PCALine:
         """Read what the preflight wrote."""
-        positions, dimensions, predicted = (
-            int(content.get("positions", 1)),
-            int(content["dimensions"]),
-            content["predicted"],
-        )
+        positions, dimensions = int(content.get("positions", 1)), int(content["dimensions"])
+        predicted = content["predicted"]
         errors = [float(content["validation_total"])]
         for variance in content["validation_variances"]:
             for _ in range(positions):
@@ -362,8 +361,88 @@ class Diagnosis:
         return next((evidence.cause for evidence in self.evidence() if evidence.applies), HEALTHY)
 
     def evidence(self) -> list[Evidence]:
-        """Apply each rule; in the order in which they are tried."""
-        return [Evidence(rule.cause, rule.applies(self), rule.describe(self)) for rule in RULES]
+        """Apply the rule of each cause, in the order of CAUSES."""
+        history, line, below_line = self.history, self.line, self.below_line
+
+        # Barely trained: worse than a constant on the training images too; on the others alone, an overfitted model may
+        # be
+        best = self.psnr if self.training_psnr is None else max(self.psnr, self.training_psnr)
+        barely = best < self.constant_psnr - BELOW_MEAN if self.has_several_images else None
+        over_mean = f"{self.psnr:.1f} dB, {self.psnr - self.mean_image_psnr:+.1f} dB over the mean image"
+
+        # Collapse, whole or in part: active units against those that the images can use
+        collapsed, partly = (
+            self.used_units < fraction * self.needed_units if self.has_several_images else None
+            for fraction in (COLLAPSED, PARTLY_COLLAPSED)
+        )
+        end = "" if self.used_units == self.active_units else f", {self.used_units} at the end of the run"
+        needed = "" if self.needed_units == self.latents else f" ({self.needed_units} would do)"
+        predicted = "" if line is None else f"; linear theory predicts {line.predicted_active}"
+        units = f"{self.active_units} of {self.latents} units active{end}{needed}, KL {self.rate:.4g} nats{predicted}"
+
+        # Overfitted: a drop from the best validation, or a gap to the training images. The start at PCA memorizes few
+        # images, and a few steps tell nothing of the network
+        drop = 0.0 if history is None else history.drop_from_best()
+        dropped = history is not None and drop >= DROP and history.training_gain_since_best() >= LEARNED
+        overfitted: bool | None
+        if self.training_psnr is None:
+            overfitted = True if dropped else None
+            generalization = "not measured on training images"
+        else:
+            gap = self.training_psnr - self.psnr
+            too_early = history is not None and history.steps > 0 and self.gain is None
+            converged = self.gain is not None and not self.is_rising
+            overfitted = dropped or (not too_early and gap >= (CONVERGED_GAP if converged else MEMORIZED))
+            generalization = (
+                f"training images {self.training_psnr:.1f} dB, validation {self.psnr:.1f} dB ({gap:+.1f} dB); "
+                f"last validation {drop:.1f} dB below the best"
+            )
+
+        # Undertrained: rising, too short to tell, or converged and blurred below what a linear map of the same latents
+        # reaches
+        too_short = history is not None and self.gain is None
+        below = below_line is not None and below_line > BELOW_LINE and self.is_blurred
+        undertrained = None if history is None and line is None else self.is_rising or too_short or below
+        progress = []
+        if history is not None:
+            few = f"only {history.steps:,} steps so far: too few to tell"
+            progress.append(few if self.gain is None else f"the second half of the run brought {self.gain:+.1f} dB")
+        if below_line is not None:
+            progress.append(f"{-below_line:+.1f} dB against the linear VAE of {self.latents} latents")
+
+        # Too few latents: at the line, where more components would explain more
+        few_latents, spectrum = None, "no principal components known"
+        if line is not None and below_line is not None:
+            if self.sharpness is not None:
+                few_latents = self.is_blurred and below_line <= BELOW_LINE and line.worth >= WORTH
+            spectrum = (
+                f"a linear model of {self.latents} reaches {line.psnr:.1f} dB, and {line.more} would bring "
+                f"{line.worth:+.1f} dB; here {self.psnr:.1f} dB"
+            )
+
+        # Loss-induced blur: whatever else blurs
+        kept = "not measured" if self.sharpness is None else f"{self.sharpness:.0%} of the detail's power"
+        share = "" if self.pixel_share is None else f"; pixel errors are {self.pixel_share:.0%} of the distortion"
+        blurred = None if self.sharpness is None else self.is_blurred
+
+        # Prior mismatch: of the KL, and of each unit's, too much only separates q(z) from the prior
+        mismatched, distance = None, "not measured"
+        if self.gap is not None:
+            least = max(MISMATCHED * self.rate, MISMATCHED_NATS * max(self.active_units, 1))
+            mismatched = self.gap >= least
+            beta = "" if self.beta is None else f" at beta {self.beta:.3g}"
+            distance = f"{self.gap:.3g} of {self.rate:.4g} nats are distance from N(0, I){beta}"
+
+        return [
+            Evidence(BARELY, barely, over_mean),
+            Evidence(COLLAPSE, collapsed, units),
+            Evidence(OVERFITTED, overfitted, generalization),
+            Evidence(UNDERTRAINED, undertrained, "; ".join(progress) or "no learning curve of a run here"),
+            Evidence(PARTIAL, partly, units),
+            Evidence(FEW_LATENTS, few_latents, spectrum),
+            Evidence(LOSS_BLUR, blurred, f"sharpness: {kept}{share}"),
+            Evidence(MISMATCH, mismatched, distance),
+        ]
 
     def summary(self) -> str:
         """Return the evidence of the cause in one line, or of a healthy model its metrics."""
@@ -397,122 +476,3 @@ class Diagnosis:
             raise CheckpointError(
                 f"{path} cannot be read ({problem}): delete it; only the comparison is lost."
             ) from problem
-
-
-# --- the rules -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A cause, whether it applies to a model (None: not measured), and the metrics that say so."""
-
-    cause: str
-    applies: Callable[[Diagnosis], bool | None]
-    describe: Callable[[Diagnosis], str]
-
-
-def _is_barely_trained(model: Diagnosis) -> bool | None:
-    """Worse than a constant on the training images too: on the others alone, an overfitted model may be."""
-    if not model.has_several_images:
-        return None
-    best = model.psnr if model.training_psnr is None else max(model.psnr, model.training_psnr)
-    return best < model.constant_psnr - BELOW_MEAN
-
-
-def _describe_mean(model: Diagnosis) -> str:
-    return f"{model.psnr:.1f} dB, {model.psnr - model.mean_image_psnr:+.1f} dB over the mean image"
-
-
-def _uses_less_than(model: Diagnosis, fraction: float) -> bool | None:
-    return model.used_units < fraction * model.needed_units if model.has_several_images else None
-
-
-def _describe_units(model: Diagnosis) -> str:
-    end = "" if model.used_units == model.active_units else f", {model.used_units} at the end of the run"
-    needed = "" if model.needed_units == model.latents else f" ({model.needed_units} would do)"
-    predicted = "" if model.line is None else f"; linear theory predicts {model.line.predicted_active}"
-    return f"{model.active_units} of {model.latents} units active{end}{needed}, KL {model.rate:.4g} nats{predicted}"
-
-
-def _is_overfitted(model: Diagnosis) -> bool | None:
-    history = model.history
-    dropped = history is not None and history.drop_from_best() >= DROP and history.training_gain_since_best() >= LEARNED
-    if model.training_psnr is None:
-        return dropped or None
-    gap = model.training_psnr - model.psnr
-    if history is not None and history.steps > 0 and model.gain is None:
-        return dropped  # the start at PCA memorizes few images, and a few steps tell nothing of the network
-    return dropped or gap >= MEMORIZED or (gap >= CONVERGED_GAP and model.gain is not None and not model.is_rising)
-
-
-def _describe_generalization(model: Diagnosis) -> str:
-    if model.training_psnr is None:
-        return "not measured on training images"
-    drop = 0.0 if model.history is None else model.history.drop_from_best()
-    text = f"training images {model.training_psnr:.1f} dB, validation {model.psnr:.1f} dB"
-    return f"{text} ({model.training_psnr - model.psnr:+.1f} dB); last validation {drop:.1f} dB below the best"
-
-
-def _is_undertrained(model: Diagnosis) -> bool | None:
-    """Rising, too short to tell, or converged and blurred below what a linear map of the same latents reaches."""
-    if model.history is None and model.line is None:
-        return None
-    too_short = model.history is not None and model.gain is None
-    below = model.below_line is not None and model.below_line > BELOW_LINE and model.is_blurred
-    return model.is_rising or too_short or below
-
-
-def _describe_progress(model: Diagnosis) -> str:
-    parts = []
-    if model.history is not None:
-        few = f"only {model.history.steps:,} steps so far: too few to tell"
-        parts.append(few if model.gain is None else f"the second half of the run brought {model.gain:+.1f} dB")
-    if model.below_line is not None:
-        parts.append(f"{-model.below_line:+.1f} dB against the linear VAE of {model.latents} latents")
-    return "; ".join(parts) or "no learning curve of a run here"
-
-
-def _has_few_latents(model: Diagnosis) -> bool | None:
-    if model.line is None or model.below_line is None or model.sharpness is None:
-        return None
-    return model.is_blurred and model.below_line <= BELOW_LINE and model.line.worth >= WORTH
-
-
-def _describe_spectrum(model: Diagnosis) -> str:
-    if model.line is None:
-        return "no principal components known"
-    more = f"{model.line.more} would bring {model.line.worth:+.1f} dB"
-    text = f"a linear model of {model.latents} reaches {model.line.psnr:.1f} dB, and {more}"
-    return f"{text}; here {model.psnr:.1f} dB"
-
-
-def _describe_detail(model: Diagnosis) -> str:
-    kept = "not measured" if model.sharpness is None else f"{model.sharpness:.0%} of the detail's power"
-    share = "" if model.pixel_share is None else f"; pixel errors are {model.pixel_share:.0%} of the distortion"
-    return f"sharpness: {kept}{share}"
-
-
-def _mismatches_prior(model: Diagnosis) -> bool | None:
-    if model.gap is None:
-        return None
-    return model.gap >= MISMATCHED * model.rate and model.gap >= MISMATCHED_NATS * max(model.active_units, 1)
-
-
-def _describe_prior(model: Diagnosis) -> str:
-    if model.gap is None:
-        return "not measured"
-    beta = "" if model.beta is None else f" at beta {model.beta:.3g}"
-    return f"{model.gap:.3g} of {model.rate:.4g} nats are distance from N(0, I){beta}"
-
-
-RULES = (
-    Rule(BARELY, _is_barely_trained, _describe_mean),
-    Rule(COLLAPSE, lambda model: _uses_less_than(model, COLLAPSED), _describe_units),
-    Rule(OVERFITTED, _is_overfitted, _describe_generalization),
-    Rule(UNDERTRAINED, _is_undertrained, _describe_progress),
-    Rule(PARTIAL, lambda model: _uses_less_than(model, PARTLY_COLLAPSED), _describe_units),
-    Rule(FEW_LATENTS, _has_few_latents, _describe_spectrum),
-    Rule(LOSS_BLUR, lambda model: None if model.sharpness is None else model.is_blurred, _describe_detail),
-    Rule(MISMATCH, _mismatches_prior, _describe_prior),
-)
-CAUSES = tuple(rule.cause for rule in RULES)
