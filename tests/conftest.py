@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,16 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and tests out of garbage collections, which many runs start, and which take long with them."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # else libraries complain of leaks
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ from tests.helpers.runs import (
     reads,
     request,
     server,
+    start_server,
     state_of,
     train,
     write_images,
@@ -63,9 +64,7 @@ def source(tmp_path_factory):
 def undisturbed(source, tmp_path_factory):
     """What a run that nobody interrupts leaves, and the seconds that it takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    process = server().Process(target=bool)  # waits for the fork server to import torch
-    process.start()
-    process.join()
+    start_server()
     return left_alone(request(folder / "timed", source, SAVE_ALWAYS))
 
 

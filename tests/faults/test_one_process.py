@@ -13,7 +13,7 @@ from tests.helpers.faults import Halt
 from tests.helpers.runs import leftovers, outcome
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and a fork server")
-TRAINED = {"training": {"epochs": 12, "checkpoint": {"every_minutes": 1e-6}}}
+TRAINED = {"training": {"epochs": 3, "checkpoint": {"every_minutes": 1e-6}}}
 
 
 @pytest.fixture(scope="module")

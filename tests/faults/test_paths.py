@@ -14,6 +14,7 @@ import pytest
 from tests.faults.fault_rows import report
 from tests.helpers.archives import zipped
 from tests.helpers.disks import obey_permissions
+from tests.helpers.faults import NoReport, injected
 from tests.helpers.forks import in_a_fork
 from tests.helpers.images import png, write_files
 from tests.helpers.runs import SETTINGS, merged
@@ -57,7 +58,8 @@ def toll():
 
 
 def train(data: str, run_dir: str, *more: str) -> int:
-    return main("train_unified.py", [f"--data={data}", f"--run-dir={run_dir}", "--config=mine.json", *more])
+    with injected(NoReport()):
+        return main("train_unified.py", [f"--data={data}", f"--run-dir={run_dir}", "--config=mine.json", *more])
 
 
 @pytest.mark.figure
@@ -74,6 +76,7 @@ def test_a_run_goes_there_and_back(
     assert train(str(images), str(run_dir), "--epochs", "2") == 0
     assert "already" in capsys.readouterr().out
     assert load_pretrained(run_dir / "model").latents == 4
+    assert main("unified-vae", ["report", "--", str(run_dir)]) == 0, capsys.readouterr().err
     assert main("diagnose.py", ["--", str(run_dir)]) == 0, capsys.readouterr().err
     assert train(str(images), str(run_dir), "--no-resume") == 0, capsys.readouterr().err
     assert len([entry for entry in Path("runs").iterdir() if not entry.name.startswith(".")]) == 2

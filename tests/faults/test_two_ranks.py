@@ -15,8 +15,8 @@ from tests.helpers.runs import leftovers, outcome
 from unified_vae.core.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes with gloo are tested on Linux")
-STEPS = 36  # 6 epochs of 6
-TRAINED = {"training": {"epochs": 6, "checkpoint": {"every_minutes": 1e-6}}}
+STEPS = 18  # 3 epochs of 6
+TRAINED = {"training": {"epochs": 3, "checkpoint": {"every_minutes": 1e-6}}}
 
 
 @pytest.fixture(scope="module")

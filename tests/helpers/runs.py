@@ -113,6 +113,13 @@ def server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
+def start_server() -> None:
+    """Wait until the fork server has imported torch, before lives are timed."""
+    process = server().Process(target=bool)
+    process.start()
+    process.join()
+
+
 WALL_CLOCK = ("seconds",)
 """Entries of a checkpoint's numbers that tell the time spent. All others have to be the same to the last bit."""
 

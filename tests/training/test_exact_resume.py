@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 
 import pytest
 
@@ -20,12 +19,10 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(source, tmp_path_factory):
-    """A run that nobody interrupts, and how long it takes."""
+    """A run that nobody interrupts."""
     run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    for name in ("warm", "undisturbed"):  # the first life waits for the fork server to import torch
-        begun = time.monotonic()
-        assert end_by_itself(request(run_dir.with_name(name), source)) == 0
-    return run_dir, time.monotonic() - begun
+    assert end_by_itself(request(run_dir, source)) == 0
+    return run_dir
 
 
 def end_by_itself(some):
@@ -37,7 +34,6 @@ def end_by_itself(some):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, name):
-    reference, _ = undisturbed
     some = request(tmp_path / "run", source)
     number = getattr(signal, name)
     process = server().Process(target=live, args=(some, StopAt(3, number)))
@@ -45,7 +41,7 @@ def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, 
     process.join(60)
     assert process.exitcode == 128 + number
     assert end_by_itself(some) == 0
-    assert outcome(tmp_path / "run") == outcome(reference)
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
 STEPS = 36  # 6 epochs of 6
@@ -64,7 +60,12 @@ class StopAt(Recorder):
 
 
 @pytest.mark.parametrize(
-    "stops", [(1, 5, 6, 7, 23, STEPS), pytest.param(range(1, STEPS + 1), marks=pytest.mark.long)], ids=["some", "every"]
+    "stops",
+    [
+        pytest.param((1, 6, STEPS), id="three"),
+        pytest.param((1, 5, 6, 7, 23, STEPS), id="six", marks=pytest.mark.slow),
+        pytest.param(range(1, STEPS + 1), id="every", marks=pytest.mark.long),
+    ],
 )
 def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_path, undisturbed):
     """Also at the last step of an epoch, on a validation, after one step, and after the last."""
@@ -77,7 +78,7 @@ def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_p
         assert (first.outcome, first.exit_code, first.step) == ("interrupted", 143, stop)
         second = train(some, [Recorder()])
         assert (second.outcome, second.step) == ("finished", STEPS)
-        assert outcome(tmp_path / f"run-{stop}") == outcome(undisturbed[0]), stop
+        assert outcome(tmp_path / f"run-{stop}") == outcome(undisturbed), stop
         again = Recorder()
         assert train(some, [again]).outcome == "already finished" and again.finished.exit_code == 0
     report(
