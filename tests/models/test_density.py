@@ -16,7 +16,6 @@ from unified_vae.models.build import build_model
 from unified_vae.models.density import (
     FILE_NAME,
     SHRINKAGES,
-    Components,
     GaussianDensity,
     LatentDensity,
     MixtureDensity,
@@ -190,10 +189,9 @@ def test_a_model_stored_before_there_were_densities_samples_from_the_prior(folde
 
 def test_mixtures_of_before_draw_as_then(folder) -> None:
     """Under the names of version 0.1.0, and without the number of coordinates, which was 64."""
-    mixture = MixtureDensity.from_base(
-        fit_gaussian(two_blobs(latents=80)),
-        Components(torch.tensor([0.3, 0.7]), torch.randn(2, 64, generator=generator()), torch.eye(64).repeat(2, 1, 1)),
-    )
+    mixture = MixtureDensity(80, 2, 64)
+    mixture.load_state_dict(fit_gaussian(two_blobs(latents=80)).state_dict(), strict=False)
+    mixture.weights, mixture.centers = torch.tensor([0.3, 0.7]), torch.randn(2, 64, generator=generator())
     old_names = {"centers": "centres"}
     write_tensors(folder / FILE_NAME, {old_names.get(name, name): t for name, t in mixture.state_dict().items()})
     for sizes in ({"components": 2}, {"components": 2, "bent": 64}):

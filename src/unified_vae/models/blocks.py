@@ -1,4 +1,4 @@
-"""Building blocks that the model families share: widths, norms, padding, the head, and PCA conditioning."""
+"""What the families with a vector of latents share: widths, norms, padding, PCA conditioning, encoder and decoder."""
 
 from __future__ import annotations
 
@@ -9,48 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unified_vae.config.model import VectorConfig
+from unified_vae.core.device import full_precision
 from unified_vae.core.linear_vae import enlarge, working_side
 from unified_vae.models.pca_skip import fold_factor, fold_to_size
+from unified_vae.models.vae import RESIDUAL_SCALE, Decoder, Encoder
 
 MIN_MAP_SIZE = 4  # pixels along a side that the smallest feature map has at least
 MAX_PCA_CHANNELS = 48  # of the PCA reconstruction as a feature map sees it: RGB folded by 4
-
-
-class ScaledLinear(nn.Linear):
-    """Linear layer with a per-output gain, gain * (W x) + bias, so that Adam's first steps keep the PCA initialization.
-
-    An optimizer of the Adam kind moves every weight by the learning rate, so a layer of n inputs moves its output by n
-    times as much in its first step. In the encoder's head, of 4,096 inputs, that threw the posterior means off by more
-    than their own spread, and the PCA initialization was lost at once. A gain of 1/sqrt(n), the NTK parametrization of
-    Jacot et al. 2018 (arXiv 1806.07572, section 3), makes these steps small.
-
-    Attributes:
-        gain: [outputs], 1 until `zero_init_rows`; a buffer, so that a file of weights says what it was trained with.
-    """
-
-    gain: Tensor
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.register_buffer("gain", torch.ones(outputs))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map [batch, inputs] to [batch, outputs]."""
-        return torch.addcmul(self.bias, F.linear(features, self.weight), self.gain)
-
-    @torch.no_grad()
-    def zero_init_rows(self, first: int, count: int) -> None:
-        """Let `count` outputs from `first` on start at zero, with a gain of 1/sqrt(inputs)."""
-        rows = slice(first, first + count)
-        self.weight[rows] = 0
-        self.bias[rows] = 0
-        self.gain[rows] = self.in_features**-0.5
-
-    @torch.no_grad()
-    def copy_rows(self, mask: Tensor, source: ScaledLinear) -> None:
-        """Take the outputs where `mask` ([outputs], bool, on this module's device) is true from a like layer."""
-        for dst, src in ((self.weight, source.weight), (self.bias, source.bias), (self.gain, source.gain)):
-            dst[mask] = src.to(dst)[mask]
 
 
 class PCAConditioning(nn.Module):
@@ -65,6 +30,70 @@ class PCAConditioning(nn.Module):
         """Map [batch, channels, side, side] to [batch, channels_out, map_size, map_size]."""
         features: Tensor = self.mix(fold_to_size(2.0 * reconstruction - 1.0, map_size, MAX_PCA_CHANNELS))
         return features
+
+
+class VectorEncoder(Encoder):
+    """`stages` from the images down to a small map, then `head`.
+
+    Attributes:
+        multiple: the total stride.
+    """
+
+    stages: nn.Sequential
+    multiple: int
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return moments; sizes that are no multiple of the total stride are extended by their edge pixels."""
+        features: Tensor = self.stages(2.0 * pad_to_multiple(images, self.multiple) - 1.0)
+        with full_precision(features.device):  # the posterior is exact (objective.md)
+            moments: Tensor = self.head(features.float().flatten(1))
+        return moments
+
+
+class VectorDecoder(Decoder):
+    """`head` to a small map, then `stages` that double it, up to the image.
+
+    With a PCA skip, each map but the first is conditioned on the PCA reconstruction, folded to the map's size: the
+    network then restores an image instead of inventing one (0.9 dB after 84 steps where it stood still without;
+    docs/log.md).
+
+    Attributes:
+        size: height and width of the images.
+        width, side: channels, and height and width, of the small map.
+        grid: height and width that the stages lead to, `size` or a little more.
+    """
+
+    stages: nn.ModuleList
+
+    def __init__(self, config: VectorConfig, width: int) -> None:
+        super().__init__()
+        doublings = len(stage_channels(config))
+        self.size = config.image_size
+        self.width = width
+        self.side = math.ceil(config.image_size / 2**doublings)
+        self.grid = self.side * 2**doublings
+        self.head = nn.Linear(config.latents, width * self.side * self.side)
+        self.register_buffer("residual_scale", torch.tensor(RESIDUAL_SCALE))
+
+    def conditioning(self, config: VectorConfig, channels: int, stage: int, width: int) -> PCAConditioning | None:
+        """Build the PCA conditioning of the stage of a number, from 1 on, with `width` channels."""
+        if not config.pca_init:
+            return None
+        return PCAConditioning(channels, self.side * 2**stage, self.size, self.grid, width)
+
+    def run_stages(self, features: Tensor, reconstruction: Tensor | None) -> Tensor:
+        """Apply the stages, each of which takes features and the padded PCA reconstruction."""
+        padded = None if reconstruction is None else pad_to_grid(reconstruction, self.size, self.grid)
+        for stage in self.stages:
+            features = stage(features, padded)
+        return features
+
+
+def condition(features: Tensor, conditioning: PCAConditioning | None, reconstruction: Tensor | None) -> Tensor:
+    """Add the PCA conditioning to a feature map, where there is one."""
+    if conditioning is None or reconstruction is None:
+        return features
+    return features + conditioning(reconstruction, features.shape[-1])
 
 
 def stage_channels(config: VectorConfig) -> list[int]:

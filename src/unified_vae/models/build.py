@@ -24,24 +24,20 @@ def build_model(config: ModelConfig, seed: int | None = None) -> VAE:
     """
     if config.channels == "auto":
         raise ValueError("model.channels is still 'auto': it is resolved from the data before a model is built")
-    if seed is None:
-        return _build(config, config.channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(seed % 2**63)
-        return _build(config, config.channels)
-
-
-def _build(config: ModelConfig, channels: int) -> VAE:
     encoder: Encoder
     decoder: Decoder
-    match config:
-        case ConvConfig():
-            encoder, decoder = ConvEncoder(config, channels), ConvDecoder(config, channels)
-        case ResidualConfig():
-            encoder, decoder = ResidualEncoder(config, channels), ResidualDecoder(config, channels)
-        case SpatialConfig():
-            encoder, decoder = KLEncoder(config, channels), KLDecoder(config, channels)
-    pca_skip = None
-    if isinstance(config, VectorConfig) and config.pca_init:
-        pca_skip = PCASkip(config.latents, channels, config.image_size)
-    return VAE(encoder, decoder, config.latents, channels, config.image_size, pca_skip)
+    channels = config.channels
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.random.manual_seed(seed % 2**63)
+        match config:
+            case ConvConfig():
+                encoder, decoder = ConvEncoder(config, channels), ConvDecoder(config, channels)
+            case ResidualConfig():
+                encoder, decoder = ResidualEncoder(config, channels), ResidualDecoder(config, channels)
+            case SpatialConfig():
+                encoder, decoder = KLEncoder(config, channels), KLDecoder(config, channels)
+        pca_skip = None
+        if isinstance(config, VectorConfig) and config.pca_init:
+            pca_skip = PCASkip(config.latents, channels, config.image_size)
+        return VAE(encoder, decoder, config.latents, channels, config.image_size, pca_skip)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified_vae.config.model import ConvConfig
-from unified_vae.models.blocks import PCAConditioning, ScaledLinear, norm, pad_to_grid, pad_to_multiple, stage_channels
-from unified_vae.models.vae import RESIDUAL_SCALE, Decoder, Encoder
+from unified_vae.models.blocks import PCAConditioning, VectorDecoder, VectorEncoder, condition, norm, stage_channels
+from unified_vae.models.vae import ScaledLinear
 
 
 def upsampling(channels_in: int, channels_out: int, bias: bool) -> nn.ConvTranspose2d:
@@ -33,7 +33,7 @@ def upsampling(channels_in: int, channels_out: int, bias: bool) -> nn.ConvTransp
     return layer
 
 
-class ConvEncoder(Encoder):
+class ConvEncoder(VectorEncoder):
     """Stride-2 convolutions down to a small map, then one linear layer."""
 
     def __init__(self, config: ConvConfig, channels: int) -> None:
@@ -47,11 +47,6 @@ class ConvEncoder(Encoder):
         side = math.ceil(config.image_size / self.multiple)
         self.head = ScaledLinear(widths[-1] * side * side, 2 * config.latents)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return moments; sizes that are no multiple of the total stride are extended by their edge pixels."""
-        features: Tensor = self.stages(2.0 * pad_to_multiple(images, self.multiple) - 1.0)
-        return self._moments(features)
-
 
 class Stage(nn.Module):
     """Doubles a feature map, conditioned on the PCA reconstruction where there is one."""
@@ -64,44 +59,24 @@ class Stage(nn.Module):
 
     def forward(self, features: Tensor, reconstruction: Tensor | None) -> Tensor:
         """Map [batch, channels_in, size, size] to [batch, channels_out, 2 * size, 2 * size]."""
-        larger: Tensor = self.up(features)
-        if self.pca_conditioning is not None and reconstruction is not None:
-            larger = larger + self.pca_conditioning(reconstruction, larger.shape[-1])
-        return F.silu(self.norm(larger))
+        return F.silu(self.norm(condition(self.up(features), self.pca_conditioning, reconstruction)))
 
 
-class ConvDecoder(Decoder):
-    """One linear layer, then transposed convolutions up to the image.
-
-    With a PCA skip, each map but the first is conditioned on the PCA reconstruction, folded to the map's size: the
-    network then restores an image instead of inventing one (0.9 dB after 84 steps where it stood still without;
-    docs/log.md).
-    """
+class ConvDecoder(VectorDecoder):
+    """One linear layer, then transposed convolutions up to the image."""
 
     def __init__(self, config: ConvConfig, channels: int) -> None:
-        super().__init__()
         widths = stage_channels(config)[::-1]
-        self.size = config.image_size
-        self.width = widths[0]
-        self.side = math.ceil(config.image_size / 2 ** len(widths))
-        self.head = nn.Linear(config.latents, self.width * self.side * self.side)
-        self.norm = norm(self.width)
-        self.grid = self.side * 2 ** len(widths)
-        stages = []
-        for number, (before, after) in enumerate(pairwise(widths), start=1):
-            conditioning = None
-            if config.pca_init:
-                conditioning = PCAConditioning(channels, self.side * 2**number, self.size, self.grid, after)
-            stages.append(Stage(before, after, conditioning))
-        self.stages = nn.ModuleList(stages)
+        super().__init__(config, widths[0])
+        self.norm = norm(widths[0])
+        self.stages = nn.ModuleList(
+            Stage(before, after, self.conditioning(config, channels, number, after))
+            for number, (before, after) in enumerate(pairwise(widths), start=1)
+        )
         self.conv_out = upsampling(widths[-1], channels, bias=True)
-        self.register_buffer("residual_scale", torch.tensor(RESIDUAL_SCALE))
 
     def forward(self, latents: Tensor, reconstruction: Tensor | None = None) -> Tensor:
         """Return the residual; sizes that are no multiple of the total stride are cut out of the next larger one."""
         features = F.silu(self.norm(self.head(latents).unflatten(1, (self.width, self.side, self.side))))
-        padded = None if reconstruction is None else pad_to_grid(reconstruction, self.size, self.grid)
-        for stage in self.stages:
-            features = stage(features, padded)
-        residual: Tensor = self.residual_scale * self.conv_out(features)
+        residual: Tensor = self.residual_scale * self.conv_out(self.run_stages(features, reconstruction))
         return residual[..., : self.size, : self.size]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -177,36 +176,15 @@ class GaussianDensity(LatentDensity):
         return "a Gaussian with full covariance"
 
 
-@dataclass(frozen=True)
-class Components:
-    """Gaussians in the modelled coordinates.
+class MixtureDensity(GaussianDensity):
+    """A Gaussian whose first standard coordinates are a mixture of Gaussians instead of N(0, I).
+
+    (Ghosh et al. 2020, arXiv 1903.12436, fit mixtures to the latents of finished autoencoders.)
 
     Attributes:
         weights: [components], sums to 1.
         centers: [components, modelled_dims].
         factors: [components, modelled_dims, modelled_dims], lower triangular, of the covariances.
-    """
-
-    weights: Tensor
-    centers: Tensor
-    factors: Tensor
-
-    def log_prob(self, values: Tensor) -> Tensor:
-        """Return log of weight times density of each component at values [n, modelled_dims]: [n, components]."""
-        identity = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
-        inverses = torch.linalg.solve_triangular(self.factors, identity.expand_as(self.factors), upper=False)
-        constants = self.weights.log() - self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
-        joint = [
-            standard_log_prob((values - center) @ inverse.T) + constant
-            for center, inverse, constant in zip(self.centers, inverses, constants, strict=True)
-        ]
-        return torch.stack(joint, dim=1)
-
-
-class MixtureDensity(GaussianDensity):
-    """A Gaussian whose first standard coordinates are a mixture of Gaussians instead of N(0, I).
-
-    (Ghosh et al. 2020, arXiv 1903.12436, fit mixtures to the latents of finished autoencoders.)
     """
 
     kind: ClassVar[DensityKind] = "mixture"
@@ -221,18 +199,10 @@ class MixtureDensity(GaussianDensity):
         self.register_buffer("centers", torch.zeros(components, dims))
         self.register_buffer("factors", torch.eye(dims).repeat(components, 1, 1))
 
-    @classmethod
-    def from_base(cls, gaussian: GaussianDensity, components: Components) -> MixtureDensity:
-        """Build a mixture in the standard coordinates of `gaussian`."""
-        density = cls(gaussian.latents, *components.centers.shape)
-        density.load_state_dict({**gaussian.state_dict(), **vars(components)})
-        return density
-
     def draw_standard(self, rows: Rows) -> Tensor:
-        values = row_normals(rows, self.latents)
         bounds = self.weights.double().cumsum(0).cpu().numpy()
         chosen = np.searchsorted(bounds[:-1], row_uniforms(rows, "component", 1)[:, 0])
-        values = values.to(self.mean)
+        values = super().draw_standard(rows)
         dims = self.centers.shape[1]
         for component in np.unique(chosen):
             members = torch.from_numpy(chosen == component).to(values.device)
@@ -241,8 +211,18 @@ class MixtureDensity(GaussianDensity):
 
     def log_prob_standard(self, values: Tensor) -> Tensor:
         dims = self.centers.shape[1]
-        joint = Components(self.weights, self.centers, self.factors).log_prob(values[:, :dims])
-        return torch.logsumexp(joint, dim=1) + standard_log_prob(values[:, dims:])
+        return torch.logsumexp(self.log_joint(values[:, :dims]), dim=1) + standard_log_prob(values[:, dims:])
+
+    def log_joint(self, values: Tensor) -> Tensor:
+        """Return log of weight times density of each component at values [n, modelled_dims]: [n, components]."""
+        identity = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+        inverses = torch.linalg.solve_triangular(self.factors, identity.expand_as(self.factors), upper=False)
+        constants = self.weights.log() - self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        joint = [
+            standard_log_prob((values - center) @ inverse.T) + constant
+            for center, inverse, constant in zip(self.centers, inverses, constants, strict=True)
+        ]
+        return torch.stack(joint, dim=1)
 
     def sizes(self) -> dict[str, int]:
         return dict(zip(("components", "modelled_dims"), self.centers.shape, strict=True))
@@ -296,12 +276,21 @@ def fit_simple(posteriors: DiagonalGaussian) -> LatentDensity:
     return fit_units(posteriors)
 
 
-def fit_units(posteriors: DiagonalGaussian) -> UnitsDensity:
-    """Fit the mean of each unit of q(z), and its variance: that of the posteriors' means plus the mean of theirs."""
+def unit_moments(posteriors: DiagonalGaussian) -> tuple[Tensor, Tensor]:
+    """Return the mean of each unit of q(z), and its variance: that of the posteriors' means plus the mean of theirs.
+
+    Both are [latents], float64.
+    """
     means, variances = posteriors.mean.double(), posteriors.logvar.double().exp()
-    density = UnitsDensity(means.shape[1])
-    density.mean.copy_(means.mean(0))
-    density.std.copy_((means.var(0, unbiased=False) + variances.mean(0)).clamp_min(MIN_VARIANCE).sqrt())
+    return means.mean(0), means.var(0, unbiased=False) + variances.mean(0)
+
+
+def fit_units(posteriors: DiagonalGaussian) -> UnitsDensity:
+    """Fit mean and variance of each unit of q(z)."""
+    mean, variance = unit_moments(posteriors)
+    density = UnitsDensity(len(mean))
+    density.mean.copy_(mean)
+    density.std.copy_(variance.clamp_min(MIN_VARIANCE).sqrt())
     return density
 
 
@@ -398,6 +387,8 @@ def fit_mixture(
         covariance_prior_strength: images per modelled coordinate that the common covariance counts for.
         generator: decides the draws and the first centers.
     """
+    density = MixtureDensity(gaussian.latents, count, MODELLED_DIMS)
+    density.load_state_dict(gaussian.state_dict(), strict=False)
     draws = max(MIN_VALUES // len(posteriors.mean), 1)
     values = torch.cat(
         [gaussian.standardize(sample_posteriors(posteriors, generator))[:, :MODELLED_DIMS] for _ in range(draws)]
@@ -406,18 +397,21 @@ def fit_mixture(
     responsibilities = nn.functional.one_hot(torch.cdist(values, centers).argmin(1), count).to(values)
     previous = -math.inf
     for _ in range(EM_STEPS):
-        components = _maximize(values, responsibilities, covariance_prior_strength * values.shape[1], draws)
-        joint = components.log_prob(values)
+        _maximize(density, values, responsibilities, covariance_prior_strength * values.shape[1], draws)
+        joint = density.log_joint(values)
         total = torch.logsumexp(joint, dim=1)
         responsibilities = torch.exp(joint - total[:, None])
         if float(total.mean()) - previous < MIN_GAIN:
             break
         previous = float(total.mean())
-    return MixtureDensity.from_base(gaussian, components)
+    density.factors = density.factors.contiguous()  # as a file has them, so that both draw the same bits
+    return density
 
 
-def _maximize(values: Tensor, responsibilities: Tensor, prior_images: float, draws: int) -> Components:
-    """The likeliest components, given responsibilities [n, components]; there are `draws` values of each image."""
+def _maximize(
+    density: MixtureDensity, values: Tensor, responsibilities: Tensor, prior_images: float, draws: int
+) -> None:
+    """Make the components the likeliest, given responsibilities [n, components] and `draws` values of each image."""
     counts = responsibilities.sum(0)
     centers = (responsibilities.T @ values) / counts.clamp_min(1e-6)[:, None]
     scatters = []
@@ -429,8 +423,8 @@ def _maximize(values: Tensor, responsibilities: Tensor, prior_images: float, dra
     identity = torch.eye(values.shape[1]).to(values)
     common = (scatter.sum(0) / images.sum() + COMMON_RIDGE * identity) / (1 + COMMON_RIDGE)
     covariances = (scatter + prior_images * common) / (images + prior_images)[:, None, None]
-    weights = (images + 1) / (images.sum() + len(images))
-    return Components(weights, centers, torch.linalg.cholesky(covariances))
+    density.weights = (images + 1) / (images.sum() + len(images))
+    density.centers, density.factors = centers, torch.linalg.cholesky(covariances)
 
 
 def _spread_centers(values: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ from unified_vae.core.errors import CheckpointError, reason
 from unified_vae.core.files import write_text
 from unified_vae.models.build import build_model
 from unified_vae.models.density import FILE_NAME as DENSITY_FILE
-from unified_vae.models.density import LatentDensity, read_density, write_density
+from unified_vae.models.density import LatentDensity, check_finite, read_density, unit_moments, write_density
 from unified_vae.models.vae import VAE
 
 WEIGHTS = "model.safetensors"
@@ -80,12 +80,9 @@ def measure_latent_stats(posteriors: DiagonalGaussian) -> LatentStats:
     Raises:
         ArithmeticError: they have NaN/Inf.
     """
-    means, variances = posteriors.mean.double(), posteriors.logvar.double().exp()
-    std = (means.var(0, unbiased=False) + variances.mean(0)).sqrt()
-    stats = LatentStats(means.mean(0).float(), std.float(), len(means))
-    if not bool(torch.isfinite(stats.mean).all() and torch.isfinite(stats.std).all()):
-        raise ArithmeticError("the encoder gives latents with NaN/Inf")
-    return stats
+    check_finite(posteriors)
+    mean, variance = unit_moments(posteriors)
+    return LatentStats(mean.float(), variance.sqrt().float(), len(posteriors.mean))
 
 
 @dataclass(frozen=True)

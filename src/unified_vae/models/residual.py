@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,15 +24,16 @@ from unified_vae.core.linear_vae import shrink, working_side
 from unified_vae.models.autoencoder_kl import Attention, norm_groups
 from unified_vae.models.blocks import (
     PCAConditioning,
-    ScaledLinear,
+    VectorDecoder,
+    VectorEncoder,
+    condition,
     covers_full_resolution,
     norm,
-    pad_to_grid,
     pad_to_multiple,
     scale_parameters_,
     stage_channels,
 )
-from unified_vae.models.vae import RESIDUAL_INIT_SCALE, RESIDUAL_SCALE, Decoder, Encoder
+from unified_vae.models.vae import RESIDUAL_INIT_SCALE, ScaledLinear
 
 CONDITIONING_INIT_SCALE = 4.0
 """Of the usual first weights, for PCA conditioning at the stage with the refinement blocks; 12 was no better."""
@@ -146,7 +146,7 @@ class Up(nn.Module):
         return F.pixel_shuffle(self.mix(features) + repeated, 2)
 
 
-class ResidualEncoder(Encoder):
+class ResidualEncoder(VectorEncoder):
     """Pixels into channels, then blocks and halvings down to a small map, then one linear layer."""
 
     def __init__(self, config: ResidualConfig, channels: int) -> None:
@@ -173,11 +173,6 @@ class ResidualEncoder(Encoder):
         """See `Encoder.preprocess`."""
         return images if self.pre_encoder is None else self.pre_encoder(images)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return moments; sizes that are no multiple of the total stride are extended by their edge pixels."""
-        features: Tensor = self.stages(2.0 * pad_to_multiple(images, self.multiple) - 1.0)
-        return self._moments(features)
-
 
 class Stage(nn.Module):
     """Doubles a feature map, conditioned on the PCA reconstruction where there is one, and refines it."""
@@ -192,47 +187,42 @@ class Stage(nn.Module):
 
     def forward(self, features: Tensor, reconstruction: Tensor | None) -> Tensor:
         """Map [batch, channels_in, size, size] to [batch, channels_out, 2 * size, 2 * size]."""
-        larger = self.up(features)
-        if self.pca_conditioning is not None and reconstruction is not None:
-            larger = larger + self.pca_conditioning(reconstruction, larger.shape[-1])
-        refined: Tensor = self.refine(larger)
+        refined: Tensor = self.refine(condition(self.up(features), self.pca_conditioning, reconstruction))
         return refined
 
 
-class ResidualDecoder(Decoder):
-    """One linear layer, then doublings and blocks up to half the image's size, whose channels become its pixels."""
+class ResidualDecoder(VectorDecoder):
+    """One linear layer, then doublings and blocks up to half the image's size, whose channels become its pixels.
+
+    Attributes:
+        refine_stage: number of the map, from the smallest, that has the refinement blocks.
+    """
 
     def __init__(self, config: ResidualConfig, channels: int) -> None:
-        super().__init__()
         widths = stage_channels(config)[::-1]
-        self.size = config.image_size
-        self.width = bottleneck_channels(config, widths[0])
-        self.side = math.ceil(config.image_size / 2 ** len(widths))
-        self.grid = self.side * 2 ** len(widths)
-        self.head = nn.Linear(config.latents, self.width * self.side * self.side)
+        super().__init__(config, bottleneck_channels(config, widths[0]))
         self.bottleneck = nn.Identity() if self.width == widths[0] else nn.Conv2d(self.width, widths[0], 1)
+
+        # Refine at the finest map, or at the first of about half of the PCA reconstruction's size that covers it
+        finest = len(widths) - 1
+        halvings = round(math.log2(self.size / working_side(self.size)))
+        smaller = range(max(finest - halvings, 0), finest) if config.refine_resolution != "full" else range(0)
+        covering = (n for n in smaller if covers_full_resolution(channels, self.side * 2**n, self.size, self.grid))
+        self.refine_stage = next(covering, finest) if config.pca_init else finest
         counts = [config.blocks] * len(widths)
-        self.refine_stage = self._refine_stage(config, channels, len(widths))
         counts[self.refine_stage] = config.refine_blocks
         self.refine = nn.Sequential(*_attention(widths[0], config), *blocks(widths[0], counts[0]))
-        stages = []
-        for number, (before, after) in enumerate(pairwise(widths), start=1):
-            conditioning = None
-            if config.pca_init:
-                conditioning = PCAConditioning(channels, self.side * 2**number, self.size, self.grid, after)
-            stages.append(Stage(before, after, counts[number], conditioning))
-        self.stages = nn.ModuleList(stages)
+        self.stages = nn.ModuleList(
+            Stage(before, after, counts[number], self.conditioning(config, channels, number, after))
+            for number, (before, after) in enumerate(pairwise(widths), start=1)
+        )
         self.norm = norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 4 * channels, 3, 1, 1)
-        self.register_buffer("residual_scale", torch.tensor(RESIDUAL_SCALE))
 
     def forward(self, latents: Tensor, reconstruction: Tensor | None = None) -> Tensor:
         """Return the residual; sizes that are no multiple of the total stride are cut out of the next larger one."""
         small = self.head(latents).unflatten(1, (self.width, self.side, self.side))
-        features = self.refine(self.bottleneck(small))
-        padded = None if reconstruction is None else pad_to_grid(reconstruction, self.size, self.grid)
-        for stage in self.stages:
-            features = stage(features, padded)
+        features = self.run_stages(self.refine(self.bottleneck(small)), reconstruction)
         residual: Tensor = self.residual_scale * F.pixel_shuffle(self.conv_out(F.silu(self.norm(features))), 2)
         return residual[..., : self.size, : self.size]
 
@@ -252,14 +242,3 @@ class ResidualDecoder(Decoder):
             if isinstance(stage, Stage) and stage.pca_conditioning is not None:
                 factor = CONDITIONING_INIT_SCALE if number == self.refine_stage else 0.0
                 scale_parameters_(stage.pca_conditioning, factor)
-
-    def _refine_stage(self, config: ResidualConfig, channels: int, maps: int) -> int:
-        """Its number, from the smallest map: the finest, or about half of the PCA reconstruction, if that covers it."""
-        finest = maps - 1
-        if config.refine_resolution == "full" or not config.pca_init:
-            return finest
-        halvings = round(math.log2(self.size / working_side(self.size)))
-        numbers = range(max(finest - halvings, 0), finest)
-        return next(
-            (n for n in numbers if covers_full_resolution(channels, self.side * 2**n, self.size, self.grid)), finest
-        )

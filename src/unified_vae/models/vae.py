@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unified_vae.core.device import full_precision
 from unified_vae.core.distributions import DiagonalGaussian, VAEOutput
 from unified_vae.core.linear_vae import LARGEST_VARIANCE, LinearVAE, PrincipalComponents, enlarge
-from unified_vae.models.blocks import ScaledLinear
 from unified_vae.models.density import LatentDensity, NormalDensity
 from unified_vae.models.pca_skip import PCASkip
 
@@ -38,6 +37,43 @@ RENAMED_TENSORS = (
 """Names of tensors in files of earlier versions -> names of today, as regular expressions; the first match counts."""
 
 
+class ScaledLinear(nn.Linear):
+    """Linear layer with a per-output gain, gain * (W x) + bias, so that Adam's first steps keep the PCA initialization.
+
+    An optimizer of the Adam kind moves every weight by the learning rate, so a layer of n inputs moves its output by n
+    times as much in its first step. In the encoder's head, of 4,096 inputs, that threw the posterior means off by more
+    than their own spread, and the PCA initialization was lost at once. A gain of 1/sqrt(n), the NTK parametrization of
+    Jacot et al. 2018 (arXiv 1806.07572, section 3), makes these steps small.
+
+    Attributes:
+        gain: [outputs], 1 until `zero_init_rows`; a buffer, so that a file of weights says what it was trained with.
+    """
+
+    gain: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("gain", torch.ones(outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [batch, inputs] to [batch, outputs]."""
+        return torch.addcmul(self.bias, F.linear(features, self.weight), self.gain)
+
+    @torch.no_grad()
+    def zero_init_rows(self, first: int, count: int) -> None:
+        """Let `count` outputs from `first` on start at zero, with a gain of 1/sqrt(inputs)."""
+        rows = slice(first, first + count)
+        self.weight[rows] = 0
+        self.bias[rows] = 0
+        self.gain[rows] = self.in_features**-0.5
+
+    @torch.no_grad()
+    def copy_rows(self, mask: Tensor, source: ScaledLinear) -> None:
+        """Take the outputs where `mask` ([outputs], bool, on this module's device) is true from a like layer."""
+        for dst, src in ((self.weight, source.weight), (self.bias, source.bias), (self.gain, source.gain)):
+            dst[mask] = src.to(dst)[mask]
+
+
 class Encoder(nn.Module):
     """Images [batch, channels, size, size] in [0, 1] -> posterior moments [batch, 2 * latents].
 
@@ -50,12 +86,6 @@ class Encoder(nn.Module):
     def preprocess(self, images: Tensor) -> Tensor:
         """Return what the PCA skip encodes, for images [batch, channels, size, size]: the images, unless overridden."""
         return images
-
-    def _moments(self, features: Tensor) -> Tensor:
-        """The head of feature maps, in float32: the posterior is exact (objective.md)."""
-        with full_precision(features.device):
-            moments: Tensor = self.head(features.float().flatten(1))
-        return moments
 
     @torch.no_grad()
     def reinit_latent_units(self, mask: Tensor, source: Encoder) -> None:
@@ -200,12 +230,11 @@ class VAE(nn.Module):
     @staticmethod
     def upgrade_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors of a file under today's names; of an optimizer's state too (`parameter/slot`)."""
-
-        def new_name(name: str) -> str:
+        upgraded = {}
+        for name, tensor in tensors.items():
             renamed = (re.sub(before, now, name) for before, now in RENAMED_TENSORS)
-            return next((each for each in renamed if each != name), name)
-
-        return {new_name(name): tensor for name, tensor in tensors.items()}
+            upgraded[next((other for other in renamed if other != name), name)] = tensor
+        return upgraded
 
     def upgrade_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of a file as this version names them, with the buffers that earlier versions left out."""
