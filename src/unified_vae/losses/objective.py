@@ -7,7 +7,6 @@ is the ELBO. Mixed distortions are put on the same scale through their degree, s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +70,8 @@ class Objective(nn.Module):
         self.register_buffer("beta_multiplier", torch.ones(()))  # stays 1 without GECO
         for name in terms:
             self.register_buffer(f"mean_{name}", torch.zeros(()))
-        degrees = {term.degree for term in terms.values()}
-        self._only_degree = degrees.pop() if len(degrees) == 1 else None
+        self._degrees = {name: term.degree for name, term in terms.items()}
+        self._floors = {name: term.floor for name, term in terms.items()}
         self._geco = config.kl.constraint if isinstance(config.kl.constraint, Geco) else None
         self._calibrated = False  # observations > 0, known without asking the device
         self.register_load_state_dict_post_hook(_update_calibrated)
@@ -100,7 +99,7 @@ class Objective(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             weights = self.weights(progress)
             energy = _total({name: weights[name] * value for name, value in terms.items()})
-            scale, degree = self._scale_and_degree(weights)
+            scale, degree = self.scale_and_degree(progress)
             if isinstance(degree, Tensor):
                 log_z: float | Tensor = math.log(2) + torch.lgamma(1 + 1 / degree) + torch.log(degree) / degree
             else:
@@ -170,7 +169,7 @@ class Objective(nn.Module):
             mean = self.get_buffer(f"mean_{name}")
             mean.lerp_(torch.where(seen, terms[name].to(mean), mean), new)
         if self._geco and error_before is not None:
-            error = terms["mse"].to(error_before).clamp(min=self._term("mse").floor)
+            error = terms["mse"].to(error_before).clamp(min=self._floors["mse"])
             moved = geco_multiplier(
                 self._geco, self.config.kl.weight, self.beta_multiplier, error, error_before, self._mean("mse")
             )
@@ -209,14 +208,17 @@ class Objective(nn.Module):
         terms = self.config.distortion_terms().values()
         return max(constraint_end, warmup_end(kl.schedule), *(warmup_end(term.schedule) for term in terms))
 
-    def scale(self, progress: float) -> Tensor:
-        """Return s: the expected distortion energy, scalar."""
-        return self._scale_and_degree(self.weights(progress))[0]
+    @torch.no_grad()
+    def scale_and_degree(self, progress: float) -> tuple[Tensor, Tensor | float]:
+        """Return s, the expected distortion energy, and p, how the energy scales with the size of the error, scalars.
 
-    def degree(self, progress: float) -> Tensor:
-        """Return p: how the energy scales with the size of the error at this point of training, scalar."""
-        scale, degree = self._scale_and_degree(self.weights(progress))
-        return torch.as_tensor(degree).to(scale)
+        p is a plain number where all terms have the same.
+        """
+        parts = {name: weight * self._mean(name) for name, weight in self.weights(progress).items()}
+        scale, degrees = _total(parts), set(self._degrees.values())
+        if len(degrees) == 1:
+            return scale, degrees.pop()
+        return scale, _total({name: self._degrees[name] * part for name, part in parts.items()}) / scale
 
     def sigma(self) -> float | None:
         """Return the root of the running mean squared error; None without MSE or before calibration."""
@@ -233,7 +235,7 @@ class Objective(nn.Module):
         """Return the part of the distortion energy that each enabled term has; empty before calibration."""
         if not self._calibrated:
             return {}
-        scale = self.scale(progress)
+        scale, _ = self.scale_and_degree(progress)
         return {name: (weight * self._mean(name) / scale).item() for name, weight in self.weights(progress).items()}
 
     def _beta(self, progress: float) -> float | Tensor:
@@ -241,23 +243,9 @@ class Objective(nn.Module):
         scheduled = self.config.kl.weight * factor(self.config.kl.schedule, progress)
         return scheduled * self.beta_multiplier if self._geco else scheduled
 
-    def _term(self, name: str) -> DistortionTerm:
-        term = self.terms[name]
-        assert isinstance(term, DistortionTerm)
-        return term
-
     def _mean(self, name: str) -> Tensor:
         """m_i: the running mean, not below the term's floor."""
-        return self.get_buffer(f"mean_{name}").clamp(min=self._term(name).floor)
-
-    @torch.no_grad()
-    def _scale_and_degree(self, weights: Mapping[str, float]) -> tuple[Tensor, Tensor | float]:
-        """s and p at this point of training; p is a plain number where all terms have the same."""
-        parts = {name: weight * self._mean(name) for name, weight in weights.items()}
-        scale = _total(parts)
-        if self._only_degree is not None:
-            return scale, self._only_degree
-        return scale, _total({name: self._term(name).degree * part for name, part in parts.items()}) / scale
+        return self.get_buffer(f"mean_{name}").clamp(min=self._floors[name])
 
 
 def _total(parts: dict[str, Tensor]) -> Tensor:

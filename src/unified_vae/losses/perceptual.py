@@ -252,21 +252,18 @@ def lpips_heads(net: Net) -> dict[str, Tensor]:
         EnvironmentProblem: torchmetrics is not installed or its file is not as expected.
     """
     spec = importlib.util.find_spec("torchmetrics")
-    if spec is None or spec.origin is None:
-        raise EnvironmentProblem(
-            "loss.lpips needs the package torchmetrics, which holds its linear weights: install it"
-        )
-    path = Path(spec.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth"
+    package = Path(spec.origin).parent if spec and spec.origin else Path("torchmetrics")
+    path = package / "functional" / "image" / "lpips_models" / f"{net}.pth"
     convs = [conv for conv in ARCHITECTURES[net].convs if conv.feature]
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         heads = {conv.feature: content[f"lin{i}.model.1.weight"].float() for i, conv in enumerate(convs)}
+        if [tuple(head.shape) for head in heads.values()] != [(1, conv.channels, 1, 1) for conv in convs]:
+            raise ValueError
     except Exception as problem:  # missing, damaged or of another layout: reinstalling fixes all of them
         raise EnvironmentProblem(
-            f"{path} is missing or damaged ({type(problem).__name__}): reinstall torchmetrics"
+            f"{path} is missing, damaged or of another layout ({type(problem).__name__}): reinstall torchmetrics"
         ) from None
-    if [tuple(head.shape) for head in heads.values()] != [(1, conv.channels, 1, 1) for conv in convs]:
-        raise EnvironmentProblem(f"{path} does not fit {ARCHITECTURES[net].title}: reinstall torchmetrics")
     return heads
 
 

@@ -48,8 +48,8 @@ class MSSSIM(DistortionTerm, config=MSSSIMConfig):
             value = ssim if last else contrast
             # Opposite structure gives negative similarities, whose fractional powers do not exist. Clipping them would
             # leave the worst images without a gradient; this continuation is smooth, positive and of the same slope.
-            bent = self.SMALL**2 / (2 * self.SMALL - value.clamp(max=self.SMALL))
-            index = index * torch.where(value > self.SMALL, value, bent) ** exponent
+            continued = self.SMALL**2 / (2 * self.SMALL - value.clamp(max=self.SMALL))
+            index = index * torch.where(value > self.SMALL, value, continued) ** exponent
             if not last:
                 x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
         return 1 - index.view(batch, -1).mean(1)

@@ -7,7 +7,7 @@ the papers' constants (Gaussian window of 11 pixels, sigma 1.5, k1 0.01, k2 0.03
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,16 @@ def ms_ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 
 @dataclass
-class ReconstructionSums:
+class Sums:
+    """Sums over the images of batches; those of several devices add up."""
+
+    def tensors(self) -> list[Tensor]:
+        """List the sums, to be added up over devices in place."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+@dataclass
+class ReconstructionSums(Sums):
     """Sums over images of the error of reconstructions, and of the pixels.
 
     Attributes:
@@ -111,10 +120,6 @@ class ReconstructionSums:
         self.pixel_sum += images.sum(0).to(dtype)
         self.pixel_square_sum += images.square().flatten(1).mean(1).to(dtype).sum()
 
-    def tensors(self) -> list[Tensor]:
-        """List the sums, to be added up over devices in place."""
-        return [self.images, self.squared_error, self.pixel_sum, self.pixel_square_sum]
-
     def psnr(self) -> float:
         """Return the PSNR in dB of the mean squared error over all images (not the mean of each image's PSNR)."""
         return psnr(float(self.squared_error / self.images))
@@ -126,7 +131,7 @@ class ReconstructionSums:
 
 
 @dataclass
-class SpectrumSums:
+class SpectrumSums(Sums):
     """Sums of squared Fourier magnitudes over images and channels: how sharp reconstructions are.
 
     Each image loses its mean and is weighted with a Hann window, so that its borders do not pass for detail. A decoder
@@ -142,20 +147,16 @@ class SpectrumSums:
     originals: Tensor
     reconstructions: Tensor
     errors: Tensor
-    window: Tensor
 
     @classmethod
     def empty(cls, size: int, device: torch.device, dtype: torch.dtype) -> SpectrumSums:
         """Create sums over no image of `size` pixels a side."""
         zeros = torch.zeros(size, size // 2 + 1, device=device, dtype=dtype)
-        line = torch.hann_window(size, device=device)
-        window = line[:, None] * line[None, :]
-        window = window / window.square().mean().sqrt()  # keeps the variance of noise
-        return cls(torch.zeros((), device=device, dtype=dtype), zeros, zeros.clone(), zeros.clone(), window)
+        return cls(torch.zeros((), device=device, dtype=dtype), zeros, zeros.clone(), zeros.clone())
 
     def add(self, reconstruction: Tensor, images: Tensor) -> None:
         """Add a batch: both [batch, channels, size, size]; the reconstruction is clipped to [0, 1]."""
-        original, reconstructed = self._transform(images), self._transform(reconstruction.clamp(0, 1))
+        original, reconstructed = windowed_spectrum(images), windowed_spectrum(reconstruction.clamp(0, 1))
         self.images += len(images)
         for sums, transform in (
             (self.originals, original),
@@ -164,23 +165,21 @@ class SpectrumSums:
         ):
             sums += torch.view_as_real(transform).square().sum((0, -1)).mean(0).to(sums)
 
-    def tensors(self) -> list[Tensor]:
-        """List the sums, to be added up over devices in place."""
-        return [self.images, self.originals, self.reconstructions, self.errors]
-
     def sharpness(self) -> float:
         """Return the power of the reconstructions over that of the originals from DETAIL on; 1 is equally sharp."""
-        radius, copies = _half_plane(len(self.originals))
-        detail = torch.from_numpy((radius >= DETAIL) * copies).to(self.originals)
+        detail = self._detail_weights()
         original, reconstructed = (float((sums * detail).sum()) for sums in (self.originals, self.reconstructions))
         return reconstructed / max(original, SMALLEST_POWER * float(self.images))
 
     def detail_power(self, images: Tensor) -> Tensor:
         """Return what `sharpness` compares, per image: the power from DETAIL on, float64 [n]; images in [0, 1]."""
-        radius, copies = _half_plane(images.shape[-1])
-        detail = torch.from_numpy((radius >= DETAIL) * copies).to(self.originals)
-        power = torch.view_as_real(self._transform(images.clamp(0, 1))).square().sum(-1).mean(1)
-        return (power.to(self.originals) * detail).sum((1, 2))
+        power = torch.view_as_real(windowed_spectrum(images.clamp(0, 1))).square().sum(-1).mean(1)
+        return (power.to(self.originals) * self._detail_weights()).sum((1, 2))
+
+    def _detail_weights(self) -> Tensor:
+        """How many frequencies from DETAIL on each entry of the half plane stands for."""
+        radius, copies = _half_plane(len(self.originals))
+        return torch.from_numpy((radius >= DETAIL) * copies).to(self.originals)
 
     def radial(self) -> dict[str, list[float]]:
         """Return the mean spectra of an image over all directions, only bins that hold a frequency.
@@ -203,9 +202,18 @@ class SpectrumSums:
             for name, plane in planes.items()
         }
 
-    def _transform(self, images: Tensor) -> Tensor:
-        centered = images.float() - images.float().mean((-2, -1), keepdim=True)
-        return torch.fft.rfft2(centered * self.window, norm="forward")
+
+def hann_window(size: int, device: torch.device) -> Tensor:
+    """Return a window over images, [size, size], that keeps the variance of noise."""
+    line = torch.hann_window(size, device=device)
+    window = line[:, None] * line[None, :]
+    return window / window.square().mean().sqrt()
+
+
+def windowed_spectrum(images: Tensor) -> Tensor:
+    """Return the Fourier coefficients of images without their mean, half a plane: [..., size, size // 2 + 1]."""
+    centered = images.float() - images.float().mean((-2, -1), keepdim=True)
+    return torch.fft.rfft2(centered * hann_window(images.shape[-1], images.device), norm="forward")
 
 
 def _half_plane(size: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.core.distributions import MOST_CORRELATED, DiagonalGaussian
+from unified_vae.metrics.images import Sums
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016 (arXiv 1509.00519), section 5: active iff Var_x[E[z_j|x]] > 0.01
 SMALLEST_UNIT_VARIANCE = 1e-12
@@ -32,7 +33,7 @@ Labels = npt.NDArray[np.int64]
 
 
 @dataclass
-class LatentSums:
+class LatentSums(Sums):
     """Sums over images of posterior moments: the KL of each unit, and the aggregate posterior q(z).
 
     q(z) is the mean over images of q(z|x). Hoffman & Johnson, "ELBO surgery", NIPS workshop 2016: the KL term is the
@@ -74,10 +75,6 @@ class LatentSums:
         self.outer += (mean.T @ mean if self.outer.dim() == 2 else mean.square().sum(0)).to(dtype)
         self.variance += posterior.logvar.exp().to(dtype).sum(0)
 
-    def tensors(self) -> list[Tensor]:
-        """List the sums, to be added up over devices in place."""
-        return [self.images, self.kl, self.mean, self.mean_square, self.outer, self.variance]
-
     def kl_per_unit(self) -> Tensor:
         """Return the mean KL of each unit in nats, [latents]."""
         return self.kl / self.images
@@ -100,9 +97,8 @@ class LatentSums:
 
         Of more than MOST_CORRELATED units the covariance is its diagonal, [latents].
         """
-        sums = (self.images, self.mean, self.outer, self.variance)
-        images, mean, outer, variance = (value.cpu().double() for value in sums)
-        mean, outer, variance = mean / images, outer / images, variance / images
+        images = self.images.cpu().double()
+        mean, outer, variance = (sums.cpu().double() / images for sums in (self.mean, self.outer, self.variance))
         if outer.dim() == 1:
             return mean, (outer - mean.square()).clamp_min(0) + variance
         covariance = outer - torch.outer(mean, mean)

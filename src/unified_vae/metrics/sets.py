@@ -6,7 +6,7 @@ Those of features are between tensors [images, features]; in features of Incepti
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -183,33 +183,37 @@ def patch_distances(first: Tensor, second: Tensor, seed: int = 0) -> dict[str, f
     if first.shape != second.shape:
         raise ValueError(f"the sets differ in shape: {list(first.shape)} and {list(second.shape)}")
     distances = {}
-    for pair in zip(laplacian_pyramid(first), laplacian_pyramid(second), strict=True):
-        size = pair[0].shape[-1]
-        patches = [patch_descriptors(level, seed + size) for level in pair]
-        generator = torch.Generator().manual_seed(seed + size)
-        gaps = []
-        for _ in range(DIRECTION_BATCHES):
-            directions = _unit_vectors(patches[0].shape[1], DIRECTIONS, generator)
-            gaps.append(_wasserstein(*((directions.T @ rows.T).numpy() for rows in patches)))
+    for size, patches, generator in _patch_levels(first, second, seed):
+        gaps = [_wasserstein(*_project(patches, DIRECTIONS, generator)) for _ in range(DIRECTION_BATCHES)]
         distances[str(size)] = PER_THOUSAND * float(np.mean(gaps))
     return {**distances, "mean": float(np.mean(list(distances.values())))}
 
 
-def resampled_patch_distances(
-    first: Tensor, second: Tensor, draws: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]], seed: int = 0
-) -> list[float]:
+def resampled_patch_distances(first: Tensor, second: Tensor, draws: PairDraws, seed: int = 0) -> list[float]:
     """Return the `mean` of `patch_distances`, along fewer directions, for each pair of resamples of the images."""
-    levels = []
-    for pair in zip(laplacian_pyramid(first), laplacian_pyramid(second), strict=True):
-        size = pair[0].shape[-1]
-        generator = torch.Generator().manual_seed(seed + size)
-        directions = _unit_vectors(pair[0].shape[1] * PATCH**2, SPREAD_DIRECTIONS, generator)
-        projections = [
-            (directions.T @ patch_descriptors(level, seed + size).T).unflatten(1, (len(first), -1)).numpy()
-            for level in pair
-        ]
-        levels.append(projections)
+    levels = [
+        [rows.reshape(SPREAD_DIRECTIONS, len(first), -1) for rows in _project(patches, SPREAD_DIRECTIONS, generator)]
+        for _, patches, generator in _patch_levels(first, second, seed)
+    ]
     return [float(np.mean([PER_THOUSAND * _wasserstein(x[:, a], y[:, b]) for x, y in levels])) for a, b in draws]
+
+
+def _patch_levels(
+    first: Tensor, second: Tensor, seed: int
+) -> Iterator[tuple[int, tuple[Tensor, Tensor], torch.Generator]]:
+    """For each level: its pixels, the descriptors of both sets, and the random numbers of its directions."""
+    for a, b in zip(laplacian_pyramid(first), laplacian_pyramid(second), strict=True):
+        size = a.shape[-1]
+        patches = patch_descriptors(a, seed + size), patch_descriptors(b, seed + size)
+        yield size, patches, torch.Generator().manual_seed(seed + size)
+
+
+def _project(
+    patches: tuple[Tensor, Tensor], directions: int, generator: torch.Generator
+) -> list[npt.NDArray[np.float32]]:
+    """Both sets' descriptors along random directions, [directions, n * 128] each."""
+    vectors = F.normalize(torch.randn(patches[0].shape[1], directions, generator=generator), dim=0)
+    return [(vectors.T @ rows.T).numpy() for rows in patches]
 
 
 def has_pyramid(size: int) -> bool:
@@ -243,10 +247,6 @@ def patch_descriptors(level: Tensor, seed: int) -> Tensor:
     patches = windows[image, :, corners[0], corners[1]].flatten(0, 1)  # [n * 128, c, 7, 7]
     deviation, mean = torch.std_mean(patches, dim=(0, 2, 3), keepdim=True)
     return ((patches - mean) / deviation.clamp_min(1e-8)).flatten(1)
-
-
-def _unit_vectors(dimensions: int, count: int, generator: torch.Generator) -> Tensor:
-    return F.normalize(torch.randn(dimensions, count, generator=generator), dim=0)
 
 
 def _wasserstein(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
