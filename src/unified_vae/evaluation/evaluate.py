@@ -138,17 +138,26 @@ def evaluate(
         check_writable(folder, "--output")
 
     # the images of all, then one model after the other; what depends on the images alone is measured once per size
-    def open_images(loaded: LoadedModel) -> EvaluationImages:
-        whole = data is not None and not single
-        return open_evaluation_images(loaded, data, max_images, observer, whole=whole)
-
-    if single:
-        shared = open_images(first)
-        candidates = [Candidate(label, loaded, shared) for label, loaded in loaded_models.items()]
-    else:
-        candidates = [Candidate(label, loaded, open_images(loaded)) for label, loaded in loaded_models.items()]
-        for candidate in candidates[1:]:
-            _check_same_images(candidates[0], candidate)
+    candidates: list[Candidate] = []
+    for label, loaded in loaded_models.items():
+        if single and candidates:
+            images = candidates[0].images
+        else:
+            whole = data is not None and not single
+            images = open_evaluation_images(loaded, data, max_images, observer, whole=whole)
+        candidates.append(Candidate(label, loaded, images))
+    reference = candidates[0]
+    for candidate in candidates[1:]:
+        images = candidate.images
+        if images.channels != reference.images.channels:
+            have = " and ".join(f"{each.images.channels} ({each.label})" for each in (reference, candidate))
+            raise ConfigError(f"the models have images of different channels, {have}: compare those of one kind")
+        if images.content_hash() != reference.images.content_hash():
+            raise ConfigError(
+                f"{reference.label} and {candidate.label} validate on different images ("
+                f"{reference.images.description}; {images.description}): name images that all are to be measured on "
+                "with --data"
+            )
     results: dict[str, list[MetricResult]] = {}
     contexts: dict[int, EvaluationContext] = {}
     shown: dict[str, tuple[Views, Views, Views]] = {}
@@ -167,44 +176,37 @@ def evaluate(
                 results[label], shown[label] = _measure_model(candidate, context)
 
     # the report
-    about = {
-        candidate.label: _describe(candidate, samples=samples, draws=draws, skip=skip, seed=seed)
-        for candidate in candidates
-    }
+    about = {candidate.label: _describe(candidate, contexts[candidate.images.size]) for candidate in candidates}
     content: dict[str, Any] = {"format": FORMAT}
     differences: dict[str, dict[str, Difference]] = {}
     files = {"report": report}
-    if single:
-        rows = {label: [result.to_json() for result in metrics] for label, metrics in results.items()}
-        content |= {**about[candidates[0].label], "device": str(runtime.device), "notes": notes, "weights": rows}
-    else:
+    if not single:
         _complete(results)
+    rows = {label: [result.to_json() for result in metrics] for label, metrics in results.items()}
+    if single:
+        content |= {**about[reference.label], "device": str(runtime.device), "notes": notes, "weights": rows}
+    else:
         if len(contexts) > 1:
             notes = [SIZES_DIFFER]
         else:
-            reference, *others = results
-            differences = {label: compare(results[reference], results[label]) for label in others}
-        models = [
-            {
-                "label": label,
-                "weights": candidate.loaded.weights,
-                **about[label],
-                "figures": [result.to_json() for result in results[label]],
-            }
-            for label, candidate in zip(results, candidates, strict=True)
-        ]
+            first_metrics, others = results[reference.label], list(results)[1:]
+            differences = {label: compare(first_metrics, results[label]) for label in others}
         entries = {
             label: {name: asdict(difference) for name, difference in metrics.items()}
             for label, metrics in differences.items()
         }
-        content |= {"notes": notes, "reference": candidates[0].label, "differences": entries, "models": models}
+        models = [
+            {"label": label, "weights": loaded_models[label].weights, **about[label], "figures": rows[label]}
+            for label in results
+        ]
+        content |= {"notes": notes, "reference": reference.label, "differences": entries, "models": models}
         files |= {"sheet": folder / "comparison.png", "plot": folder / "comparison-curves.png"}
     write_text(report, json.dumps(content, indent=2) + "\n")
     if not single:
         draw_sheet(files["sheet"], shown)
         _draw_plot(files["plot"], candidates, results)
     names = {candidate.label: candidate.loaded.name for candidate in candidates}
-    return Evaluation(names, candidates[0].images.description, results, differences, notes, files)
+    return Evaluation(names, reference.images.description, results, differences, notes, files)
 
 
 def compare(reference: Sequence[MetricResult], results: Sequence[MetricResult]) -> dict[str, Difference]:
@@ -275,17 +277,6 @@ def unique_labels(targets: Sequence[Path]) -> list[str]:
     ]
 
 
-def _check_same_images(a: Candidate, b: Candidate) -> None:
-    if a.images.channels != b.images.channels:
-        have = " and ".join(f"{each.images.channels} ({each.label})" for each in (a, b))
-        raise ConfigError(f"the models have images of different channels, {have}: compare those of one kind")
-    if a.images.content_hash() != b.images.content_hash():
-        raise ConfigError(
-            f"{a.label} and {b.label} validate on different images ({a.images.description}; {b.images.description}): "
-            "name images that all are to be measured on with --data"
-        )
-
-
 def _densities(loaded: LoadedModel, on_message: Callable[[str], None]) -> list[LatentDensity]:
     """N(0, I), and the density that was fitted to these very weights, where there is one."""
     fitted = loaded.model.density
@@ -350,9 +341,7 @@ def _complete(results: Mapping[str, list[MetricResult]]) -> None:
             metrics.append(empty.with_missing(reason))
 
 
-def _describe(
-    candidate: Candidate, *, samples: int | None, draws: int, skip: Collection[Group], seed: int
-) -> dict[str, Any]:
+def _describe(candidate: Candidate, context: EvaluationContext) -> dict[str, Any]:
     """What has to be the same for two reports to be compared, and what they are of."""
     model, images = candidate.loaded.model, candidate.images
     return {
@@ -365,7 +354,13 @@ def _describe(
             "pixels_sha256": images.pixel_hash(),
             "contents_sha256": images.content_hash(),
         },
-        "settings": {"samples": samples, "draws": draws, "skipped": sorted(skip), "seed": seed, "precision": "fp32"},
+        "settings": {
+            "samples": context.samples,
+            "draws": context.draws,
+            "skipped": sorted(context.skip),
+            "seed": context.seed,
+            "precision": "fp32",
+        },
         "intervals": f"{LEVEL:.0%}, bootstrap over images",
         "environment": environment(),
     }

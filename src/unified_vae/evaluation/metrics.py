@@ -53,7 +53,8 @@ MEDIUM_RESAMPLES = 100
 KERNEL_RESAMPLES = 200
 GAP_UNITS = 512  # up to which the gap is resampled
 
-LPIPS_NETS: tuple[Literal["alex", "vgg"], ...] = ("alex", "vgg")
+Net = Literal["alex", "vgg"]
+LPIPS_NETS: tuple[Net, ...] = ("alex", "vgg")
 FITTED = "fitted"
 """Ends the names of metrics of samples from a fitted density."""
 
@@ -74,7 +75,7 @@ class EvaluationContext:
     """
 
     images: EvaluationImages
-    lpips: Mapping[str, LPIPS | str]
+    lpips: Mapping[Net, LPIPS | str]
     inception: InceptionFeatures | str
     features: Tensor | None
     kept: Tensor
@@ -111,7 +112,7 @@ def build_context(
         EnvironmentProblem: the file `inception` cannot be used.
     """
     skipped = "left out with --skip"
-    lpips: dict[str, LPIPS | str] = dict.fromkeys(LPIPS_NETS, skipped)
+    lpips: dict[Net, LPIPS | str] = dict.fromkeys(LPIPS_NETS, skipped)
     network: InceptionFeatures | str = skipped
     if Group.RECONSTRUCTION not in skip or Group.SAMPLES not in skip:
         lpips = {net: _load_lpips(net, images.size, device, observer.notice) for net in LPIPS_NETS}
@@ -171,9 +172,7 @@ def measure(
 # --- networks --------------------------------------------------------------------------------------------
 
 
-def _load_lpips(
-    net: Literal["alex", "vgg"], size: int, device: torch.device, on_message: Callable[[str], None]
-) -> LPIPS | str:
+def _load_lpips(net: Net, size: int, device: torch.device, on_message: Callable[[str], None]) -> LPIPS | str:
     architecture = ARCHITECTURES[net]
     needed = architecture.minimum_size(architecture.features)
     if size < needed:
@@ -290,13 +289,11 @@ def reconstruction_metrics(outputs: Mapping[str, Tensor], context: EvaluationCon
         return MetricResult(name, title, Group.RECONSTRUCTION, unit, better, evaluator, context.resolution)
 
     errors = outputs["error"]
+    pooled = metric("psnr.pooled", "PSNR, of the pooled error", "dB")
+    image_mean = metric("psnr.image_mean", "PSNR, mean over images", "dB")
     results = [
-        metric("psnr.pooled", "PSNR, of the pooled error", "dB").with_mean(
-            errors.numpy(), seed, lambda mean: image_metrics.psnr(float(mean))
-        ),
-        metric("psnr.image_mean", "PSNR, mean over images", "dB").with_mean(
-            image_metrics.psnr_per_image(errors).numpy(), seed
-        ),
+        pooled.with_mean(errors.numpy(), seed, lambda mean: image_metrics.psnr(float(mean))),
+        image_mean.with_mean(image_metrics.psnr_per_image(errors).numpy(), seed),
     ]
     library = f"torchmetrics {version('torchmetrics')}"
     scales = f"{image_metrics.ms_ssim_scales(size)} of 5 scales"
@@ -307,7 +304,7 @@ def reconstruction_metrics(outputs: Mapping[str, Tensor], context: EvaluationCon
         else:
             results.append(result.with_missing(f"images of {size} px have no room for its windows"))
     for net, network in context.lpips.items():
-        title = ARCHITECTURES["alex" if net == "alex" else "vgg"].title
+        title = ARCHITECTURES[net].title
         evaluator = f"LPIPS 0.1 with {title}, heads of torchmetrics"
         result = metric(f"lpips.{net}", f"LPIPS, {title}", "", "lower", evaluator)
         if isinstance(network, str):
@@ -315,13 +312,9 @@ def reconstruction_metrics(outputs: Mapping[str, Tensor], context: EvaluationCon
         else:
             results.append(result.with_mean(outputs[result.name].numpy(), seed))
     sharpness = metric("sharpness", "sharpness, detail kept", "", "near 1")
-    results.append(
-        sharpness.with_mean(
-            outputs["detail"].numpy(), seed, lambda means: float(means[1] / max(means[0], SMALLEST_POWER))
-        )
-    )
-    count = context.images.count
-    draws = [(rows, rows) for rows in resamples(count, seed, "rfid", SLOW_RESAMPLES)]
+    detail = outputs["detail"].numpy()
+    results.append(sharpness.with_mean(detail, seed, lambda mean: float(mean[1] / max(mean[0], SMALLEST_POWER))))
+    draws = [(rows, rows) for rows in resamples(context.images.count, seed, "rfid", SLOW_RESAMPLES)]
     rfid = replace(metric("rfid", "rFID", "", "lower", INCEPTION), resolution=f"{size} px, resized to 299")
     results.append(_frechet(rfid, context, outputs.get("features"), draws))
     name = "swd.reconstructions"
@@ -440,6 +433,10 @@ def sample_metrics(model: VAE, density: LatentDensity, context: EvaluationContex
         seen = f"{images.size} px, resized to 299"
         return MetricResult(f"{name}.{suffix}", f"{title}, {words}", Group.SAMPLES, unit, better, INCEPTION, seen)
 
+    def draw_pairs(real: int, made: int, what: str, times: int) -> PairDraws:
+        sides = (resamples(real, seed, f"real{what}", times), resamples(made, seed, f"made{what}", times))
+        return list(zip(*sides, strict=True))
+
     fid, kid = metric("fid", "FID", "lower"), metric("kid", "KID", "lower", "thousandths")
     precision, recall = metric("precision", "precision", "higher"), metric("recall", "recall", "higher")
     if isinstance(inception, str):
@@ -447,13 +444,7 @@ def sample_metrics(model: VAE, density: LatentDensity, context: EvaluationContex
     else:
         real, features = context.features, torch.cat(feature_batches)
         assert real is not None
-        draws = list(
-            zip(
-                resamples(len(real), seed, "real", KERNEL_RESAMPLES),
-                resamples(count, seed, "made", KERNEL_RESAMPLES),
-                strict=True,
-            )
-        )
+        draws = draw_pairs(len(real), count, "", KERNEL_RESAMPLES)
         if min(len(real), count) < 2:
             kid = kid.with_missing("it needs two images or more")
         else:
@@ -475,13 +466,7 @@ def sample_metrics(model: VAE, density: LatentDensity, context: EvaluationContex
             inside = sets.precision(manifold, tested).double().numpy()
             results.append(result.with_mean(inside, seed, note=f"k = {sets.NEIGHBORS}, in Inception's features"))
     generated = torch.cat(kept)
-    patch_draws = list(
-        zip(
-            resamples(len(generated), seed, "real patches", SLOW_RESAMPLES),
-            resamples(len(generated), seed, "made patches", SLOW_RESAMPLES),
-            strict=True,
-        )
-    )
+    patch_draws = draw_pairs(len(generated), len(generated), " patches", SLOW_RESAMPLES)
     swd = MetricResult(f"swd.{suffix}", f"sliced Wasserstein, {words}", Group.SAMPLES)
     results.append(_sliced_wasserstein(swd, context, generated, patch_draws))
     if not fitted:

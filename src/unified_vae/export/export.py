@@ -164,7 +164,12 @@ def export(
             "of the family spatial (--model-preset spatial_f8), or export this one with --to onnx, torch or "
             "safetensors."
         )
-    folder = output or _default_output(loaded, target, to, checkpoint, half)
+    # by default a folder of its own for each combination, beside the run's checkpoints
+    words: list[str] = [to]
+    if target.resolve().parent.name == "checkpoints" or checkpoint not in (None, "best"):
+        words.append(f"step-{loaded.step}")
+    words += [word for word in (loaded.weights, half) if word not in ("ema", None)]
+    folder = output or loaded.home / "exports" / "-".join(words)
     pixels = f"float in [{-1 if to == 'diffusers' else 0}, 1], channels first"
     facts = {
         "producer": f"unified-vae {__version__}, torch {torch.__version__}",
@@ -187,7 +192,13 @@ def export(
         compared: list[Comparison]
         if to == "safetensors":
             observer.phase("writing the model folder", 0, None)
-            formats.write_folder(stage, loaded, _about_model(loaded, pixels), finished, observer)
+            run: dict[str, Any] = {"name": loaded.home.absolute().name, "license": loaded.config.license}
+            run |= {"step": loaded.step, "weights": loaded.weights}
+            if loaded.record is not None:
+                run |= {"names": dict(loaded.record.names), "data": loaded.record.data["description"]}
+            loss, background = loaded.config.loss.model_dump(mode="json"), loaded.config.data.background
+            about = {"run": run, "loss": loss, "pixels": pixels, "background": background}
+            formats.write_folder(stage, loaded, about, finished, observer)
             compared = [_compare_folder(model, load_pretrained(stage))]
             if audit is not None:
                 _keep_verdict(stage, audit)
@@ -211,13 +222,14 @@ def export(
             observer.phase("opening the files in a fresh process", 0, None)
             compared = compare(stage, parts, to, half=half is not None)
             if to == "diffusers":
-                worst = max(compared, key=lambda one: one.absolute)
-                relative = max(one.relative for one in compared)
-                compared = [Comparison(formats.DIFFUSERS_WEIGHTS, worst.absolute, relative, worst.reader)]
+                absolute, relative = (
+                    max(getattr(part, name) for part in compared) for name in ("absolute", "relative")
+                )
+                compared = [Comparison(formats.DIFFUSERS_WEIGHTS, absolute, relative, compared[0].reader)]
 
         # say in the folder what it is; last, when every file is there
         entry = {} if audit is None else {HALF_PRECISION: audit.to_json()}
-        content = {"format": ABOUT_FORMAT, **facts, **entry, "compared": [vars(one) for one in compared]}
+        content = {"format": ABOUT_FORMAT, **facts, **entry, "compared": [vars(entry) for entry in compared]}
         sizes = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
         write_text(stage / ABOUT, json.dumps({**content, "files": sizes}, indent=2) + "\n")
     if audit is not None and finished is not None:
@@ -227,19 +239,6 @@ def export(
             observer.notice(f"the verdict on half precision could not be kept in {finished.folder}: {error}")
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return Exported(loaded.name, folder, files, compared, verdicts)
-
-
-def _about_model(loaded: LoadedModel, pixels: str) -> dict[str, Any]:
-    run: dict[str, Any] = {"name": loaded.home.absolute().name, "license": loaded.config.license}
-    run["step"] = loaded.step
-    if loaded.record is not None:
-        run |= {"names": dict(loaded.record.names), "data": loaded.record.data["description"]}
-    return {
-        "run": {**run, "weights": loaded.weights},
-        "loss": loaded.config.loss.model_dump(mode="json"),
-        "pixels": pixels,
-        "background": loaded.config.data.background,
-    }
 
 
 # --- comparison ------------------------------------------------------------------------------------------
@@ -327,12 +326,7 @@ def _compare_folder(model: VAE, loaded: VAE) -> Comparison:
 
 
 def _audit(
-    loaded: LoadedModel,
-    half: HalfName | None,
-    data: str | None,
-    images: int,
-    device: str | None,
-    observer: Observer,
+    loaded: LoadedModel, half: HalfName | None, data: str | None, images: int, device: str | None, observer: Observer
 ) -> tuple[HalfAudit | None, Sequence[str]]:
     """The audit of half precision on validation images, and what to say of it."""
     import numpy as np
@@ -368,7 +362,7 @@ def _audit(
             ) from error
         finally:
             loaded.model.to("cpu")
-    if half is not None and not result.of(half).safe:
+    if half is not None and not getattr(result, half).safe:
         raise ConfigError(f"--half {half} is not safe for this model. {'; '.join(result.lines())}.")
     return result, result.lines()
 
@@ -422,18 +416,6 @@ def _keep_verdict(folder: Path, audit: HalfAudit) -> None:
 
 
 # --- where it is written ---------------------------------------------------------------------------------
-
-
-def _default_output(
-    loaded: LoadedModel, target: Path, to: Format, checkpoint: str | None, half: HalfName | None
-) -> Path:
-    """A folder of its own for each combination, below `exports` beside the run's checkpoints."""
-    words: list[str] = [to]
-    if target.resolve().parent.name == "checkpoints" or checkpoint not in (None, "best"):
-        words.append(f"step-{loaded.step}")
-    words += [] if loaded.weights == "ema" else [loaded.weights]
-    words += [half] if half else []
-    return loaded.home / "exports" / "-".join(words)
 
 
 def _refuse_other_files(folder: Path) -> None:

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -86,10 +87,6 @@ class HalfAudit:
     fp16: HalfResult
     bf16: HalfResult
 
-    def of(self, precision: HalfName) -> HalfResult:
-        """Return the result of one of them."""
-        return self.fp16 if precision == "fp16" else self.bf16
-
     def lines(self) -> tuple[str, str]:
         """Return a verdict for each."""
         alternatives = [half.precision if half.safe else "fp32" for half in (self.bf16, self.fp16)]
@@ -99,7 +96,7 @@ class HalfAudit:
         """Return the entry `half_precision` of a model's config file; NaN/Inf become None."""
         content: dict[str, Any] = {"verdict": "; ".join(self.lines()), "images": self.images, "device": self.device}
         for half in (self.fp16, self.bf16):
-            loss = half.psnr_loss if half.psnr_loss is not None and math.isfinite(half.psnr_loss) else None
+            loss = half.psnr_loss if math.isfinite(half.psnr_loss or 0.0) else None
             entry = {"headroom": half.headroom, "layer": half.layer, "overflows": half.overflows, "psnr_loss": loss}
             content[half.precision] = {**entry, "safe": half.safe}
         return content
@@ -119,17 +116,16 @@ def audit(model: VAE, images: Tensor, progress: Progress = lambda *_: None) -> H
     device, peaks = next(model.parameters()).device, dict[str, float]()
     model = copy.deepcopy(model).eval()
 
-    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-            for value in (*inputs, output):
-                if isinstance(value, Tensor) and value.is_floating_point():
-                    peak = float(value.abs().max())
-                    peaks[name] = max(peaks.get(name, 0.0), math.inf if math.isnan(peak) else peak)
-
-        return hook
+    def record_peak(name: str, _: nn.Module, inputs: Any, output: Any) -> None:
+        for value in (*inputs, output):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                peak = float(value.abs().max())
+                peaks[name] = max(peaks.get(name, 0.0), math.inf if math.isnan(peak) else peak)
 
     # the largest activation of encoding, and of decoding draws of q(z|x) and new samples
-    handles = [module.register_forward_hook(hook_of(name)) for name, module in model.named_modules() if name]
+    handles = [
+        module.register_forward_hook(partial(record_peak, name)) for name, module in model.named_modules() if name
+    ]
     generator = torch.Generator().manual_seed(0)
     for start in range(0, len(images), BATCH):
         progress("largest activation of each layer", start, len(images))
@@ -142,11 +138,20 @@ def audit(model: VAE, images: Tensor, progress: Progress = lambda *_: None) -> H
     layer = max(peaks, key=lambda name: peaks[name])
 
     # the same reconstructions in float32 and in half precision
-    results = []
+    def pixel_error(network: VAE) -> float:
+        """Sum of squares; NaN/Inf where anything that is decoded is."""
+        error = 0.0
+        for batch in (images[:COMPARED_IMAGES].to(device).float() / 255).split(BATCH):
+            decoded = network.decode(network.encode(batch).mean)
+            error += float((decoded.clamp(0, 1) - batch).square().sum() + 0.0 * decoded.sum())
+        return max(error, 1e-12)
+
+    exact, results = pixel_error(model), []
     for number, (name, dtype) in enumerate(DTYPES.items()):
         progress(f"trying {name}", number, len(DTYPES))
         try:
-            loss = _psnr_loss(model, half_copy(model, dtype), images[:COMPARED_IMAGES].to(device).float() / 255)
+            half = pixel_error(half_copy(model, dtype))
+            loss = 10 * math.log10(half / exact) if math.isfinite(half) else math.inf
         except RuntimeError as error:
             if is_out_of_memory(error) and "primitive descriptor" not in str(error):  # oneDNN lacks the kernel
                 raise
@@ -156,31 +161,20 @@ def audit(model: VAE, images: Tensor, progress: Progress = lambda *_: None) -> H
     return HalfAudit(len(images), str(device), *results)
 
 
-def _psnr_loss(model: VAE, twin: VAE, images: Tensor) -> float:
-    """dB that the twin loses; infinite where what it computes has NaN/Inf."""
-    errors = torch.zeros(2, dtype=torch.float64)
-    for batch in images.split(BATCH):
-        for number, network in enumerate((model, twin)):
-            decoded = network.decode(network.encode(batch).mean)
-            errors[number] += float((decoded.clamp(0, 1) - batch).square().sum() + 0.0 * decoded.sum())
-    exact, half = (10 * errors.clamp(min=1e-12).log10()).tolist()
-    return half - exact if math.isfinite(half) else math.inf
-
-
 def half_copy(model: VAE, dtype: torch.dtype) -> VAE:
     """Return a copy whose weights and layers are of `dtype`; images, posteriors and latents stay float32.
 
     Each layer casts its inputs, so that the model's own casts to float32 need not be known here.
     """
+
+    def cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        dtype = next(module.parameters(recurse=False)).dtype
+        return tuple(
+            value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs
+        )
+
     twin = copy.deepcopy(model).to(dtype)
     for module in twin.modules():
         if next(module.parameters(recurse=False), None) is not None:
-            module.register_forward_pre_hook(_cast_inputs)
+            module.register_forward_pre_hook(cast_inputs)
     return twin
-
-
-def _cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    dtype = next(module.parameters(recurse=False)).dtype
-    return tuple(
-        value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs
-    )

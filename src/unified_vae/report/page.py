@@ -71,21 +71,17 @@ def render_run(run: RunData) -> str:
     from unified_vae.report.plots import run_charts  # matplotlib takes as long to import as all charts to draw
 
     # settings: what was chosen, with its origin, before the defaults
-    origins = mapping(run.record.get("origins"))
-    settings = [
-        (name, text(value), text(origins.get(name, "not recorded")))
-        for name, value in flatten(run.record["config"]).items()
-    ]
+    origins, config = mapping(run.record.get("origins")), flatten(run.record["config"])
+    settings = [(name, text(value), text(origins.get(name, "not recorded"))) for name, value in config.items()]
     # numbers of the two rows that the metrics are from
-    last = run.split("train")[-1:]
-    numbers = [
-        ("All numbers of this validation", run.best),
-        *(("All numbers of the last training steps", row) for row in last),
-    ]
+    numbers = [("All numbers of this validation", run.best)]
+    numbers += [("All numbers of the last training steps", row) for row in run.split("train")[-1:]]
+    evaluated = (run.evaluation.get("subject"), get(run.evaluation, "images", "description"))
+    folder = run.root.as_posix()
     # the latents as latent diffusion needs them
     latent_stats = [get(run.model, "latent_stats", name) for name in ("images", "shift", "scale")]
     return _render(
-        title=run.root.as_posix(),
+        title=folder,
         status=run.status,
         run=run,
         metrics=summarize(run),
@@ -95,14 +91,10 @@ def render_run(run: RunData) -> str:
         charts=run_charts(run) if run.metrics else [],
         images=_embedded(run.images),
         evaluations=evaluations(run),
-        evaluated=[
-            text(part) for part in (run.evaluation.get("subject"), get(run.evaluation, "images", "description")) if part
-        ],
+        evaluated=[text(part) for part in evaluated if part],
         latent_stats=latent_stats if all(map(is_number, latent_stats)) else None,
-        place=shell_quote(run.root.as_posix()),
-        resume=uv_run(
-            "train_unified.py", "--config", (run.root / "config.json").as_posix(), "--run-dir", run.root.as_posix()
-        ),
+        place=shell_quote(folder),
+        resume=uv_run("train_unified.py", "--config", (run.root / "config.json").as_posix(), "--run-dir", folder),
         model=(run.root / "model").as_posix(),
         presets=", ".join(f"{kind} {text(name)}" for kind, name in mapping(run.record.get("names")).items()),
         chosen=[row for row in settings if row[2] != "default"],
@@ -176,11 +168,8 @@ def evaluations(run: RunData) -> dict[str, tuple[list[tuple[str, ...]], list[tup
     for weights, results in mapping(run.evaluation.get("weights")).items():
         measured, missing = tables.setdefault(str(weights), ([], []))
         for result in map(mapping, _list(results)):
-            title, value, count = (
-                text(result.get("title") or result.get("name")),
-                result.get("value"),
-                result.get("images"),
-            )
+            title = text(result.get("title") or result.get("name"))
+            value, count = result.get("value"), result.get("images")
             if result.get("missing"):
                 missing.append((title, text(result["missing"])))
             elif result:
@@ -196,25 +185,23 @@ def evaluations(run: RunData) -> dict[str, tuple[list[tuple[str, ...]], list[tup
 
 def _machine(run: RunData) -> list[tuple[str, str]]:
     """Versions, device, memory and time."""
-    chosen = (
-        ("requested device", "device"),
-        ("precision", "training", "precision"),
-        ("compiled", "training", "compile"),
-    )
-    settings = [(label, run.setting(*names)) for label, *names in chosen]
     timing = run.timing
+    settings = {
+        "requested device": run.setting("device"),
+        "precision": run.setting("training", "precision"),
+        "compiled": run.setting("training", "compile"),
+    }
     rows = [(name, text(value)) for name, value in mapping(run.record.get("environment")).items()]
-    rows += [(label, text(value)) for label, value in settings if value is not None]
+    rows += [(label, text(value)) for label, value in settings.items() if value is not None]
     rows += [(label, f"{size / 2**30:.2f} GiB") for label, size in timing.memory]
     if timing.total > 0:
-        parts = (
-            ("training", timing.training),
-            ("validation", timing.validation),
-            ("waiting for checkpoints", timing.waiting),
-        )
-        rows += [(f"time of {name}", duration(seconds)) for name, seconds in parts]
-        rows += [("time, together", f"{duration(timing.total)} ({timing.total / 3600:,.2f} hours of this machine)")]
-        rows += [("energy", "not measured")]
+        rows += [
+            ("time of training", duration(timing.training)),
+            ("time of validation", duration(timing.validation)),
+            ("time of waiting for checkpoints", duration(timing.waiting)),
+            ("time, together", f"{duration(timing.total)} ({timing.total / 3600:,.2f} hours of this machine)"),
+            ("energy", "not measured"),
+        ]
     return rows
 
 

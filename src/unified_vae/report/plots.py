@@ -87,18 +87,14 @@ def run_charts(run: RunData) -> list[Chart]:
     train, validation, preflight = run.split("train"), run.split("validation"), run.preflight
     decibels = [(step, -10 * math.log10(mse)) for step, mse in _points(train, "loss.mse") if mse > 0]
     psnr = {"training": decibels, "validation": _points(validation, "psnr")}
-    loss, kl = (
-        {"training": _points(train, name), "validation": _points(validation, name)}
-        for name in ("loss.total", "rate.nats")
-    )
-    pca, rate, linear_psnr = (
-        get(preflight, *names) for names in (("psnr_pca",), ("predicted", "rate"), ("predicted", "psnr"))
-    )
+    loss = {"training": _points(train, "loss.total"), "validation": _points(validation, "loss.total")}
+    kl = {"training": _points(train, "rate.nats"), "validation": _points(validation, "rate.nats")}
+    rate, linear_psnr = get(preflight, "predicted", "rate"), get(preflight, "predicted", "psnr")
     path = {"validations": _points(validation, "psnr", "rate.nats"), "linear VAE": [(rate, linear_psnr)]}
     units, lr = {"validation": _points(validation, "active_units")}, {"training": _points(train, "lr")}
     speed = {"training": _points(run.timing_rows, "images_per_second")}
     charts = [
-        _chart("PSNR", "dB", psnr, {"PCA": pca}),
+        _chart("PSNR", "dB", psnr, {"PCA": preflight.get("psnr_pca")}),
         _chart("Loss, as minimized", "nats per pixel value", loss),
         _chart("KL", "nats per image", kl, {"linear VAE": rate}),
         _chart("Active units", "latents", units, {"all": run.latents}, zero=True),
@@ -224,16 +220,10 @@ def _inline(svg: str) -> str:
         if not re.fullmatch("[mp][0-9a-f]{10}", attributes.get("id", "")):
             attributes.pop("id", None)
         style = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", attributes.pop("style", ""))
-        style = re.sub(
-            "|".join(CSS_COLORS),
-            lambda match: f"var({CSS_COLORS[match[0]]})",
-            re.sub(r" *font-family: [^;]*;", "", style),
-        )
-        element.tag, element.attrib, element.tail = (
-            element.tag.rpartition("}")[2],
-            attributes | ({"style": style} if style else {}),
-            None,
-        )
+        style = re.sub(r" *font-family: [^;]*;", "", style)
+        if style := re.sub("|".join(CSS_COLORS), lambda match: f"var({CSS_COLORS[match[0]]})", style):
+            attributes["style"] = style
+        element.tag, element.attrib, element.tail = element.tag.rpartition("}")[2], attributes, None
     root.attrib = {"viewBox": root.attrib["viewBox"]}
     root[:] = [child for child in root if child.find("style") is None]  # it would hold for the whole page
     return ElementTree.tostring(root, encoding="unicode")
@@ -369,11 +359,8 @@ def draw_diagnosis(path: Path, content: Row, summary: str, detail: float, strips
     sharpness.legend(loc="upper right", frameon=False)
 
     # the path of the run
-    course.set(
-        title="Path of the run, from light to dark",
-        xlabel="rate (nats per image)",
-        ylabel="distortion (nats per image)",
-    )
+    course.set(title="Path of the run, from light to dark", xlabel="rate (nats per image)")
+    course.set_ylabel("distortion (nats per image)")
     if len(points := np.array(content["path"])):
         shades = np.linspace(0.25, 1.0, len(points)) if len(points) > 1 else np.ones(1)
         course.plot(points[:, 0], points[:, 1], color=gray, linewidth=1, zorder=1)
@@ -388,15 +375,10 @@ def draw_diagnosis(path: Path, content: Row, summary: str, detail: float, strips
     for index, (caption, images) in enumerate(strips.items()):
         top = 0.905 - index * height
         figure.text(left, top - 0.018, caption, fontsize=11, color=dark)
-        place = {
-            "left": left,
-            "right": right,
-            "top": top - 0.028,
-            "bottom": top - height + 0.012,
-            "wspace": 0.04,
-            "hspace": 0.04,
-        }
-        grid = figure.add_gridspec(-(-len(images) // columns), columns, **place)
+        grid = figure.add_gridspec(
+            -(-len(images) // columns), columns, left=left, right=right, top=top - 0.028, bottom=top - height + 0.012,
+            wspace=0.04, hspace=0.04,
+        )  # fmt: skip
         for number, image in enumerate(images):
             axes = figure.add_subplot(grid[number // columns, number % columns])
             axes.imshow(image, interpolation="nearest")
