@@ -263,7 +263,7 @@ CASES = {
         Case("residual", _residual, quick=True),
         Case("spatial", _spatial),
         Case("geco", _geco),
-        Case("bf16", _bf16, quick=True, tolerance=1e-2),
+        Case("bf16", _bf16, tolerance=1e-2),
         Case("augmented", _augmented),
         Case("micro-batches", _micro_batches),
         Case("sgd", _sgd, images=(48, 16, 1)),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.helpers.runs import Recorder, outcome, request, train, write_images
+from tests.helpers.runs import Recorder, merged, outcome, request, train, write_images
 from unified_vae.config.run import RunConfig, RunRecord
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.run_dir import RunFolder
@@ -138,19 +138,19 @@ def test_a_run_channels_last_is_continued_in_the_same_bits_also_when_nothing_say
     """Its record has what `auto` came to; here the words of the first start stand for a GPU's measurement."""
     torch.set_num_threads(1)
     source = write_images(tmp_path / "images.npy")
-    with_memory_format = {"training": {"memory_format": "channels_last"}}
-    train(request(tmp_path / "whole", source, with_memory_format), [Recorder()])
-    stopping = request(tmp_path / "cut", source, {"training": {"memory_format": "channels_last"}})
-    train(stopping, [_StopAt(7)])
-    train(request(tmp_path / "cut", source), [Recorder()])
+    short = {"training": {"epochs": 2}}
+    channels_last = merged(short, {"training": {"memory_format": "channels_last"}})
+    train(request(tmp_path / "whole", source, channels_last), [Recorder()])
+    train(request(tmp_path / "cut", source, channels_last), [_StopAt(7)])
+    train(request(tmp_path / "cut", source, short), [Recorder()])
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
-    train(request(tmp_path / "other", source), [Recorder()])
+    train(request(tmp_path / "other", source, short), [Recorder()])
     assert outcome(tmp_path / "other") != outcome(tmp_path / "whole")
     folder = RunFolder(tmp_path / "cut")
     record = RunRecord.from_json(json.loads(folder.config.read_text(encoding="utf-8")), folder.root)
     assert record.resolved.training.memory_format == "channels_last"
     assert record.resolved.training.compile is False
-    assert differences(record, request(tmp_path / "cut", source).run.config) == []
+    assert differences(record, request(tmp_path / "cut", source, short).run.config) == []
 
 
 class _StopAt(Recorder):

@@ -12,7 +12,9 @@ from unified_vae.core.errors import EnvironmentProblem
 BASE = {
     "training": {"epochs": 3, "checkpoint": {"every_minutes": 100.0}, "samples": {"every_epochs": 3}},
     "loss": {"l1": {"weight": 0.1}},
+    "model": {"latents": 1},  # for which these images are not few
     "data": {"augment": {"horizontal_flip": False}},
+    "density": {"fit": "normal"},
 }
 RAMP = {"kind": "linear", "warmup": 0.9, "start": 0.2}
 
@@ -23,6 +25,8 @@ def constrained(**settings):
 
 CAPACITY = constrained(kind="capacity", capacity=40.0)
 SHARP, VAGUE = constrained(kind="geco", psnr=45.0), constrained(kind="geco", psnr=5.0)
+
+LEARNS = {"model": {"latents": 4}}  # each epoch is better than the one before
 
 # dotted path -> the value it is changed to, and what else has to be so for it to matter
 CHANGES = {
@@ -74,8 +78,8 @@ CHANGES = {
     "training.validate_every_epochs": (2, {}),
     "training.log_every_steps": (2, {}),
     "training.early_stopping.patience": (1, {"training": {"early_stopping": {"min_delta": 50.0}}}),
-    "training.early_stopping.min_delta": (50.0, {"training": {"early_stopping": {"patience": 1}}}),
-    "training.checkpoint.keep_last": (3, {}),
+    "training.early_stopping.min_delta": (50.0, {"training": {"early_stopping": {"patience": 1}}, **LEARNS}),
+    "training.checkpoint.keep_last": (3, LEARNS),
     "training.checkpoint.keep_every_epochs": (1, {}),
     "training.checkpoint.every_minutes": (1e-6, {"training": {"checkpoint": {"keep_last": 100}}}),
     "training.checkpoint.every_steps": (1, {"training": {"checkpoint": {"keep_last": 100}}}),

@@ -16,8 +16,8 @@ from unified_vae.pipeline.plan import plan_mode
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "config_unified.json"
 COLLAPSE = {
     "training": {
-        "epochs": 40,
-        "validate_every_epochs": 40,
+        "epochs": 20,
+        "validate_every_epochs": 20,
         "optimizer": {"kind": "adamw", "lr": 1e-2},
         "checkpoint": {"every_minutes": 100.0},
     },
@@ -35,7 +35,7 @@ def collapsed(tmp_path_factory):
 
 
 def cure(sick, *assignments):
-    words = ["training.epochs=60", "training.validate_every_epochs=60", "training.optimizer.lr=3e-3", *assignments]
+    words = ["training.epochs=30", "training.validate_every_epochs=30", "training.optimizer.lr=3e-3", *assignments]
     plan = plan_mode(PresetBook.load(shipped=SHIPPED), "resume_fix", from_command_line({}, words), sick)
     recorder = Recorder()
     train(plan, [recorder])

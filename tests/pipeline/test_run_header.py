@@ -23,11 +23,14 @@ def test_nothing_is_advised_to_who_has_chosen():
 
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_the_line_is_among_the_facts(mirrored, tmp_path):
-    change = {
-        "data": {"augment": {"horizontal_flip": mirrored}},
-        "training": {"epochs": 12, "samples": {"every_epochs": 100}},
-    }
-    recorder = Recorder()
-    train(request(tmp_path / "run", write_images(tmp_path / "images.npy"), change), [recorder])
+    class StopsAtTheStart(Recorder):
+        def run_started(self, event):
+            super().run_started(event)
+            raise KeyboardInterrupt
+
+    change = {"data": {"augment": {"horizontal_flip": mirrored}}, "training": {"epochs": 12}}
+    recorder = StopsAtTheStart()
+    with pytest.raises(KeyboardInterrupt):
+        train(request(tmp_path / "run", write_images(tmp_path / "images.npy"), change), [recorder])
     line = dict(recorder.started[0].facts)["augmentation"]
     assert line == "half of the images mirrored" if mirrored else ADVICE in line

@@ -61,7 +61,7 @@ def train_often(folder, source, runs, answer):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
-@pytest.mark.parametrize("runs", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_fit_leaves_the_process_as_it_was(tmp_path, runs):
     source = write_images(tmp_path / "images.npy")
     process = server().Process(target=train_often, args=(tmp_path, source, runs, tmp_path / "answer.json"))

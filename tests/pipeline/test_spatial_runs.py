@@ -33,7 +33,7 @@ def spatial_request(run_dir, source, change=None, shape=None, **more):
 
 def test_a_run_learns_and_ends_with_a_model_that_samples(tmp_path):
     torch.set_num_threads(1)
-    source = write_images(tmp_path / "images.npy", count=170)
+    source = write_images(tmp_path / "images.npy", count=130)
     seen = Recorder()
     train(spatial_request(tmp_path / "run", source), [seen])
     first, last = seen.validations[0].values, seen.validations[-1].values

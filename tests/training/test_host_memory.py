@@ -1,13 +1,16 @@
 """Freed memory stays with the process, and goes back when asked: counted by the system, in processes of glibc."""
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.helpers.runs import server
 from unified_vae.cli.app import MALLOC_VARIABLES
 
 pytestmark = [
@@ -51,31 +54,49 @@ print(json.dumps({{"small_pages": small_pages, "faults": after - before, "return
 """
 
 
-def run_life(how: str, *, return_memory: bool = False, **variables: str) -> dict[str, int]:
-    """The page faults of a process that frees and takes a block again, and the bytes that it gives back at the end."""
+def run_script(arguments: list[str], answer: Path) -> None:
+    """In a process of the fork server, which has torch already: what the script prints goes to a file."""
+    sys.argv = ["-c", *arguments]
+    with answer.open("w") as file, contextlib.redirect_stdout(file):
+        exec(LIFE, {"__name__": "__main__"})
+
+
+def run_with_torch(how: str, folder: Path) -> dict[str, int]:
+    """As `run_life`, with the bytes that are given back at the end."""
+    process = server().Process(target=run_script, args=([how, "return"], folder / f"{how}.json"))
+    process.start()
+    process.join(120)
+    return result_of((folder / f"{how}.json").read_text())
+
+
+def run_life(how: str, **variables: str) -> dict[str, int]:
+    """The page faults of a process that frees and takes a block again."""
     users = {name: value for name, value in os.environ.items() if name not in (*MALLOC_VARIABLES, "GLIBC_TUNABLES")}
-    command = [sys.executable, "-c", LIFE, how, *(["return"] if return_memory else [])]
-    done = subprocess.run(command, env=users | variables, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
+    command = [sys.executable, "-c", LIFE, how]
+    return result_of(subprocess.run(command, env=users | variables, capture_output=True, text=True, check=True).stdout)
+
+
+def result_of(text: str) -> dict[str, int]:
+    result = json.loads(text)
     if not result["small_pages"]:
         pytest.skip("the system does not let a process do without huge pages")
     return result
 
 
-def test_a_block_that_comes_back_costs_no_pages() -> None:
-    usual, kept = run_life("leave", return_memory=True), run_life("keep", return_memory=True)
+def test_a_block_that_comes_back_costs_no_pages(tmp_path: Path) -> None:
+    usual, kept = run_with_torch("leave", tmp_path), run_with_torch("keep", tmp_path)
     assert usual["faults"] > 0.9 * TIMES * BLOCK / PAGE, "glibc gives the block back each time"
     assert kept["faults"] < 0.01 * usual["faults"]
     assert kept["returned"] > 0.9 * BLOCK and usual["returned"] < 0.1 * BLOCK
 
 
-def test_the_training_commands_keep_it() -> None:
-    result = run_life("train", return_memory=True)
+def test_the_training_commands_keep_it(tmp_path: Path) -> None:
+    result = run_with_torch("train", tmp_path)
     assert result["faults"] < 0.01 * TIMES * BLOCK / PAGE and result["returned"] > 0.9 * BLOCK
 
 
-def test_the_library_leaves_the_process_as_it_is() -> None:
-    assert run_life("library")["faults"] > 0.9 * TIMES * BLOCK / PAGE
+def test_the_library_leaves_the_process_as_it_is(tmp_path: Path) -> None:
+    assert run_with_torch("library", tmp_path)["faults"] > 0.9 * TIMES * BLOCK / PAGE
 
 
 @pytest.mark.parametrize(
