@@ -311,5 +311,5 @@ def test_progress_is_reported_to_the_end(folder: Path, tmp_path: Path) -> None:
     events: list[tuple[str, int, int | None]] = []
     config = DataConfig(source=str(folder), cache_dir=str(tmp_path / "cache"))
     open_data(config, 8, None, lambda *event: events.append(event))
-    assert ("looking at images", 30, 30) in events and ("packing images", 30, 30) in events
+    assert ("scanning images", 30, 30) in events and ("packing images", 30, 30) in events
     open_data(config, 8, None, silent)

@@ -80,7 +80,7 @@ def test_the_images_of_a_run_are_packed_once_for_all_that_looks_at_them(run, mon
     """Of a run whose channels were found in the images."""
     loaded = load_model(run)
     assert loaded.record.requested.model.channels == "auto"
-    monkeypatch.setattr(prepare, "pack_source", lambda *_: pytest.fail("the images are packed again"))
+    monkeypatch.setattr(prepare, "pack_source", lambda *_, **__: pytest.fail("the images are packed again"))
     for source in (None, f"{run.parent}/../{run.parent.name}/images.npy"):
         assert open_images(loaded, source, Recorder()).channels == 3
     raw = load_model(run, weights="raw")  # without statistics, which are measured

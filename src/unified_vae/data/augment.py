@@ -156,7 +156,7 @@ def _resample_chunk(pixels: Tensor, maps: Tensor) -> Tensor:
     down = _upsampling_matrix(height, maps.device).expand(n * channels, -1, -1)
     fine = torch.bmm(down, torch.bmm(planes, across)).unflatten(0, (n, channels))
 
-    # Where each pixel looks, [n, height, width, 2]; by elementwise steps, so alike in a batch of any size
+    # Where each pixel is sampled, [n, height, width, 2]; by elementwise steps, so alike in a batch of any size
     x = (2 * torch.arange(width, device=maps.device) + 1) / width - 1
     y = ((2 * torch.arange(height, device=maps.device) + 1) / height - 1)[:, None]
     a, b, c = maps[:, :, :, None, None].unbind(2)  # each [n, 2, 1, 1]

@@ -136,7 +136,7 @@ def validation_batches(split: PackedSplit, *, batch_size: int, rank: int = 0, wo
 
 
 def fits_on_device(split: PackedSplit, free_bytes: int) -> bool:
-    """Return whether the images take at most MAX_MEMORY_FRACTION of so much memory."""
+    """Return whether the images fit into MAX_MEMORY_FRACTION of the free memory."""
     return int(np.prod(split.shape)) <= MAX_MEMORY_FRACTION * free_bytes
 
 

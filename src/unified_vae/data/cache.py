@@ -32,7 +32,7 @@ from unified_vae.data.sources.base import SPLITS, BadImage, Progress, Quarantine
 
 ENVIRONMENT_VARIABLE = "UNIFIED_VAE_CACHE"
 _STAGE = ".stage"
-_ABANDONED_SECONDS = 24 * 3600  # for stages of other machines and containers, whose processes cannot be asked for
+_ABANDONED_SECONDS = 24 * 3600  # for stages of other machines and containers, whose processes cannot be checked
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
 _ELSEWHERE = f"set data.cache_dir or ${ENVIRONMENT_VARIABLE} to a folder on another disk"
 
@@ -131,11 +131,11 @@ Row = tuple[Split, int, npt.NDArray[np.uint8] | BadImage]
 
 
 class PackWriter:
-    """Writes a pack. Use as a context manager: whatever is not committed is deleted."""
+    """Writes a pack to `target`. Use as a context manager: whatever is not committed is deleted."""
 
-    def __init__(self, root: Path, contents: PackContents) -> None:
-        self.root, self.contents = root, contents
-        self.stage = _new_stage(root)
+    def __init__(self, target: Path, contents: PackContents) -> None:
+        self.target, self.root, self.contents = target, target.parent, contents
+        self.stage = _new_stage(self.root)
         self._checksums: dict[Split, dict[int, int]] = {split: {} for split in SPLITS}
         self.quarantined: list[Quarantined] = []
 
@@ -191,7 +191,7 @@ class PackWriter:
                     file.flush()
                     os.fsync(file.fileno())
 
-    def commit(self, target: Path, background: tuple[int, int, int], facts: Mapping[str, Any]) -> Pack:
+    def commit(self, background: tuple[int, int, int], facts: Mapping[str, Any]) -> Pack:
         """Write the manifest and give the pack its final name.
 
         Args:
@@ -227,16 +227,16 @@ class PackWriter:
                 sync_file(self.stage / name)
             sync_folder(self.stage)
             try:
-                self.stage.rename(target)
+                self.stage.rename(self.target)
             except OSError:
-                if not target.exists():
+                if not self.target.exists():
                     raise
                 try:
-                    read_pack(target)  # another process was first: its pack stays if it is whole
+                    read_pack(self.target)  # another process was first: its pack stays if it is whole
                 except DamagedPack:
-                    discard(target)
-                    self.stage.rename(target)
+                    discard(self.target)
+                    self.stage.rename(self.target)
             sync_folder(self.root)
-        pack = read_pack(target)
-        assert pack is not None, f"{target} vanished while it was being published"
+        pack = read_pack(self.target)
+        assert pack is not None, f"{self.target} vanished while it was being published"
         return pack

@@ -177,7 +177,7 @@ class Inventory:
         return cls(manifest["fingerprint"], entries)
 
     def write(self, folder: Path) -> None:
-        """Keep it in a folder, unless it is there. Its name tells whose it is, so an older one stays beside it."""
+        """Write it into a folder, unless it is there. Its name has the fingerprint, so older ones stay beside it."""
         path = _inventory_path(folder, self.fingerprint)
         if not path.exists():
             write_text(path, "".join("\t".join(entry) + "\n" for entry in self.entries))

@@ -75,9 +75,9 @@ def open_data(config: DataConfig, image_size: int, channels: int | None, progres
             sweep(root)
         form = PixelFormat(image_size, channels or 3, background)
         if source is None:
-            pack = pack_builtin(root, target, config, form, progress)
+            pack = pack_builtin(target, config, form, progress)
         else:
-            pack = pack_source(source, root, target, config, form, channels, progress)
+            pack = pack_source(source, target, config, form, progress, gray_to_one=channels is None)
 
     facts = pack.manifest
     check_bad_fraction(facts, config.max_bad_fraction)
@@ -93,10 +93,10 @@ def open_data(config: DataConfig, image_size: int, channels: int | None, progres
     )
 
 
-def pack_builtin(root: Path, target: Path, config: DataConfig, form: PixelFormat, progress: Progress) -> Pack:
+def pack_builtin(target: Path, config: DataConfig, form: PixelFormat, progress: Progress) -> Pack:
     """Draw the built-in set and pack it."""
     contents = builtin.contents(form.size, form.channels, split_limits(config.max_images))
-    with PackWriter(root, contents) as writer:
+    with PackWriter(target, contents) as writer:
         writer.write(builtin.rows(contents), progress)
         counts = writer.counts()
         description = (
@@ -105,25 +105,18 @@ def pack_builtin(root: Path, target: Path, config: DataConfig, form: PixelFormat
         )
         facts = {"name": builtin.NAME, "quarantined": [], "examined": contents.count, "refused": 0}
         facts |= {"listed": contents.count, "description": description, "notes": []}
-        return writer.commit(target, form.background, facts)
+        return writer.commit(form.background, facts)
 
 
 def pack_source(
-    source: Source,
-    root: Path,
-    target: Path,
-    config: DataConfig,
-    form: PixelFormat,
-    channels: int | None,
-    progress: Progress,
+    source: Source, target: Path, config: DataConfig, form: PixelFormat, progress: Progress, *, gray_to_one: bool
 ) -> Pack:
     """Scan, split, decode and pack a source.
 
     Where damage found in decoding empties a split, this is done again without those files.
 
     Args:
-        form: its channels count where `channels` is given.
-        channels: 1, 3, or None to follow the images.
+        gray_to_one: whether one channel is enough where all images are gray.
     """
     with quiet_pillow():
         result = scan(source, config.max_images, config.validation_fraction, progress)
@@ -136,9 +129,8 @@ def pack_source(
                 [candidate.content for candidate in result.candidates],
             )
             candidates = [replace(c, split=split) for c, split in zip(result.candidates, splits, strict=True)]
-            if channels is None:
-                gray = all(candidate.header.gray for candidate in candidates)
-                form = PixelFormat(form.size, 1 if gray else 3, form.background)
+            if gray_to_one:
+                form = replace(form, channels=1 if all(candidate.header.gray for candidate in candidates) else 3)
 
             # Both splits in the order of their content hashes: mixed, and the same after renaming
             items: dict[Split, list[PackItem]] = {split: [] for split in SPLITS}
@@ -148,7 +140,9 @@ def pack_source(
                 items[c.split].append(PackItem(c.name, c.content, c.labels))
 
             # Decode in the order of the source; each image goes to its place in the pack
-            with PackWriter(root, PackContents(form.size, form.channels, items, result.listing.label_names)) as writer:
+            with PackWriter(
+                target, PackContents(form.size, form.channels, items, result.listing.label_names)
+            ) as writer:
                 writer.write(_decode_rows(source, dict(sorted(places.items())), form), progress)
                 bad_names = {bad.name for bad in writer.quarantined}
                 result.candidates = [candidate for candidate in candidates if candidate.name not in bad_names]
@@ -166,7 +160,7 @@ def pack_source(
                 )
                 notes = [*result.listing.notes, *([note] if note else []), *_remarks(result, form.size)]
                 facts = result.facts(source.name) | {"description": description, "notes": notes}
-                return writer.commit(target, form.background, facts)
+                return writer.commit(form.background, facts)
 
 
 # --- scan ------------------------------------------------------------------------------------------------
@@ -261,7 +255,7 @@ def scan(source: Source, max_images: int | None, validation_fraction: float, pro
         for position, outcome in zip(positions, outcomes, strict=True):
             seen[position] = outcome
             if len(seen) % 64 == 0 or len(seen) == len(positions):
-                progress("looking at images", len(seen), len(positions))
+                progress("scanning images", len(seen), len(positions))
         result.examined += len(positions)
 
         # Admit them in the order of the subset
@@ -333,7 +327,7 @@ def split_of(content_sha256: str, validation_fraction: float) -> Split:
 
 
 def split_limits(max_images: int | None) -> dict[Split, int | None]:
-    """Return the most images of each split; None is no limit."""
+    """Return the maximum number of images per split; None is no limit."""
     if max_images is None:
         return {"train": None, "validation": None}
     return {"train": max_images, "validation": max(MIN_VALIDATION_IMAGES, max_images // 10)}

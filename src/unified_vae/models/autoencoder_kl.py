@@ -225,10 +225,9 @@ class KLEncoder(Encoder):
         assert isinstance(source, KLEncoder)
         channels = complete_channels(mask, self.map)
         rows = torch.cat([channels, channels])
-        dst, src = self.quant_conv or self.conv_out, source.quant_conv or source.conv_out
-        dst.weight[rows] = src.weight.to(dst.weight)[rows]
-        assert dst.bias is not None and src.bias is not None
-        dst.bias[rows] = src.bias.to(dst.bias)[rows]
+        last, source_last = self.quant_conv or self.conv_out, source.quant_conv or source.conv_out
+        for name, dst in last.state_dict().items():
+            dst[rows] = source_last.state_dict()[name].to(dst)[rows]
 
 
 class KLDecoder(Decoder):

@@ -67,7 +67,7 @@ class LatentDensity(nn.Module, ABC):
             temperature: multiplies each draw's distance from the mean; below 1 draws are more typical and less varied.
 
         Raises:
-            ValueError: `temperature` is negative or not finite.
+            ValueError: `temperature` is negative, NaN or infinite.
         """
         if not 0 <= temperature < math.inf:
             raise ValueError(f"the temperature is {temperature}: give a number from 0 on, 1 for the density as it is")
@@ -84,7 +84,7 @@ class LatentDensity(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Describe the density in words, e.g. `a mixture of 8 Gaussians`."""
+        """Return a description, e.g. `a mixture of 8 Gaussians`."""
 
     def sizes(self) -> dict[str, int]:
         """Return the arguments beside `latents` that build a density of this shape."""

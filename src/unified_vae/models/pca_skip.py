@@ -75,11 +75,8 @@ class PCASkip(nn.Module):
     @torch.no_grad()
     def reinit_latent_units(self, mask: Tensor, source: PCASkip) -> None:
         """Take the units where `mask` ([latents], bool) is true from a skip of the same shape, in place."""
-        for dst, src in (
-            (self.to_latents.weight, source.to_latents.weight),
-            (self.to_latents.bias, source.to_latents.bias),
-        ):
-            dst[mask] = src.to(dst)[mask]
+        for name, dst in self.to_latents.state_dict().items():
+            dst[mask] = source.to_latents.state_dict()[name].to(dst)[mask]
         self.to_pixels.weight[:, mask] = source.to_pixels.weight.to(self.to_pixels.weight)[:, mask]
 
 

@@ -122,7 +122,7 @@ def save_density(folder: Path, density: LatentDensity, about: Mapping[str, Any])
     """Add to a complete model what new images are sampled from, in place of an earlier density.
 
     Args:
-        about: further facts kept in the config file: what was asked for, the figures of the fit.
+        about: further facts kept in the config file: the requested kind, the metrics of the fit.
     """
     describe(folder, {DENSITY: {**write_density(folder, density), **about}})
 

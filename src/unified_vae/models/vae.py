@@ -67,12 +67,6 @@ class ScaledLinear(nn.Linear):
         self.bias[rows] = 0
         self.gain[rows] = self.in_features**-0.5
 
-    @torch.no_grad()
-    def copy_rows(self, mask: Tensor, source: ScaledLinear) -> None:
-        """Take the outputs where `mask` ([outputs], bool, on this module's device) is true from a like layer."""
-        for dst, src in ((self.weight, source.weight), (self.bias, source.bias), (self.gain, source.gain)):
-            dst[mask] = src.to(dst)[mask]
-
 
 class Encoder(nn.Module):
     """Images [batch, channels, size, size] in [0, 1] -> posterior moments [batch, 2 * latents].
@@ -90,7 +84,9 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def reinit_latent_units(self, mask: Tensor, source: Encoder) -> None:
         """Take the latent units where `mask` ([latents], bool, on this device) is true from another encoder."""
-        self.head.copy_rows(torch.cat([mask, mask]), source.head)
+        rows = torch.cat([mask, mask])
+        for name, dst in self.head.state_dict().items():
+            dst[rows] = source.head.state_dict()[name].to(dst)[rows]
 
 
 class Decoder(nn.Module):

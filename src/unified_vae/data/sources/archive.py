@@ -176,7 +176,7 @@ class TarSource(ArchiveSource):
         return members
 
     def identity(self) -> str:
-        """Return a hash of the whole file: a tar has no directory that could be asked instead."""
+        """Return a hash of the whole file: a tar has no directory to hash instead."""
         with _archive_errors(self.path):
             return f"tar:{hash_file(self.path)}"
 
@@ -214,7 +214,7 @@ def _is_bomb(expanded: int, packed: int) -> bool:
 
 
 def _reject_bomb(path: Path, expanded: int, packed: int) -> None:
-    """Raise DataError where the whole of an archive expands out of all proportion."""
+    """Raise DataError where an archive as a whole expands too much."""
     if _is_bomb(expanded, packed):
         raise DataError(
             f"{path} expands more than {MAX_RATIO}-fold: it looks like a decompression bomb, so it is not read; "

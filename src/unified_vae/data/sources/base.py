@@ -48,7 +48,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Record:
-    """One candidate image, before its content has been looked at.
+    """One candidate image, before it is opened.
 
     Attributes:
         name: its identity as the user knows it: the path inside the source, or "row 12".

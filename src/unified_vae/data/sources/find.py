@@ -64,7 +64,7 @@ def check_source(text: str) -> None:
         status = path.stat()
     except OSError as error:
         if error.errno not in _ABSENT:
-            raise DataError(f"{text!r} cannot be looked at ({error.strerror}); fix its permissions.") from None
+            raise DataError(f"{text!r} cannot be accessed ({error.strerror}); fix its permissions.") from None
         try:
             guesses = close_names(path.name, sorted(child.name for child in path.parent.iterdir()))
         except OSError:
@@ -83,7 +83,7 @@ def check_source(text: str) -> None:
         if folder:
             os.scandir(path).close()
             with contextlib.suppress(FileNotFoundError):
-                (path / "any name").lstat()  # whether names in it may be asked for
+                (path / "any name").lstat()  # whether what is in it may be accessed
         else:
             path.open("rb").close()
     except OSError as error:

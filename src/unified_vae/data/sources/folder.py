@@ -128,7 +128,7 @@ class FolderSource:
 
     @cached_property
     def _scanned(self) -> tuple[list[str], Listing, str]:
-        """The paths that are used, the listing in their order, and a hash of what tells that a file changed."""
+        """The paths that are used, the listing in their order, and a hash that changes with any file."""
         files: list[tuple[str, int, int, int]] = []  # path in the folder, size, modification time, permissions
         rejected: list[Quarantined] = []
         ignored = repeated = 0
