@@ -34,7 +34,7 @@ def test_what_changes_while_it_is_packed_is_left_out_and_named(folder: Path, tmp
     config = DataConfig(source=str(folder), cache_dir=str(tmp_path / "cache"))
 
     def spoil(what: str, done: int, total: int | None) -> None:
-        if what == "looking at images" and done == total:
+        if what == "scanning images" and done == total:
             (folder / "a" / "03.png").unlink()
             (folder / "a" / "04.png").write_bytes(OTHER)
 
