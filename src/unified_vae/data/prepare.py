@@ -103,8 +103,8 @@ def pack_builtin(target: Path, config: DataConfig, form: PixelFormat, progress: 
             f"{builtin.NAME}, drawn by this program: {counts['train']:,} to train, {counts['validation']:,} to "
             "validate (--data takes your own)"
         )
-        facts = {"name": builtin.NAME, "quarantined": [], "examined": contents.count, "refused": 0}
-        facts |= {"listed": contents.count, "description": description, "notes": []}
+        numbers = {"examined": contents.count, "refused": 0, "listed": contents.count}
+        facts = {"name": builtin.NAME, "description": description, "quarantined": [], "notes": [], **numbers}
         return writer.commit(form.background, facts)
 
 
@@ -140,9 +140,8 @@ def pack_source(
                 items[c.split].append(PackItem(c.name, c.content, c.labels))
 
             # Decode in the order of the source; each image goes to its place in the pack
-            with PackWriter(
-                target, PackContents(form.size, form.channels, items, result.listing.label_names)
-            ) as writer:
+            contents = PackContents(form.size, form.channels, items, result.listing.label_names)
+            with PackWriter(target, contents) as writer:
                 writer.write(_decode_rows(source, dict(sorted(places.items())), form), progress)
                 bad_names = {bad.name for bad in writer.quarantined}
                 result.candidates = [candidate for candidate in candidates if candidate.name not in bad_names]

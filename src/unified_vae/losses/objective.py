@@ -139,7 +139,7 @@ class Objective(nn.Module):
                 if isinstance(term, FeatureTerm):
                     if term.backbone not in features:
                         features[term.backbone] = term.backbone(reconstruction, target)
-                    values[name] = term(reconstruction, target, features[term.backbone]).mean()
+                    values[name] = term.distance(features[term.backbone]).mean()
                 else:
                     values[name] = term(reconstruction, target).mean()
             return values

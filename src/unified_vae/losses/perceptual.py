@@ -194,9 +194,9 @@ class FeatureTerm(DistortionTerm):
         net, self.features = needed_features(config)
         self.minimum_size = ARCHITECTURES[net].minimum_size(self.features)
 
-    def forward(self, reconstruction: Tensor, target: Tensor, differences: dict[str, Tensor] | None = None) -> Tensor:
-        """See `DistortionTerm.forward`; `differences` is what the backbone gives for the two, where it ran already."""
-        return self.distance(self.backbone(reconstruction, target) if differences is None else differences)
+    def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """See `DistortionTerm.forward`."""
+        return self.distance(self.backbone(reconstruction, target))
 
     @abstractmethod
     def distance(self, differences: dict[str, Tensor]) -> Tensor:

@@ -311,10 +311,7 @@ def fit_gaussian(posteriors: DiagonalGaussian, views: int = 1) -> GaussianDensit
     """
     check_finite(posteriors)
     moments = _moments(posteriors)
-    between, whole = _covariances(moments, best_shrinkage(posteriors, views))
-    # in float64 and in units of each latent's own deviation, so that rounding does not mix very unequal units
-    scale = whole.diagonal().sqrt()
-    factor = torch.linalg.cholesky(whole / torch.outer(scale, scale))
+    between, scale, factor = _shrink(moments, best_shrinkage(posteriors, views))
     inverse = torch.linalg.inv(factor)
     signal = torch.linalg.eigh(inverse @ (between / torch.outer(scale, scale)) @ inverse.T)
     rotation = signal.eigenvectors.flip(1)  # by descending share of what differs between images
@@ -350,21 +347,26 @@ def _moments(posteriors: DiagonalGaussian) -> Moments:
     return center, offsets.T @ offsets / max(len(means) - 1, 1), posteriors.logvar.double().exp().mean(0)
 
 
-def _covariances(moments: Moments, shrinkage: float) -> tuple[Tensor, Tensor]:
-    """Covariance of the means, shrunk towards its diagonal, and of the whole, each [latents, latents]."""
+def _shrink(moments: Moments, shrinkage: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Shrink the covariance of the means towards its diagonal.
+
+    Returns:
+        It, [latents, latents]; and of the whole of q(z) the deviation of each latent, [latents], and the Cholesky
+        factor of the correlation, in whose units rounding does not mix very unequal latents.
+    """
     _, covariance, noise = moments
     variances = covariance.diagonal()
     between = (1 - shrinkage) * covariance + shrinkage * torch.diag(variances)
-    return between, between + torch.diag(noise + JITTER * (variances + noise))
+    whole = between + torch.diag(noise + JITTER * (variances + noise))
+    scale = whole.diagonal().sqrt()
+    return between, scale, torch.linalg.cholesky(whole / torch.outer(scale, scale))
 
 
 def _log_likelihood(moments: Moments, posteriors: DiagonalGaussian, shrinkage: float) -> float:
     """Mean over the posteriors of E log N(z; mean, covariance), without constants, in nats."""
-    whole = _covariances(moments, shrinkage)[1]
+    _, scale, factor = _shrink(moments, shrinkage)
     offsets = posteriors.mean.double() - moments[0]
     scatter = offsets.T @ offsets / len(offsets) + torch.diag(posteriors.logvar.double().exp().mean(0))
-    scale = whole.diagonal().sqrt()
-    factor = torch.linalg.cholesky(whole / torch.outer(scale, scale))
     spread = torch.cholesky_solve(scatter / torch.outer(scale, scale), factor).diagonal().sum()
     return -0.5 * float(spread) - float(factor.diagonal().log().sum() + scale.log().sum())
 

@@ -95,11 +95,12 @@ def check_not_empty(text: str) -> None:
     """Raise DataError for an empty folder; whether what it holds can be used shows when it is read."""
     if text == BUILTIN or library_dataset(text) is not None or not source_path(text).is_dir():
         return
-    if not any(source_path(text).iterdir()):
-        raise DataError(
-            f"The folder {text!r} is empty: there is no usable image. Check that --data names the right place, or "
-            "try --data builtin."
-        )
+    with os.scandir(source_path(text)) as entries:
+        if next(entries, None) is None:
+            raise DataError(
+                f"The folder {text!r} is empty: there is no usable image. Check that --data names the right place, or "
+                "try --data builtin."
+            )
 
 
 def find_source(text: str, cache: Path, progress: Progress) -> Source:
