@@ -137,7 +137,7 @@ def pack_source(
             places: dict[int, tuple[Split, int, str]] = {}  # position in the source -> place in the pack, content
             for c in sorted(candidates, key=lambda c: (c.content, c.name, c.position)):
                 places[c.position] = (c.split, len(items[c.split]), c.content)
-                items[c.split].append(PackItem(c.name, c.content, c.labels))
+                items[c.split].append(c)
 
             # Decode in the order of the source; each image goes to its place in the pack
             contents = PackContents(form.size, form.channels, items, result.listing.label_names)
@@ -166,19 +166,15 @@ def pack_source(
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(PackItem):
     """An image whose header could be read.
 
     Attributes:
         position: its number in the source.
-        content: SHA-256 of its bytes, hexadecimal.
     """
 
     position: int
-    name: str
-    content: str
     split: Split
-    labels: Mapping[str, int]
     header: Header
 
 
@@ -232,11 +228,8 @@ def scan(source: Source, max_images: int | None, validation_fraction: float, pro
         # The positions to open next, about as many as fill what remains
         train, validation = remaining["train"], remaining["validation"]
         either = max(train / (1 - validation_fraction), validation / validation_fraction)
-        budget: dict[Split | None, float] = {
-            "train": train,
-            "validation": validation,
-            None: either * 1.1 + 16 if either else 0,
-        }
+        unsplit = either * 1.1 + 16 if either else 0
+        budget: dict[Split | None, float] = {"train": train, "validation": validation, None: unsplit}
         batch: list[int] = []
         rest: list[int] = []
         for position in waiting:
@@ -267,7 +260,7 @@ def scan(source: Source, max_images: int | None, validation_fraction: float, pro
             split = (record.split if own_split else None) or split_of(content, validation_fraction)
             if remaining[split] > 0:
                 remaining[split] -= 1
-                result.candidates.append(Candidate(position, record.name, content, split, record.labels, header))
+                result.candidates.append(Candidate(record.name, content, record.labels, position, split, header))
     return result
 
 
