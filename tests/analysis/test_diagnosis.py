@@ -82,7 +82,7 @@ def test_an_earlier_cause_hides_a_later_one(earlier):
         assert diagnosed(**{**FAULTS[later], **FAULTS[CAUSES[earlier]]}).cause == CAUSES[earlier]
 
 
-def test_units_that_a_run_lost_after_its_best_weights_count_as_lost():
+def test_units_lost_after_the_best_weights_count_as_lost():
     over = course(20.0, 17.0, 15.0, 14.0)
     lost = replace(over, last={**over.last, "active_units": 0.0})
     model = diagnosed(active_units=17, history=lost)
@@ -90,7 +90,7 @@ def test_units_that_a_run_lost_after_its_best_weights_count_as_lost():
     assert "17 of 64 units active, 0 at the end of the run" in model.evidence()[1].text
 
 
-def test_a_few_steps_from_the_start_at_pca_are_not_called_overfitted():
+def test_a_few_steps_from_the_pca_init_are_not_overfitting():
     assert diagnosed(training_psnr=29.0, history=course(25.0, 25.1)).cause == causes.UNDERTRAINED
     assert diagnosed(training_psnr=29.0, history=History()).cause == causes.OVERFITTED, "its course is lost"
 
@@ -155,7 +155,7 @@ def test_what_was_not_measured_is_unknown_and_never_a_cause():
 # --- the course of a run ---------------------------------------------------------------------------------
 
 
-def test_the_second_half_is_measured_by_validations_or_by_training_rows():
+def test_the_second_half_uses_validations_or_training_rows():
     assert course(1.0, 2.0, 3.0, 4.0).second_half_gain() == pytest.approx(2.0)
     assert course(1.0, 2.0, 3.0).second_half_gain() is None
     rising = History([(100, 20.0)], [(step, step / 10) for step in range(10, 101, 10)])
@@ -234,7 +234,7 @@ def test_a_repair_that_did_not_help_is_not_advised_again(context):
         assert "resume_fix" not in recommend(diagnosed(**FAULTS[cause]), repaired).command
 
 
-def test_a_beta_that_explains_the_idle_units_is_lowered_below_their_level(context):
+def test_a_beta_that_explains_idle_units_is_lowered(context):
     model = diagnosed(active_units=20, beta=100.0, sigma=0.1, line=line(predicted_active=20))
     words = shlex.split(recommend(model, context).command)
     new = float(words[words.index("--beta") + 1])
@@ -259,7 +259,7 @@ def test_all_images_come_before_mirrored_ones(context):
     ("beta", "words"),
     [(1.0, "--beta 4"), (3.0, "--beta 6"), (6.0, "--beta 10"), (10.0, "model.latents=32"), (40.0, "model.latents=32")],
 )
-def test_beta_is_raised_up_to_ten_and_then_there_are_fewer_latents(beta, words, tmp_path):
+def test_beta_is_raised_up_to_ten_then_latents_are_reduced(beta, words, tmp_path):
     model = diagnosed(**{**FAULTS[causes.MISMATCH], "gap": 200.0, "rate": 500.0, "beta": beta})
     assert model.cause == causes.MISMATCH
     assert recommend(model, RunContext(CONFIG, tmp_path)).command.endswith(words)
@@ -289,7 +289,7 @@ def test_a_constraint_is_changed_and_not_beta(constraint, fault, words, tmp_path
         assert word in recommendation.command
 
 
-def test_the_line_of_a_pca_is_the_clipped_one_that_the_run_showed():
+def test_the_pca_line_is_the_clipped_one_of_the_run():
     content = {
         "dimensions": 12, "latents": 2, "eigenvalues": [1.0, 0.5], "validation_total": 2.0,
         "validation_variances": [1.0, 0.5], "psnr_pca": 14.5, "predicted": {"active_units": 2, "psnr": 13.0},

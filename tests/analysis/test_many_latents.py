@@ -40,7 +40,7 @@ def test_other_kinds_are_refused_with_what_to_do(kind):
         fit_density(posteriors(), DensityConfig(fit=kind), seed=0)
 
 
-def test_units_have_the_moments_and_the_likelihood_of_what_they_are_fitted_to(tmp_path):
+def test_units_have_the_moments_of_the_fitted_latents(tmp_path):
     given = posteriors(images=4000, latents=6)
     density = fit_units(given)
     scale = torch.linspace(0.2, 3.0, 6)

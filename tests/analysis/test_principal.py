@@ -110,7 +110,7 @@ def test_large_images_are_averaged_down_and_keep_their_variance():
     assert basis.total == pytest.approx(64 * plain.total, rel=1e-4)
 
 
-def test_it_depends_on_the_seed_and_leaves_torchs_generator_alone():
+def test_pca_depends_on_the_seed_and_not_on_torchs_generator():
     split = some_images()
     before = torch.random.get_rng_state()
     first, again = (principal_components(split, 5, PLAIN, seed=3) for _ in range(2))

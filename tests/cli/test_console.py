@@ -116,7 +116,7 @@ def assert_plain(lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("mode", BOOK.modes)
-def test_every_setting_that_counts_is_shown_with_value_and_origin(mode: str) -> None:
+def test_every_used_setting_is_shown_with_value_and_origin(mode: str) -> None:
     command_line = from_command_line({"--beta": 3.25}, ["data.source=" + "long/" * 30 + "photos.zip"])
     run = BOOK.compose(BOOK.mode(mode).presets, command_line)
     lines = config_lines(run)
@@ -215,7 +215,7 @@ def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
     act(watcher, tmp_path, clock)
 
 
-def test_the_log_file_has_the_lines_of_the_pipe_and_is_continued(tmp_path: Path) -> None:
+def test_the_log_file_has_the_piped_lines_and_is_continued(tmp_path: Path) -> None:
     for resumed in (False, True):
         clock = Clock()
         log = LogFile("uv run train.py --mode quick_test")

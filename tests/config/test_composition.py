@@ -113,7 +113,7 @@ def test_a_mode_may_name_an_augment_preset_and_need_not(tmp_path: Path) -> None:
     assert flipped.origins["data.augment.horizontal_flip"].startswith("augment preset flip (")
 
 
-def test_every_combination_of_presets_is_valid_and_fully_explained() -> None:
+def test_every_combination_of_presets_is_valid_and_explained() -> None:
     paths = set(RunConfig().by_path())
     common = {path for path in paths if path.startswith(("seed", "data"))}  # what no union has in other members only
     common |= {f"model.{name}" for name in ("family", "image_size", "channels")}
@@ -130,7 +130,7 @@ def test_every_combination_of_presets_is_valid_and_fully_explained() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS["loss"])
-def test_beta_is_above_one_in_every_loss_preset_and_warmed_up_only_to_cure(name: str) -> None:
+def test_beta_exceeds_one_and_warms_up_only_in_resume_fix(name: str) -> None:
     """A run that starts at the optimum for its beta has no use for another beta before."""
     kl = BOOK.compose({"loss": name}, Settings()).config.loss.kl
     assert kl.weight > 1.0
@@ -151,7 +151,7 @@ def test_the_fixing_loss_is_sharper_than_the_one_it_extends() -> None:
     assert schedule.warmup_end(fix.kl.schedule) > schedule.warmup_end(base.kl.schedule)
 
 
-def test_the_fixing_training_leaves_what_fits_in_memory_to_the_run() -> None:
+def test_resume_fix_keeps_batch_size_and_precision_of_the_run() -> None:
     values = BOOK.preset("training", "resume_fix").settings.values["training"]
     assert not {"batch_size", "gradient_accumulation_steps", "precision"} & set(values)
 
@@ -258,7 +258,7 @@ def test_a_file_adds_and_replaces_presets_and_says_so(tmp_path: Path) -> None:
     assert mine.config.loss.perceptual == BOOK.compose({"loss": "high_quality"}, Settings()).config.loss.perceptual
 
 
-def test_a_mode_may_set_values_over_its_presets_but_under_the_file(tmp_path: Path) -> None:
+def test_a_mode_overrides_its_presets_but_not_the_file(tmp_path: Path) -> None:
     mode = {"loss": "mse_l1", "training": "quick_test", "model": "small", "dataset": "tiny"}
     mode["set"] = {"loss.kl.weight": 6, "training.optimizer": {"kind": "sgd"}, "training.epochs": 3}
     book = load_with(tmp_path, {"modes": {"mine": mode}, "training": {"epochs": 4}})

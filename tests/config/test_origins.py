@@ -33,7 +33,7 @@ def test_the_last_layer_is_kept_whole(first: dict[str, object], last: dict[str, 
     assert all(settings.origins[keys] == "last" for keys, _ in flatten(last))
 
 
-def test_a_changed_kind_drops_what_lower_layers_said_and_keeps_its_own() -> None:
+def test_a_changed_kind_drops_settings_of_lower_layers() -> None:
     settings = Settings()
     settings.put({"optimizer": {"kind": "adamw", "lr": 1.0, "beta1": 0.9}}, "low")
     settings.put({"optimizer": {"kind": "sgd", "momentum": 0.5}}, "high")

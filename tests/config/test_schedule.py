@@ -8,7 +8,7 @@ from unified_vae.config.schedule import Constant, Cosine, Cyclical, Linear, desc
 @pytest.mark.parametrize(
     "schedule", [Constant(), Linear(warmup=0.3), Cosine(warmup=0.5, start=0.1), Cyclical(cycles=3)]
 )
-def test_a_schedule_ends_at_the_full_weight_and_stays_between_start_and_it(schedule):
+def test_a_schedule_ends_at_the_full_weight_within_its_bounds(schedule):
     values = [factor(schedule, step / 1000) for step in range(1001)]
     assert values[-1] == pytest.approx(1.0)
     assert all(0 <= value <= 1 for value in values)

@@ -128,7 +128,7 @@ def test_the_side_of_pca_reconstructions_is_that_of_components():
         ({"image_size": 128, "pca_init": True}, "full"),
     ],
 )
-def test_details_of_before_were_made_at_full_size_where_that_is_another_network(settings, size):
+def test_old_models_refine_at_full_resolution(settings, size):
     assert missing_fields({"family": "residual", **settings})["refine_resolution"] == size
 
 

@@ -74,7 +74,7 @@ def test_a_set_of_equal_images_is_no_accident():
 
 
 @pytest.mark.parametrize("beta", [0.5, 2.0, 10.0])
-def test_a_fixed_level_and_its_calibrated_beta_are_the_same_optimum(beta):
+def test_fixed_sigma_and_calibrated_beta_have_the_same_optimum(beta):
     calibrated = optimum(SPECTRUM, REST, DIMENSIONS, beta)
     fixed = at_level(SPECTRUM, REST, DIMENSIONS, beta * calibrated.sigma**2)
     assert fixed.beta == pytest.approx(beta)

@@ -146,7 +146,7 @@ def test_a_checkpoint_and_the_exported_model_are_taken_too(healthy, tmp_path):
     assert model.psnr == pytest.approx(best.psnr)
 
 
-def test_a_model_without_its_run_needs_images_and_knows_no_course(healthy, tmp_path):
+def test_a_model_without_its_run_needs_images(healthy, tmp_path):
     alone = tmp_path / "model"
     alone.mkdir()
     for path in (healthy / "model").iterdir():

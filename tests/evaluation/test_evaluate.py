@@ -250,7 +250,7 @@ def test_other_images_are_refused_unless_common_ones_are_named(runs, tmp_path):
     assert ["c at step" in line and line.endswith(" of these 40 images") for line in recorder.notices] == [True]
 
 
-def test_other_sizes_are_measured_at_their_own_without_differences(runs, tmp_path):
+def test_other_image_sizes_are_compared_without_differences(runs, tmp_path):
     evaluation = measure(runs / "a", runs / "d", output=tmp_path, skip=only(Group.RECONSTRUCTION))
     assert evaluation.notes == [SIZES_DIFFER] and not evaluation.differences
     for label, size in (("a", "16 px"), ("d", "32 px")):

@@ -26,7 +26,7 @@ def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("export"))
 
 
-def test_safetensors_of_the_best_weights_are_the_runs_model_with_its_density(run, tmp_path):
+def test_safetensors_are_the_runs_model_with_its_density(run, tmp_path):
     done, seen = exported(run, "safetensors", output=tmp_path / "out")
     first, again = load_pretrained(run / "model"), load_pretrained(done.folder)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
@@ -35,7 +35,7 @@ def test_safetensors_of_the_best_weights_are_the_runs_model_with_its_density(run
     assert not any("density" in text for text in seen.notices)
 
 
-def test_raw_weights_are_those_that_were_stepped_and_bring_no_density(run, tmp_path):
+def test_raw_weights_are_exported_without_a_density(run, tmp_path):
     done, seen = exported(run, "safetensors", output=tmp_path / "out", weights="raw")
     raw, again = model_of(run, "raw"), load_pretrained(done.folder)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in raw.state_dict().items())
@@ -76,7 +76,7 @@ def test_the_folder_of_the_same_weights_is_told_by_the_weights(run, tmp_path):
     assert load_pretrained(done.folder) and any("is damaged" in text for text in seen.notices)
 
 
-def test_the_images_of_a_run_are_packed_once_for_all_that_looks_at_them(run, monkeypatch):
+def test_the_images_of_a_run_are_packed_once(run, monkeypatch):
     """Of a run whose channels were found in the images."""
     loaded = load_model(run)
     assert loaded.record.requested.model.channels == "auto"
@@ -95,7 +95,7 @@ def test_the_verdict_is_in_the_export_and_in_the_runs_model(run, tmp_path):
     assert load_pretrained(run / "model")
 
 
-def test_the_card_gets_the_verdict_once_and_keeps_what_people_wrote(run, tmp_path):
+def test_the_card_gets_the_verdict_once_and_keeps_user_text(run, tmp_path):
     exported(run, "safetensors", output=tmp_path / "out", images=2)
     card = run / "model" / "README.md"
     card.write_text("---\nlicense: mit\n" + card.read_text() + "\n## Thanks\n\nTo all.\n")
@@ -134,7 +134,7 @@ def test_where_the_comparison_fails_nothing_is_left(run, tmp_path, monkeypatch):
     assert not list((tmp_path / "below").iterdir())
 
 
-def test_half_precision_that_is_not_safe_is_refused_with_the_layer(run, tmp_path):
+def test_unsafe_half_precision_is_refused_with_the_layer(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     model = load_pretrained(tmp_path / "run" / "model")
     with torch.no_grad():

@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("onnx"), {"model": {"pca_init": False}})
 
 
-def test_a_process_with_onnxruntime_alone_gets_the_models_numbers(run, tmp_path, monkeypatch):
+def test_onnxruntime_alone_computes_the_models_numbers(run, tmp_path, monkeypatch):
     with monkeypatch.context() as without:  # the command's own fresh process: the one below is this test's
         without.setattr(export, "_read_in_fresh_process", outputs_of_parts)
         done, _ = exported(run, "onnx", output=tmp_path / "out", images=0)

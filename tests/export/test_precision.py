@@ -68,7 +68,7 @@ def test_the_headroom_is_that_of_the_largest_activation(model, images):
     assert found.fp16.headroom == pytest.approx(65504 / largest)
 
 
-def test_an_overflow_is_named_with_its_layer_and_bf16_is_advised(images):
+def test_an_overflow_names_its_layer_and_advises_bf16(images):
     model = build_model(ConvConfig(image_size=16, latents=4, base_channels=4, channels=3), seed=0).eval()
     found = audit(scaled(model, 1e6), images)  # a norm follows, so that float32 sees the same images as before
     assert not found.fp16.safe and found.fp16.overflows and found.fp16.psnr_loss == math.inf

@@ -132,7 +132,7 @@ def test_other_damage(two, kind):
     assert same(retention.newest_good(root, print), content(NEWEST))
 
 
-def test_a_damaged_one_is_set_aside_until_a_good_one_takes_its_place(two):
+def test_a_damaged_checkpoint_is_set_aside_until_replaced(two):
     root, files = two
     files[0].write_bytes(b"")
     assert retention.newest_good(root, print).step == BEFORE
@@ -169,7 +169,7 @@ def test_the_newest_has_the_most_steps_whatever_the_clock_says(two, monkeypatch)
         monkeypatch.undo()
 
 
-def test_a_folder_under_another_name_is_not_taken_for_a_later_step(two):
+def test_a_renamed_checkpoint_is_not_taken_for_a_later_step(two):
     root, _ = two
     (root / folder_name(BEFORE)).rename(root / folder_name(99))
     said = []
@@ -177,7 +177,7 @@ def test_a_folder_under_another_name_is_not_taken_for_a_later_step(two):
     assert "step 3, its folder of step 99" in said[0]
 
 
-def test_a_run_goes_on_from_the_one_before_and_ends_in_the_same_bits(tmp_path):
+def test_a_run_resumes_from_the_previous_checkpoint_bit_exactly(tmp_path):
     torch.set_num_threads(1)
     source = write_images(tmp_path / "images.npy")
     some = request(tmp_path / "run", source, {"training": {"epochs": 2}})

@@ -165,7 +165,7 @@ def test_a_full_disk_is_told_before_the_first_step(source, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints", "samples"])
-def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(source, tmp_path, name):
+def test_a_read_only_folder_is_an_error_before_the_first_step(source, tmp_path, name):
     folder = tmp_path / "run" / name
     folder.mkdir(parents=True)
     folder.chmod(0o555)
@@ -319,7 +319,7 @@ class Temporary(Recorder):
             self.seen.append("unusable")
 
 
-def test_a_metrics_row_that_had_to_wait_is_not_counted_by_a_checkpoint(tmp_path):
+def test_checkpoints_do_not_count_unwritten_metrics_rows(tmp_path):
     """What a checkpoint tells of the file is on the disk before the checkpoint is."""
     from unified_vae.training.loggers import MetricsLog
 

@@ -159,7 +159,7 @@ def test_killed_anywhere_with_a_plateau_and_patience(kills, source, tmp_path):
     )
 
 
-def test_what_a_killed_start_leaves_is_cleared_in_every_folder_that_it_tries(tmp_path):
+def test_leftovers_of_a_killed_start_are_cleared(tmp_path):
     folder = RunFolder(tmp_path / "run")
     places = (folder.root, folder.checkpoints, folder.samples, folder.tensorboard, folder.model)
     for place in places:

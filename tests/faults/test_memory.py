@@ -246,7 +246,7 @@ def test_validation_in_smaller_batches(source, tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("kind", ["free_bits", pytest.param("capacity", marks=pytest.mark.slow)])
-def test_the_loss_of_validation_does_not_depend_on_micro_batches(source, tmp_path, kind):
+def test_validation_loss_does_not_depend_on_micro_batches(source, tmp_path, kind):
     limits = {"capacity": 12.0, "initial_capacity": 12.0} if kind == "capacity" else {"nats_per_unit": 3}
     constraint = {"kind": kind, **limits}
     change = merged(SHORT, {"training": {"epochs": 1}, "loss": {"kl": {"weight": 1.0, "constraint": constraint}}})

@@ -83,7 +83,7 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil, fused, monkeypatch):
         assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 
-def test_scaled_gradients_give_the_same_step_and_an_overflow_is_skipped():
+def test_scaled_gradients_change_nothing_overflows_are_skipped():
     """As for fp16, on the CPU: the loss is multiplied before the backward pass, the gradients divided after it."""
     plain, scaled = vae_step(), vae_step()
     scaled.updater.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -185,7 +185,7 @@ def listed(run_dir):
     return [json.loads(line) for line in (run_dir / "skipped.jsonl").read_text().splitlines()]
 
 
-def test_skipped_batches_are_recovered_from_and_their_files_named(source, tmp_path):
+def test_training_recovers_from_skipped_batches_and_names_files(source, tmp_path):
     watcher = Recorder()
     with injected(Poison((3, 9, 10), value=INF)):
         assert (
@@ -276,7 +276,7 @@ def test_lost_runs_go_back_with_a_lower_rate(source, tmp_path):
     ("lazily", "kills"),
     [(False, 3), pytest.param(False, 60, marks=pytest.mark.long), pytest.param(True, 60, marks=pytest.mark.long)],
 )
-def test_killed_runs_end_in_the_same_bits_through_skips_and_returns(source, tmp_path, lazily, kills):
+def test_killed_runs_end_in_the_same_bits_through_rollbacks(source, tmp_path, lazily, kills):
     faults, rng = (Poison(BACK.steps, BACK.above, lazily=lazily), Poison((4, 21))), random.Random(5)
     change = merged(SHORT, {"training": {"checkpoint": {"every_minutes": 1e-6}}})
     with injected(*faults):
@@ -315,7 +315,7 @@ def test_late_reading_changes_no_number(source, tmp_path):
     assert outcome(tmp_path / "at once") == outcome(tmp_path / "late")
 
 
-def test_a_run_that_cannot_be_brought_back_gives_up_with_a_diagnosis(source, tmp_path):
+def test_a_run_aborts_with_a_diagnosis_after_all_rollbacks(source, tmp_path):
     some, watcher = request(tmp_path / "run", source, SHORT), Recorder()
     with injected(Poison(BACK.steps)), pytest.raises(Diverged) as caught:
         train(some, [watcher])
@@ -347,7 +347,7 @@ def test_how_long_to_try_is_a_setting(source, tmp_path, rule, step, times):
     assert all("0.1 times" in notice for notice in back)
 
 
-def test_a_run_lost_before_its_first_validation_goes_back_to_its_start(source, tmp_path):
+def test_rollback_before_the_first_validation_goes_to_the_start(source, tmp_path):
     watcher = Recorder()
     with injected(Poison((2, 3, 4), above=2.9e-3)):
         change = {"training": {"recovery": {"max_consecutive_skips": 3}}}
@@ -357,7 +357,7 @@ def test_a_run_lost_before_its_first_validation_goes_back_to_its_start(source, t
 
 
 @pytest.mark.parametrize("lost", ["absent", "damaged"])
-def test_where_the_last_good_checkpoint_is_lost_the_next_best_has_to_do(source, tmp_path, lost, monkeypatch):
+def test_rollback_uses_the_next_checkpoint_if_one_is_lost(source, tmp_path, lost, monkeypatch):
     """It could not be saved, or is damaged by the time the run goes back; a save by the clock is there."""
     rollback = Checkpointer.rollback
 

@@ -109,7 +109,7 @@ def resealed(folder, **change):
     path.write_text(json.dumps({**content, "seal": seal(content)}, indent=1))
 
 
-def test_a_checkpoint_of_a_newer_format_is_not_passed_over_for_an_older_one(trained, source, tmp_path):
+def test_a_checkpoint_of_a_newer_format_is_not_skipped(trained, source, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     root = tmp_path / "run" / "checkpoints"
     newest = retention.saved_steps(root)[0]
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_a_newer_format_is_not_passed_over_for_an_older_one(trai
     assert problem.value.exit_code == 3 and bytes_of(tmp_path / "run") == before
 
 
-def test_a_record_of_settings_that_are_no_more_names_the_version_that_wrote_it(trained):
+def test_a_record_with_removed_settings_names_its_version(trained):
     content = json.loads(RunFolder(trained).config.read_text())
     content["requested"]["model"]["gone"] = 1  # a setting that this version does not know
     content["environment"]["unified-vae"] = "0.0.7"

@@ -182,7 +182,7 @@ def test_names_made_from_names_are_never_too_long(name: str, tmp_path: Path) -> 
     assert made != with_affixes(tmp_path / (name[:-1] + "y"), ".", ".holder.json")
 
 
-def test_a_run_to_be_fixed_whose_name_is_too_long_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_too_long_name_of_a_run_to_fix_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("train.py", ["--mode", "resume_fix", "--run-dir", "a" * 5000]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: there is no run to fix in aaa") and error.count("\n") == 1 and len(error) < 1000

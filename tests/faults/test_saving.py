@@ -91,7 +91,7 @@ def is_of_one_step(root, step):
     )
 
 
-def test_whoever_asks_for_it_sees_the_record_of_what_is_restored(tmp_path):
+def test_after_restore_receives_the_record(tmp_path):
     run, records = Run(tmp_path / "run"), []
     run.checkpointer.after_restore = records.append
     run.step_and_save()
@@ -103,7 +103,7 @@ def test_whoever_asks_for_it_sees_the_record_of_what_is_restored(tmp_path):
 # --- order and completeness -----------------------------------------------------------------------------------
 
 
-def test_the_disk_is_asked_in_the_order_that_survives_a_power_cut(tmp_path, monkeypatch):
+def test_saves_sync_in_an_order_that_survives_a_power_cut(tmp_path, monkeypatch):
     """Each file, then the manifest, then the folder reach the disk before the name; the name before a deletion."""
     if not Path("/proc/self/fd").exists():
         pytest.skip("needs /proc to see which file is synced")
@@ -199,7 +199,7 @@ def test_killed_a_thousand_times_while_saving(tmp_path, another_disk):
 # --- beside the training --------------------------------------------------------------------------------------
 
 
-def test_training_goes_on_while_a_save_is_written_and_the_copy_is_of_its_step(tmp_path, monkeypatch):
+def test_a_save_is_of_its_step_while_training_continues(tmp_path, monkeypatch):
     written, may_write = threading.Event(), threading.Event()
     save = checkpoint_format.save
 
@@ -223,7 +223,7 @@ def test_training_goes_on_while_a_save_is_written_and_the_copy_is_of_its_step(tm
     assert all(is_of_one_step(tmp_path / "run", step) for step in (1, 7))
 
 
-def test_a_failing_save_is_told_at_the_next_step_and_the_best_weights_are_kept_in_memory(tmp_path):
+def test_a_failed_save_is_reported_and_keeps_the_best_weights(tmp_path):
     root = tmp_path / "run"
     run = Run(root)
     run.step_and_save()
@@ -259,7 +259,7 @@ def test_an_error_of_ours_in_the_thread_is_not_lost(tmp_path, monkeypatch):
         run.checkpointer.wait()
 
 
-def test_what_has_to_be_on_the_disk_first_stops_the_save_where_it_is_not(tmp_path):
+def test_a_failure_before_the_write_stops_the_save(tmp_path):
     run = Run(tmp_path / "run")
 
     def full():
@@ -359,7 +359,7 @@ def source(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
-def test_interrupted_validations_leave_raw_and_averaged_weights_in_their_places(source, tmp_path, monkeypatch):
+def test_interrupted_validations_do_not_swap_weights(source, tmp_path, monkeypatch):
     validations_are_interrupted(source, tmp_path, INTERRUPTIONS, monkeypatch)
 
 

@@ -37,7 +37,7 @@ def world(count: int, correlated: bool) -> tuple[np.ndarray, list[Attribute], np
 
 
 @pytest.mark.parametrize("correlated", [False, True])
-def test_directions_are_what_an_attribute_adds_and_nothing_of_others(correlated: bool) -> None:
+def test_directions_are_independent_of_other_attributes(correlated: bool) -> None:
     latents, attributes, truth = world(4000, correlated)
     found = Directions(latents, attributes)
     assert np.allclose(found.direction("beard", 1), truth[3], atol=0.2)
@@ -116,7 +116,7 @@ def test_either_moment_gives_the_minimum_of_the_ridge_s_loss(width: int) -> None
     assert np.allclose(module._ridge(of, to), expected, atol=1e-9)
 
 
-def test_no_moment_of_all_latents_is_formed_where_images_are_fewer() -> None:
+def test_few_images_need_no_covariance_of_all_latents() -> None:
     rng = np.random.default_rng(0)
     labels = Attribute("x", ["no", "yes"], (np.arange(40) % 2).astype(np.int64))
     latents = rng.normal(size=(40, 3000))
@@ -206,7 +206,7 @@ def test_class_folders_give_a_sheet_and_directions(model: Path, classes: Path, t
     assert by_value.rows == done.rows
 
 
-def test_strength_0_is_the_reconstruction_and_files_can_be_edited(model: Path, classes: Path, tmp_path: Path) -> None:
+def test_strength_0_is_the_reconstruction(model: Path, classes: Path, tmp_path: Path) -> None:
     from unified_vae import VAE
 
     file = classes / "dark" / "1.png"

@@ -56,7 +56,7 @@ def test_the_gap_is_that_of_the_fitted_gaussian(latents):
 
 
 @pytest.mark.parametrize("images", [100, 2000])
-def test_chance_correlations_of_few_images_are_not_taken_for_a_gap(images):
+def test_chance_correlations_of_few_images_are_no_gap(images):
     """64 independent units; the plain covariance would see 5 nats and more from 100 images."""
     sums = sums_of(draws(images, 0.8 * torch.eye(64)), 0.2)
     mean, covariance = sums.aggregate_moments()
@@ -129,7 +129,7 @@ class LinearGaussian:
         return LatentDraws(torch.stack(errors, 1), torch.stack(ratios, 1), rate, 6)
 
 
-def test_with_the_exact_posterior_the_importance_bound_is_the_likelihood():
+def test_the_importance_bound_is_tight_for_the_exact_posterior():
     model = LinearGaussian()
     for count in (1, 7):
         bound = model.draws(count).importance_bound(model.sigma**2)
@@ -152,7 +152,7 @@ def test_the_bounds_are_ordered_and_tighten_with_more_draws():
     assert float(tight) == pytest.approx(float(truth), abs=0.01)
 
 
-def test_bits_per_dim_are_those_of_uniform_noise_for_pixels_of_no_structure():
+def test_bits_per_dim_of_unstructured_pixels_is_eight():
     """Errors of deviation s code at log2(s sqrt(2 pi e)) + 8 bits; sigma is the likeliest, floored by rounding."""
     draws = LatentDraws(torch.full((4, 3), 48 * 0.01), torch.zeros(4, 3), torch.zeros(4), 48)
     assert draws.variance() == pytest.approx(0.01)
@@ -207,7 +207,7 @@ def test_dci_is_disentanglement_lib_s():
     assert metrics.concentration(np.ones((4, 4)).T) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_latents_that_are_the_factors_are_disentangled_and_noise_is_not():
+def test_factors_are_disentangled_and_noise_is_not():
     truth = factors()
     rng = np.random.default_rng(2)
     clean, noise = truth + 0.01 * rng.standard_normal(truth.shape), rng.standard_normal(truth.shape)

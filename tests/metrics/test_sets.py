@@ -67,7 +67,7 @@ class Plain(nn.Module):
         return images.flatten(1)[:, :16].float()
 
 
-def test_the_frechet_and_kernel_distances_are_those_of_torchmetrics():
+def test_fid_and_kid_are_those_of_torchmetrics():
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -85,7 +85,7 @@ def test_the_frechet_and_kernel_distances_are_those_of_torchmetrics():
     assert kernel_distance(first, second) == pytest.approx(float(metrics[1].compute()[0]), rel=1e-4)
 
 
-def test_the_kernel_distance_is_unbiased_and_its_resamples_vary_around_it():
+def test_kid_is_unbiased_and_its_resamples_vary_around_it():
     values = [kernel_distance(normal(30, 8, seed=2 * n), normal(40, 8, seed=2 * n + 1)) for n in range(200)]
     assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(200)
     first, second = normal(50, 8), normal(40, 8, seed=1) + 0.5
@@ -124,7 +124,7 @@ def test_a_set_has_no_patch_distance_to_itself():
     assert set(patch_distances(images, images).values()) == {0.0}
 
 
-def test_halves_of_one_set_are_near_and_nearer_the_larger_they_are():
+def test_halves_of_a_set_are_nearer_the_larger_they_are():
     few, more = (patch_distances(images_of(n), images_of(n, seed=1)) for n in (6, 36))
     assert list(more) == ["32", "16", "mean"]
     assert all(0 < more[level] < 0.7 * few[level] for level in more)

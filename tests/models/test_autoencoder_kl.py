@@ -74,7 +74,7 @@ def test_a_doubling_in_one_is_repeated_pixels_and_a_convolution(shape):
     ("downsample_factor", "latent_channels", "parameters"),
     [(4, 3, 55_312_063), (8, 4, 83_653_863), (16, 16, 64_352_723)],
 )
-def test_the_usual_widths_are_those_of_the_published_autoencoders(downsample_factor, latent_channels, parameters):
+def test_default_widths_are_those_of_published_autoencoders(downsample_factor, latent_channels, parameters):
     """83,653,863 is Stable Diffusion's autoencoder."""
     config = SpatialConfig(downsample_factor=downsample_factor, latent_channels=latent_channels, channels=3)
     with torch.device("meta"):

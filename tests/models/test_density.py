@@ -117,7 +117,7 @@ def test_the_gaussian_is_the_posteriors_own_mean_and_covariance() -> None:
     )
 
 
-def test_standard_coordinates_begin_with_what_differs_between_images() -> None:
+def test_standard_coordinates_are_sorted_by_variance() -> None:
     means = torch.zeros(500, LATENTS)
     means[:, 2] = 3 * torch.randn(500, generator=generator())
     density = fit_gaussian(DiagonalGaussian(means, torch.zeros_like(means)))
@@ -180,7 +180,7 @@ def edit(folder, change) -> None:
     (folder / "config.json").write_text(json.dumps(description))
 
 
-def test_a_model_stored_before_there_were_densities_samples_from_the_prior(folder) -> None:
+def test_a_model_without_a_density_samples_from_the_prior(folder) -> None:
     edit(folder, lambda description: description.update(format=1))
     model = load_pretrained(folder)
     assert isinstance(model.density, NormalDensity)

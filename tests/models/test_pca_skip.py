@@ -56,7 +56,7 @@ def test_large_images_go_through_their_averaged_versions():
     assert torch.equal(model.decode(torch.zeros(1, 6))[0], enlarge(basis.mean[None], 2 * LARGEST_SIDE)[0])
 
 
-def test_units_without_a_component_keep_the_networks_first_weights():
+def test_units_without_a_component_keep_their_random_weights():
     model, _, linear = started(16, latents=9, count=4)
     fresh = build_model(ConvConfig(image_size=16, latents=9, base_channels=4, channels=3), seed=0)
     kept = linear.active_units
@@ -112,7 +112,7 @@ def test_the_first_step_of_adam_leaves_the_start_softly(family, jumps):
 
 
 @pytest.mark.parametrize("count", [4, 6])
-def test_the_residual_decoder_starts_with_the_pca_reconstruction(count):
+def test_the_residual_decoder_starts_at_the_pca_reconstruction(count):
     """Latents that the PCA reconstruction shows move it by nothing else at first; the others do."""
     model, _, linear = started(32, count=count, family=ResidualConfig)
     decoder, reconstruction = model.decoder, torch.rand(1, 3, 32, 32)

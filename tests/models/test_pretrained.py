@@ -78,7 +78,7 @@ def test_tensors_of_before_load_under_their_new_names(family, tmp_path):
     assert model.upgrade_names(slots).keys() == {f"{name}/exp_avg" for name, _ in model.named_parameters()}
 
 
-def test_a_file_of_before_a_setting_was_there_loads_as_the_model_that_it_was(tmp_path):
+def test_files_without_later_settings_load_as_they_were(tmp_path):
     before = {"pre_encoder_blocks": 0, "bottleneck_channels": 8, "refine_resolution": "full"}
     config = ResidualConfig(image_size=128, latents=4, base_channels=4, max_multiplier=2, channels=1, **before)
     save_pretrained(tmp_path, config, build_model(config, seed=3).state_dict(), {})

@@ -25,7 +25,7 @@ def test_a_block_starts_as_the_identity():
     assert torch.equal(ResidualAttention(8)(features), features)
 
 
-def test_without_its_convolution_a_halving_averages_and_a_doubling_repeats():
+def test_skips_average_when_halving_and_repeat_when_doubling():
     down, up = Down(8, 16), Up(16, 8)
     silence(down.mix)
     silence(up.mix)

@@ -92,7 +92,7 @@ def test_constant_stays():
     assert [lr_factor(ConstantLR(warmup=0.5), t) for t in (0.25, 0.5, 1.0)] == [0.5, 1.0, 1.0]
 
 
-def test_plateau_reduces_after_patience_without_gain_and_not_below_its_floor():
+def test_plateau_waits_for_patience_and_stops_at_its_floor():
     schedule = PlateauLR(factor=0.5, patience=2, min_lr_ratio=0.2)
     state = PlateauState()
     seen = []

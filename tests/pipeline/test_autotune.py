@@ -60,14 +60,14 @@ def test_a_short_run_measures_nothing():
     ("contiguous", "channels_last", "taken"),
     [(0.1, 0.05, "channels_last"), (0.05, 0.1, "contiguous"), (0.099, 0.1, "channels_last")],
 )
-def test_a_long_run_takes_the_faster_format_and_the_usual_one_where_they_are_equal(contiguous, channels_last, taken):
+def test_a_long_run_takes_the_faster_memory_format(contiguous, channels_last, taken):
     found = choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(contiguous, channels_last))
     assert found.memory_format == taken
     assert f"{1e3 * contiguous:.1f} ms per step contiguous" in found.format_reason
 
 
 @pytest.mark.parametrize(("compiled", "taken"), [(0.08, True), (0.099, False), (None, False)])
-def test_a_run_long_enough_compiles_where_that_was_measured_to_help(compiled, taken):
+def test_a_long_run_compiles_where_that_is_faster(compiled, taken):
     trial = Trial(0.2, 0.1, compiled)
     found = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) + 1, trial)
     assert (found.compile, trial.asked[-1]) == (taken, ("channels_last", True))
@@ -96,14 +96,14 @@ def test_the_record_says_why_a_run_is_not_compiled(asked, steps, trial, why):
     assert not found.compile and why in found.compile_reason and "too short" not in found.compile_reason
 
 
-def test_kernels_chosen_by_timing_and_the_same_bits_are_not_both_to_be_had():
+def test_compiled_and_deterministic_exclude_each_other():
     with pytest.raises(ValidationError, match=r"training\.compile=true .* leave one of them out"):
         TrainingConfig(compile=True, deterministic=True)
     recorded = TrainingConfig(memory_format="channels_last", compile=True)
     assert resumed(TrainingConfig(deterministic=True), recorded) == ("channels_last", False)
 
 
-def test_a_run_that_is_to_be_compiled_has_its_formats_measured_so():
+def test_formats_of_a_compiled_run_are_measured_compiled():
     trial = Trial(0.1, 0.1, 0.05)
     found = choose_kernels(TrainingConfig(compile=True), GPU, LONG_STEPS, trial)
     assert trial.asked == [("contiguous", True), ("channels_last", True)]
@@ -134,7 +134,7 @@ def test_what_is_asked_for_is_taken():
     assert (found.memory_format, found.compile) == ("contiguous", True)
 
 
-def test_a_run_channels_last_is_continued_in_the_same_bits_also_when_nothing_says_so_any_more(tmp_path):
+def test_a_resumed_run_keeps_channels_last_bit_exactly(tmp_path):
     """Its record has what `auto` came to; here the words of the first start stand for a GPU's measurement."""
     torch.set_num_threads(1)
     source = write_images(tmp_path / "images.npy")

@@ -14,7 +14,7 @@ from unified_vae.training.distributed import Runtime
     ("network", "features"),
     [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
 )
-def test_pretrained_features_are_computed_in_bf16_where_the_network_is(network, features, tmp_path, monkeypatch):
+def test_pretrained_features_are_computed_in_the_runs_precision(network, features, tmp_path, monkeypatch):
     """Not in fp16, whose range their activations may leave."""
     asked = []
     original = build.build_objective
@@ -35,6 +35,6 @@ def test_pretrained_features_are_computed_in_bf16_where_the_network_is(network, 
         ({"avx2": True}, torch.float32, False),
     ],
 )
-def test_bf16_is_offered_where_the_processor_has_it_and_it_is_not_used(capabilities, dtype, offered, monkeypatch):
+def test_bf16_is_offered_where_the_processor_supports_it(capabilities, dtype, offered, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert Runtime(torch.device("cpu"), dtype).supports_bf16 is offered

@@ -69,7 +69,7 @@ def test_beta_is_logged_as_it_moves(whole):
     assert len(set(betas[len(betas) // 2 :])) > 3, "the warm-up is over and beta still moves"
 
 
-def test_with_geco_the_last_weights_are_the_best_ones_also_of_a_longer_run(source, whole, tmp_path):
+def test_with_geco_the_last_weights_are_the_best(source, whole, tmp_path):
     recorder = whole[1]
     assert [event.selecting for event in recorder.validations] == [False] * 5 + [True]
     assert recorder.finished.best_step == recorder.finished.step
@@ -157,7 +157,7 @@ def test_a_mix_of_losses_tells_no_likelihood(source, tmp_path):
     assert "distortion.nats" in written[1], "for the plane of rate and distortion"
 
 
-def test_a_capacity_starts_where_it_will_be_held_and_says_when_beta_is_too_low(source, tmp_path):
+def test_a_capacity_warns_where_beta_is_too_low(source, tmp_path):
     def start(beta, name):
         held = {"kind": "capacity", "capacity": 5.0, "initial_capacity": 5.0}
         change = {"loss": {"kl": {"weight": beta, "constraint": held}}, "training": {"epochs": 1}}
@@ -171,7 +171,7 @@ def test_a_capacity_starts_where_it_will_be_held_and_says_when_beta_is_too_low(s
     assert "too low to hold the KL at 5 nats" in fact(weak, "capacity")
 
 
-def test_geco_says_before_the_start_what_its_target_costs_or_that_it_is_out_of_reach(tmp_path):
+def test_geco_predicts_the_cost_of_its_target(tmp_path):
     source = write_images(tmp_path / "images.npy", count=80)  # enough for a PCA as it is
 
     def start(psnr, latents=4):

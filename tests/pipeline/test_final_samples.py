@@ -34,7 +34,7 @@ def test_the_density_asked_for_is_in_the_model(tmp_path, kind):
 
 
 @pytest.mark.parametrize(("at_most", "mirrored"), [(20_000, True), (20, False)])
-def test_mirror_images_are_looked_at_where_the_run_mirrors_and_images_are_few(tmp_path, at_most, mirrored):
+def test_the_density_sees_mirrored_images_where_they_are_few(tmp_path, at_most, mirrored):
     source = write_images(tmp_path / "images.npy")
     change = {**SHORT, "density": {"fit": "gaussian", "max_images": at_most}}
     seen = Recorder()

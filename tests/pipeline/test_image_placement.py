@@ -21,7 +21,7 @@ def source(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "images.npy")
 
 
-def test_a_run_with_its_images_in_memory_ends_in_the_same_bits_and_says_where_they_are(source, tmp_path):
+def test_a_run_with_images_in_memory_ends_in_the_same_bits(source, tmp_path):
     ends, words = [], []
     for held in ("auto", True):
         run = tmp_path / str(held)

@@ -137,7 +137,7 @@ def test_images_that_do_not_differ_are_said_to_be_so(result):
         preflight.check_collapse_risk(flat, 2.0, strict=True)
 
 
-def test_the_price_of_a_nat_is_the_last_one_of_geco_and_the_planned_one_of_a_capacity(result):
+def test_predicted_beta_of_geco_and_of_a_capacity(result):
     prediction, _ = result
     geco = KLConfig(weight=2.0, constraint=Geco(psnr=20.0))
     assert (prediction.effective_beta(geco, 14.0), prediction.effective_beta(geco, None)) == (14.0, 2.0)

@@ -100,7 +100,7 @@ def test_figures_are_those_of_the_real_model(family):
     assert math.isclose(2 * figures.kept_bytes, real, rel_tol=0.01)
 
 
-def test_operations_of_a_convolution_are_two_for_each_weight_and_place():
+def test_a_convolution_takes_two_operations_per_weight_and_pixel():
     """conv: 3 -> 8 at 8 px, 8 -> 16 at 4 px, ...: counted by hand for the first two layers of a net of two."""
     one = model_cost(ConvConfig(image_size=16, latents=4, base_channels=8, channels=3, pca_init=False))
     two = model_cost(ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_init=False))

@@ -55,7 +55,7 @@ def test_the_folder_holds_what_the_guide_promises(run_dir):
     assert record["origins"]["model.channels"] == "the data"
 
 
-def test_more_epochs_continue_a_finished_run_and_say_what_changed(run_dir, source):
+def test_more_epochs_continue_a_finished_run(run_dir, source):
     recorder = go(run_dir, source, {"training": {"epochs": 3}, "loss": {"kl": {"weight": 3.0}}})
     (started,) = recorder.started
     changed = {(difference.path, difference.before, difference.now) for difference in started.differences}
@@ -121,7 +121,7 @@ def test_no_resume_moves_the_old_run_aside_whole(run_dir, source):
     assert recorder.started[0].start_step == 0 and recorder.finished.outcome == "finished"
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(run_dir, source):
+def test_a_damaged_newest_checkpoint_is_named_and_skipped(run_dir, source):
     newest = max((run_dir / "checkpoints").iterdir())
     (newest / "model.safetensors").write_bytes(b"")
     recorder = go(run_dir, source)
@@ -160,7 +160,7 @@ def test_a_run_ended_by_patience_before_its_export_only_exports(source, tmp_path
     assert go(tmp_path / "run", source, stop).finished.outcome == "already finished"
 
 
-def test_a_change_is_remembered_by_the_checkpoint_not_by_the_folder(run_dir, source):
+def test_the_checkpoint_remembers_a_change_and_not_the_folder(run_dir, source):
     """A start that was killed before it saved has changed nothing: the next one still sees the difference."""
 
     class Killed(Exception):
@@ -182,7 +182,7 @@ def test_another_set_of_terms_is_refused_in_words(run_dir, source):
         go(run_dir, source, {"training": {"epochs": 3}, "loss": {"ms_ssim": {"weight": 0.1}}})
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_any_work(source, tmp_path):
+def test_a_read_only_folder_is_an_error_before_any_work(source, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(EnvironmentProblem, match="--run-dir"):
         go(tmp_path / "file" / "run", source)
@@ -215,7 +215,7 @@ def test_a_run_of_another_family_is_continued_by_its_own_record(run_dir, source)
     assert f"--config {run_dir}/config.json --run-dir {run_dir}" in str(refused.value)
 
 
-def test_a_run_that_does_not_name_where_its_details_are_made_goes_on_by_the_same_command(source, tmp_path):
+def test_old_runs_without_refine_resolution_continue(source, tmp_path):
     """Up to 64 px both places are the same network."""
     model = {"family": "residual", "image_size": 8, "latents": 4, "base_channels": 8}
     go(tmp_path / "run", source, {**SHORT, "model": model})

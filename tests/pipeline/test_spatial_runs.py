@@ -75,7 +75,7 @@ def test_a_run_is_cured(tmp_path):
     assert cured.finished.step == 1
 
 
-def test_a_channel_is_revived_where_none_of_its_units_carries_anything():
+def test_a_channel_without_active_units_is_reinitialized():
     config = RunConfig(model=SpatialConfig(image_size=16, channels=3, **SHAPE))
     model, before = (build_model(config.model, seed=0) for _ in range(2))
     train_step = SimpleNamespace(model=model, ema=SimpleNamespace(model=build_model(config.model, seed=0)))

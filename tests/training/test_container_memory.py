@@ -21,7 +21,7 @@ def container(root: Path, form: int, limit: str, used: int, details: str | None)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_pages_of_files_that_are_given_back_on_demand_count_as_free(tmp_path, form):
+def test_reclaimable_file_pages_count_as_free(tmp_path, form):
     details = f"anon 60\nfile 35\n{FORMS[form][3]} 30\nactive_file 5"
     assert memory_left_in_container(container(tmp_path, form, "100", 95, details)) == 35
 
@@ -36,6 +36,6 @@ def test_it_is_never_negative(tmp_path):
     assert memory_left_in_container(container(tmp_path, 2, "100", 120, "inactive_file 10")) == 0
 
 
-def test_no_container_and_no_limit_leave_the_question_to_the_machine(tmp_path):
+def test_without_a_limit_the_memory_of_the_machine_counts(tmp_path):
     assert memory_left_in_container(tmp_path / "none") is None
     assert memory_left_in_container(container(tmp_path, 2, "max", 95, "inactive_file 30")) is None

@@ -102,7 +102,7 @@ def test_the_metrics_file_is_cut_to_the_kept_rows(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
 
 
-def test_noise_is_a_function_of_seed_and_step_whatever_the_ranks():
+def test_noise_depends_on_seed_and_step_and_not_on_ranks():
     whole = latent_noise(1, 5, 8, 3, 0, 1, CPU)
     shares = [latent_noise(1, 5, 8, 3, rank, 4, CPU) for rank in range(4)]
     assert torch.equal(whole, torch.cat(shares))

@@ -93,7 +93,7 @@ def test_nan_or_inf_move_neither_weights_nor_moments(bad, fused):
     assert all(torch.equal(value, after[name]) for name, value in moments.items())
 
 
-def test_every_enabled_term_passes_the_self_test_and_a_detached_one_does_not(monkeypatch):
+def test_the_self_test_finds_detached_terms(monkeypatch):
     train_step = vae_step()
     noise = torch.randn(8, 5)
     assert dead_terms(train_step.model, train_step.objective, IMAGES, noise) == []

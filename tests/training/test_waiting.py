@@ -104,7 +104,7 @@ def test_the_layout_changes_nothing_but_rounding():
         torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-5)
 
 
-def test_fixed_weights_are_followed_only_where_they_were_written():
+def test_ema_follows_fixed_weights_only_where_written():
     train_step = vae_step()
     take(train_step, PIXELS, 0)
     fixed, averaged = train_step.model.pca_skip.to_pixels.bias, train_step.ema.model.pca_skip.to_pixels.bias
