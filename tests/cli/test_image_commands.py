@@ -183,8 +183,8 @@ def test_a_long_sheet_shows_the_first_and_says_so(home: Path, said, monkeypatch:
 )
 def test_wrong_words_are_one_line(home: Path, said, words: str, code: int, sentence: str) -> None:  # type: ignore[no-untyped-def]
     (home / "photos.png").mkdir(exist_ok=True)
-    found, _, error = said(*words.split())
-    assert found == code and sentence in error
+    result, _, error = said(*words.split())
+    assert result == code and sentence in error
     assert error.startswith("error: ") and error.count("\n") == 1
 
 

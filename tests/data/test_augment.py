@@ -143,9 +143,9 @@ def test_a_shift_alone_is_by_whole_pixels_and_loses_nothing() -> None:
     seen = set()
     for before, after in zip(mirrored, result, strict=True):
         places = [(y, x) for y in range(-4, 5) for x in range(-4, 5)]
-        found = [(y, x) for y, x in places if torch.equal(before[:, 16 + y : 32 + y, 16 + x : 32 + x], after)]
-        assert len(found) == 1
-        seen.add(found[0])
+        actual = [(y, x) for y, x in places if torch.equal(before[:, 16 + y : 32 + y, 16 + x : 32 + x], after)]
+        assert len(actual) == 1
+        seen.add(actual[0])
     assert len(seen) > 30
 
 

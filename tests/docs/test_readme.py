@@ -69,8 +69,8 @@ EXAMPLES = {  # files and settings that extending.md makes up, and the file that
 
 def blocks(text: str, language: str) -> list[str]:
     """The contents of the fenced blocks of a language, without their indent."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, flags=re.MULTILINE | re.DOTALL)
-    return [re.sub(rf"^{indent}", "", body, flags=re.MULTILINE) for indent, body in found]
+    result = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, flags=re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", body, flags=re.MULTILINE) for indent, body in result]
 
 
 def prose(text: str) -> str:
@@ -89,8 +89,8 @@ def commands() -> list[tuple[str, str]]:
     for page, text in PAGES.items():
         shell = [line for block in blocks(text, "bash") for line in block.splitlines()]
         lines += [(page, line) for line in [*shell, *quoted(text)]]
-    found = [(page, line) for page, line in lines if re.match(r"uv run (torchrun .*)?train(_unified)?\.py", line)]
-    return list(dict.fromkeys(entry for entry in found if not PLACEHOLDER.search(entry[1])))
+    result = [(page, line) for page, line in lines if re.match(r"uv run (torchrun .*)?train(_unified)?\.py", line)]
+    return list(dict.fromkeys(entry for entry in result if not PLACEHOLDER.search(entry[1])))
 
 
 def table(text: str, heading: str) -> list[list[str]]:
@@ -150,9 +150,9 @@ def test_the_table_of_presets_is_the_preset_book() -> None:
 
 
 def test_every_preset_file_in_the_documents_is_valid(home: Path) -> None:
-    found = [block for text in PAGES.values() for block in blocks(text, "json")]
-    assert found
-    for number, block in enumerate(found):
+    result = [block for text in PAGES.values() for block in blocks(text, "json")]
+    assert result
+    for number, block in enumerate(result):
         path = home / f"example-{number}.json"
         path.write_text(block, encoding="utf-8")
         book = PresetBook.load(extra=path, shipped=ROOT / "config" / "config_unified.json")
@@ -282,7 +282,7 @@ def is_said(piece: str, source: str) -> bool:
     """Whether the words stand in the source, one of them perhaps filled in there."""
     words = piece.split()
     pattern = r"\s".join(f"(?:{re.escape(word)}|\0)" for word in words)
-    return any(found.count("\0") <= len(words) // 3 for found in re.findall(pattern, source))
+    return any(result.count("\0") <= len(words) // 3 for result in re.findall(pattern, source))
 
 
 def test_the_newcomer_s_script_runs_as_written(home: Path) -> None:

@@ -49,7 +49,7 @@ def loss(beta: float) -> dict:
 
 NO_FLIP = {"data": {"augment": {"horizontal_flip": False}}}
 ALONE = {"pca_init": False}  # the network without the PCA skip, so that it can be worse than PCA
-FAULTS = {  # cause -> images, what the run is told
+FAULTS = {  # cause -> images, settings of the run
     causes.COLLAPSE: (lambda path: write_images(path, 160), {"training": training(30), "loss": loss(1e4)}),
     causes.FEW_LATENTS: (
         lambda path: rich(path, 2.0, 300),

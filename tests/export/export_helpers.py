@@ -59,13 +59,13 @@ def relative_differences(script, folder, model, tmp_path):
     given |= {f"latents{batch}": torch.randn(batch, 4, generator=generator) for batch in BATCHES}
     np.savez(tmp_path / "numbers.npz", **{name: value.numpy() for name, value in given.items()})
     said = alone(script, folder, tmp_path / "numbers.npz")
-    found = np.load(tmp_path / "numbers.npz")
+    result = np.load(tmp_path / "numbers.npz")
     differences = []
     with torch.no_grad():
         for batch in BATCHES:
             posterior = model.encode(given[f"images{batch}"])
             image = model.decode(given[f"latents{batch}"])
             for name, value in (("mean", posterior.mean), ("logvar", posterior.logvar), ("image", image)):
-                assert found[f"{name}{batch}"].shape == value.shape
-                differences.append(float(np.abs(found[f"{name}{batch}"] - value.numpy()).max() / value.abs().max()))
+                assert result[f"{name}{batch}"].shape == value.shape
+                differences.append(float(np.abs(result[f"{name}{batch}"] - value.numpy()).max() / value.abs().max()))
     return differences, said

@@ -17,12 +17,12 @@ import numpy as np, onnxruntime
 folder, numbers = sys.argv[1:]
 given = dict(np.load(numbers))
 encoder, decoder = (onnxruntime.InferenceSession(f"{folder}/{name}.onnx") for name in ("encoder", "decoder"))
-found = {}
+outputs = {}
 for batch in (1, 2, 7):
     images = {"images": given[f"images{batch}"]}
-    found[f"mean{batch}"], found[f"logvar{batch}"] = encoder.run(["mean", "logvar"], images)
-    (found[f"image{batch}"],) = decoder.run(["image"], {"latents": given[f"latents{batch}"]})
-np.savez(numbers, **found)
+    outputs[f"mean{batch}"], outputs[f"logvar{batch}"] = encoder.run(["mean", "logvar"], images)
+    (outputs[f"image{batch}"],) = decoder.run(["image"], {"latents": given[f"latents{batch}"]})
+np.savez(numbers, **outputs)
 assert "torch" not in sys.modules
 print(encoder.get_modelmeta().custom_metadata_map)
 """
@@ -77,6 +77,6 @@ def test_every_family_and_any_batch(family, tmp_path):
         assert [value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())].count("batch") >= 2
         assert {entry.version for entry in onnx.load(path).opset_import if not entry.domain} == {OPSET}
         for batch in part.batches:
-            found = session.run(list(part.output_names), {part.input_name: part.example(batch).numpy()})
-            for expected, actual in zip(part.outputs(batch), found, strict=True):
+            result = session.run(list(part.output_names), {part.input_name: part.example(batch).numpy()})
+            for expected, actual in zip(part.outputs(batch), result, strict=True):
                 np.testing.assert_allclose(actual, expected.numpy(), atol=1e-4 * float(expected.abs().max()))

@@ -19,12 +19,12 @@ folder, numbers = sys.argv[1:]
 torch.set_num_threads(1)
 given = {name: torch.from_numpy(value) for name, value in np.load(numbers).items()}
 encoder, decoder = (torch.export.load(f"{folder}/{name}.pt2").module() for name in ("encoder", "decoder"))
-found = {}
+outputs = {}
 with torch.no_grad():
     for batch in (1, 2, 7):
-        found[f"mean{batch}"], found[f"logvar{batch}"] = encoder(given[f"images{batch}"])
-        (found[f"image{batch}"],) = decoder(given[f"latents{batch}"])
-np.savez(numbers, **{name: value.numpy() for name, value in found.items()})
+        outputs[f"mean{batch}"], outputs[f"logvar{batch}"] = encoder(given[f"images{batch}"])
+        (outputs[f"image{batch}"],) = decoder(given[f"latents{batch}"])
+np.savez(numbers, **{name: value.numpy() for name, value in outputs.items()})
 """
 
 
@@ -44,13 +44,13 @@ def test_a_process_with_torch_alone_gets_equal_numbers(run, tmp_path, monkeypatc
 @pytest.mark.parametrize("fault", ["number", "shape", "not a number"])
 def test_the_smallest_difference_is_refused_and_nothing_is_left(run, tmp_path, monkeypatch, fault):
     def other(*words):
-        found = outputs_of_parts(*words)
-        one = found["decoder/7/0"]
+        result = outputs_of_parts(*words)
+        one = result["decoder/7/0"]
         if fault == "shape":
-            found["decoder/7/0"] = one[:1]
+            result["decoder/7/0"] = one[:1]
         else:
             one.flat[0] = one.flat[0] + 1e-7 if fault == "number" else float("nan")
-        return found
+        return result
 
     monkeypatch.setattr(export, "_read_in_fresh_process", other)
     monkeypatch.setattr("torch.export.save", lambda program, path: path.write_bytes(b"a program"))
@@ -78,8 +78,8 @@ def test_spatial_latents_are_traced_for_any_batch():
         program = traced.module()
         for batch in part.batches:
             with torch.no_grad():
-                found = program(part.example(batch))
-            assert all(map(torch.equal, found, part.outputs(batch)))
+                result = program(part.example(batch))
+            assert all(map(torch.equal, result, part.outputs(batch)))
 
 
 @pytest.mark.slow

@@ -37,11 +37,11 @@ def scaled(model, factor):
 
 
 def test_a_tame_model_is_safe_and_loses_next_to_nothing(model, images):
-    found = audit(model, images)
-    assert found.fp16.safe and found.bf16.safe and found.images == 20
-    assert abs(found.fp16.psnr_loss) < 0.01 and abs(found.bf16.psnr_loss) < 0.1
-    assert found.lines()[0].startswith(f"fp16: safe, headroom {found.fp16.headroom:,.0f}x at {found.fp16.layer}")
-    assert json.loads(json.dumps(found.to_json()))["fp16"]["safe"] is True
+    result = audit(model, images)
+    assert result.fp16.safe and result.bf16.safe and result.images == 20
+    assert abs(result.fp16.psnr_loss) < 0.01 and abs(result.bf16.psnr_loss) < 0.1
+    assert result.lines()[0].startswith(f"fp16: safe, headroom {result.fp16.headroom:,.0f}x at {result.fp16.layer}")
+    assert json.loads(json.dumps(result.to_json()))["fp16"]["safe"] is True
 
 
 def test_the_headroom_is_that_of_the_largest_activation(model, images):
@@ -64,35 +64,35 @@ def test_the_headroom_is_that_of_the_largest_activation(model, images):
             model.sample(len(posterior.mean), generator)
     for hook in hooks:
         hook.remove()
-    found = audit(model, images)
-    assert found.fp16.headroom == pytest.approx(65504 / largest)
+    actual = audit(model, images)
+    assert actual.fp16.headroom == pytest.approx(65504 / largest)
 
 
 def test_an_overflow_names_its_layer_and_advises_bf16(images):
     model = build_model(ConvConfig(image_size=16, latents=4, base_channels=4, channels=3), seed=0).eval()
-    found = audit(scaled(model, 1e6), images)  # a norm follows, so that float32 sees the same images as before
-    assert not found.fp16.safe and found.fp16.overflows and found.fp16.psnr_loss == math.inf
-    assert found.fp16.layer == "decoder.head" and found.fp16.headroom < 1
-    assert found.fp16.line("bf16") == "fp16: overflows at decoder.head: use bf16"
-    assert found.bf16.safe and "use bf16" in found.lines()[0]
+    result = audit(scaled(model, 1e6), images)  # a norm follows, so that float32 sees the same images as before
+    assert not result.fp16.safe and result.fp16.overflows and result.fp16.psnr_loss == math.inf
+    assert result.fp16.layer == "decoder.head" and result.fp16.headroom < 1
+    assert result.fp16.line("bf16") == "fp16: overflows at decoder.head: use bf16"
+    assert result.bf16.safe and "use bf16" in result.lines()[0]
 
 
 def test_little_room_is_not_safe_although_nothing_overflowed(images):
     model = build_model(ConvConfig(image_size=16, latents=4, base_channels=4, channels=3), seed=0).eval()
     tall = audit(scaled(model, 1e3), images).fp16
     assert tall.layer == "decoder.head"
-    found = audit(scaled(model, 1e3 * tall.headroom / 2), images)
-    assert not found.fp16.overflows and 1 < found.fp16.headroom < MIN_HEADROOM and not found.fp16.safe
-    assert "only headroom" in found.fp16.line("bf16")
+    result = audit(scaled(model, 1e3 * tall.headroom / 2), images)
+    assert not result.fp16.overflows and 1 < result.fp16.headroom < MIN_HEADROOM and not result.fp16.safe
+    assert "only headroom" in result.fp16.line("bf16")
 
 
 def test_weights_that_are_not_finite_are_found_in_both(model, images):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.decoder.head.weight[0] = math.nan
-    found = audit(broken, images)
-    assert found.fp16.overflows and found.bf16.overflows and "use fp32" in found.lines()[0]
-    json.dumps(found.to_json(), allow_nan=False)
+    result = audit(broken, images)
+    assert result.fp16.overflows and result.bf16.overflows and "use fp32" in result.lines()[0]
+    json.dumps(result.to_json(), allow_nan=False)
 
 
 def test_the_audit_leaves_the_model_as_it_was(model, images):
@@ -121,8 +121,8 @@ def test_what_was_not_tried_is_not_safe(model, images, monkeypatch):
         raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
 
     monkeypatch.setattr(precision, "half_copy", lacking)
-    found = audit(model, images[:2])
-    assert not found.fp16.safe and not found.bf16.safe and all(line.endswith("use fp32") for line in found.lines())
+    actual = audit(model, images[:2])
+    assert not actual.fp16.safe and not actual.bf16.safe and all(line.endswith("use fp32") for line in actual.lines())
 
 
 @pytest.mark.parametrize("words", ["DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory"])

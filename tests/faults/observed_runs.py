@@ -1,4 +1,4 @@
-"""A run in a process of its own that tells afterwards what it said and how it ended."""
+"""Runs in processes of their own that report what they said and how they ended."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from unified_vae.core.errors import UserError
 from unified_vae.pipeline.plan import RunRequest
 
 
-def live_and_tell(some: RunRequest, watcher: Recorder, told: Path, permissions: bool) -> None:
-    """In the process: run, then write to `told` what there is to say."""
+def run_and_report(run_request: RunRequest, watcher: Recorder, answer_file: Path, permissions: bool) -> None:
+    """In the process: run, then write to `answer_file` what there is to say."""
     import torch
 
     torch.set_num_threads(1)
@@ -22,7 +22,7 @@ def live_and_tell(some: RunRequest, watcher: Recorder, told: Path, permissions: 
         obey_permissions()
     answer: dict[str, Any] = {}
     try:
-        finished = train(some, [watcher])
+        finished = train(run_request, [watcher])
         answer = {"exit_code": finished.exit_code, "outcome": finished.outcome, "step": finished.step}
     except UserError as error:
         answer = {"exit_code": error.exit_code, "error": str(error)}
@@ -31,21 +31,21 @@ def live_and_tell(some: RunRequest, watcher: Recorder, told: Path, permissions: 
     limit_file_size(None)
     if failed := [notice for notice in watcher.notices if notice.startswith(f"{watcher.writes} cannot be written")]:
         answer = {"traceback": f"the watcher itself failed, which a run passes over: {failed}"}
-    told.write_text(json.dumps({**answer, "notices": watcher.notices, "seen": getattr(watcher, "seen", [])}))
+    answer_file.write_text(json.dumps({**answer, "notices": watcher.notices, "seen": getattr(watcher, "seen", [])}))
 
 
-def watched(some: RunRequest, watcher: Recorder, told: Path, permissions: bool = False) -> dict[str, Any]:
-    """One life of a run, and what became of it: `exit_code`, `outcome` or `error`, `notices`, `seen`.
+def watched(run_request: RunRequest, watcher: Recorder, answer_file: Path, permissions: bool = False) -> dict[str, Any]:
+    """Run in a process of its own; how it ended: `exit_code`, `outcome` or `error`, `notices`, `seen`.
 
     Args:
-        told: file for the answer, outside of what is disturbed.
+        answer_file: file for the answer, outside of what is disturbed.
         permissions: let them count, also for root.
     """
-    told.unlink(missing_ok=True)
-    process = server().Process(target=live_and_tell, args=(some, watcher, told, permissions))
+    answer_file.unlink(missing_ok=True)
+    process = server().Process(target=run_and_report, args=(run_request, watcher, answer_file, permissions))
     process.start()
     process.join(300)
     assert process.exitcode == 0, f"the process ended with {process.exitcode}"
-    answer: dict[str, Any] = json.loads(told.read_text())
+    answer: dict[str, Any] = json.loads(answer_file.read_text())
     assert "traceback" not in answer, answer["traceback"]
     return answer

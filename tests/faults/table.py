@@ -40,10 +40,10 @@ def rows_of(page: str) -> dict[str, str]:
     return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
 
 
-def rewritten(page: str, found: list[dict[str, str]], day: str) -> str:
+def rewritten(page: str, result: list[dict[str, str]], day: str) -> str:
     """The page with these rows in place of earlier ones of the same faults."""
     rows = rows_of(page)
-    for entry in found:
+    for entry in result:
         rows[entry["fault"]] = f"| {entry['fault']} | {entry['target']} | {entry['result']} | {day} |"
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]
@@ -58,15 +58,15 @@ def main() -> int:
         figures = Path(folder) / "figures.jsonl"
         code = run(sys.argv[1:], figures)
         text = figures.read_text(encoding="utf-8") if figures.is_file() else ""
-    found = [json.loads(line) for line in text.splitlines()]
-    for entry in found:
+    result = [json.loads(line) for line in text.splitlines()]
+    for entry in result:
         print(f"{entry['fault']}: {entry['result']}")
-    if code or not found:
+    if code or not result:
         print("error: the page stays as it is, since tests failed or none reported a figure", file=sys.stderr)
         return code or 2
     page = PAGE.read_text(encoding="utf-8")  # as it is now, hours later
-    PAGE.write_text(rewritten(page, found, datetime.date.today().isoformat()), encoding="utf-8")
-    print(f"{len(found)} rows written: {PAGE.relative_to(ROOT)} (torch {torch.__version__}, {platform.system()})")
+    PAGE.write_text(rewritten(page, result, datetime.date.today().isoformat()), encoding="utf-8")
+    print(f"{len(result)} rows written: {PAGE.relative_to(ROOT)} (torch {torch.__version__}, {platform.system()})")
     return 0
 
 

@@ -33,13 +33,13 @@ def whole(source, tmp_path_factory):
 def test_a_stop_inside_a_step_waits_for_its_end(source, whole, tmp_path, steps):
     places = [(step, micro_batch) for step in steps for micro_batch in range(1, NUM_MICRO_BATCHES)]
     for step, micro_batch in places:
-        some = request(tmp_path / f"{step}-{micro_batch}", source, SETTINGS)
+        run_request = request(tmp_path / f"{step}-{micro_batch}", source, SETTINGS)
         with injected(SignalInside(step, micro_batch, signal.SIGTERM)):
-            ended = train(some, [Recorder()])
+            ended = train(run_request, [Recorder()])
         assert ended.exit_code == 143
-        assert saved_steps(some.run_dir / "checkpoints")[0] == step
-        assert train(some, [Recorder()]).exit_code == 0
-        assert outcome(some.run_dir) == whole
+        assert saved_steps(run_request.run_dir / "checkpoints")[0] == step
+        assert train(run_request, [Recorder()]).exit_code == 0
+        assert outcome(run_request.run_dir) == whole
     report(
         fault=f"SIGTERM after micro-batch 1, 2, 3 of 4, in {len(steps)} steps",
         target="waits for the optimizer step; bit-identical",
@@ -49,8 +49,8 @@ def test_a_stop_inside_a_step_waits_for_its_end(source, whole, tmp_path, steps):
 
 def test_the_number_of_micro_batches_may_change_on_resume(source, whole, tmp_path):
     """That is said, and the run ends where it would have but for rounding."""
-    some = request(tmp_path / "run", source, merged(SETTINGS, {"training": {"max_steps": 6}}))
-    train(some, [Recorder()])
+    run_request = request(tmp_path / "run", source, merged(SETTINGS, {"training": {"max_steps": 6}}))
+    train(run_request, [Recorder()])
     watcher = Recorder()
     assert (
         train(

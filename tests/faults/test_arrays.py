@@ -96,11 +96,11 @@ def test_the_order_of_bytes_and_a_wrong_ending_change_nothing(tmp_path: Path) ->
     np.savez(tmp_path / "named.npz", images=gray)
     (tmp_path / "named.npz").rename(tmp_path / "named.npy")
     (tmp_path / "other.npz").write_bytes((tmp_path / "native.npy").read_bytes())
-    found = [
+    result = [
         opened(tmp_path / name, tmp_path / "cache") for name in ("native.npy", "swapped.npy", "named.npy", "other.npz")
     ]
-    assert len({data.fingerprint for data in found}) == 1
-    assert all(total(data) == 12 and data.train.images.dtype == np.uint8 for data in found)
+    assert len({data.fingerprint for data in result}) == 1
+    assert all(total(data) == 12 and data.train.images.dtype == np.uint8 for data in result)
 
 
 def test_an_npz_that_does_not_fit_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,10 +119,10 @@ def test_a_run_records_its_batch_and_a_resumed_one_keeps_it(source, tmp_path, mo
 
 
 def test_a_run_with_a_number_may_be_continued_with_auto(source, tmp_path):
-    some = {"training": {"batch_size": 50, "epochs": 1, "max_steps": 3}}
-    train(request(tmp_path / "run", source, some), [Recorder()])
+    short = {"training": {"batch_size": 50, "epochs": 1, "max_steps": 3}}
+    train(request(tmp_path / "run", source, short), [Recorder()])
     again = Recorder()
-    longer = merged(some, {"training": {"batch_size": "auto", "max_steps": 5}})
+    longer = merged(short, {"training": {"batch_size": "auto", "max_steps": 5}})
     assert train(request(tmp_path / "run", source, longer), [again]).exit_code == 0
     assert again.started[0].batch_size == 50
 

@@ -50,7 +50,7 @@ def test_what_changes_while_it_is_packed_is_left_out_and_named(folder: Path, tmp
 
 
 @pytest.fixture(scope="module")
-def toll():
+def covered():
     """What was gone through, for the table."""
     done: list[str] = []
     yield done
@@ -119,7 +119,9 @@ CHANGES = {
 
 @pytest.mark.figure
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_images_are_refused_with_the_counts_or_accepted(change: str, folder: Path, toll, tmp_path: Path) -> None:
+def test_other_images_are_refused_with_the_counts_or_accepted(
+    change: str, folder: Path, covered, tmp_path: Path
+) -> None:
     make, words = CHANGES[change]
     assert train(request(tmp_path / "run", folder, _short(1)), [Recorder()]).exit_code == 0
     make(folder)
@@ -130,10 +132,10 @@ def test_other_images_are_refused_with_the_counts_or_accepted(change: str, folde
     assert outcome(tmp_path / "run") == before
     seen = Recorder()
     assert train(request(tmp_path / "run", folder, _short(2, allow_changed_data=True)), [seen]).exit_code == 0
-    told = [entry for entry in seen.started[0].differences if "data" in entry.path]
-    assert any(words.rstrip(".") in str(entry.now) for entry in told)
+    differences = [entry for entry in seen.started[0].differences if "data" in entry.path]
+    assert any(words.rstrip(".") in str(entry.now) for entry in differences)
     assert train(request(tmp_path / "run", folder, _short(3)), [Recorder()]).exit_code == 0  # accepted once and for all
-    toll.append(change)
+    covered.append(change)
 
 
 @pytest.mark.figure
@@ -179,8 +181,8 @@ def test_the_counts_know_copies_and_moves(tmp_path: Path) -> None:
     write_files(tmp_path / "second", split | {"train/copy.png": png(0)})
     (tmp_path / "second" / "train" / "1.png").rename(tmp_path / "second" / "val" / "moved.png")
     second = opened(tmp_path / "second", tmp_path / "cache").inventory
-    told = second.changes_since(tmp_path, first.fingerprint)
-    assert told == "1 added, 1 moved between training and validation"
+    summary = second.changes_since(tmp_path, first.fingerprint)
+    assert summary == "1 added, 1 moved between training and validation"
     black = opened(tmp_path / "first", tmp_path / "cache", background="black").inventory
     assert black.changes_since(tmp_path, first.fingerprint).startswith("the same images in another form")
     assert second.changes_since(tmp_path / "nowhere", first.fingerprint) == ""

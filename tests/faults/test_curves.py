@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.fault_rows import report
-from tests.helpers.faults import live_with, rows
+from tests.helpers.faults import rows, run_with_faults
 from tests.helpers.runs import request, server, write_images
 from unified_vae.core import checkpoint_format
 from unified_vae.core.checkpoint_format import Checkpoint
@@ -62,8 +62,8 @@ class Killed:
         patch.setattr(Trainer, "count", counted)
 
 
-def _life(some, *faults) -> int:
-    process = server().Process(target=live_with, args=(some, faults, None, {}))
+def _run(run_request, *faults) -> int:
+    process = server().Process(target=run_with_faults, args=(run_request, faults, None, {}))
     process.start()
     process.join(120)
     return process.exitcode
@@ -73,10 +73,10 @@ def _curves(run_dir: Path) -> dict[str, dict[int, float]]:
     """Every curve as TensorBoard shows it, step by step."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-    found = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={SCALARS: 0}).Reload()
+    result = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={SCALARS: 0}).Reload()
     curves = {}
-    for tag in found.Tags()[SCALARS]:
-        events = found.Scalars(tag)
+    for tag in result.Tags()[SCALARS]:
+        events = result.Scalars(tag)
         steps = [event.step for event in events]
         assert steps == sorted(set(steps)), f"{tag}: {steps}"
         curves[tag] = {event.step: event.value for event in events}
@@ -85,26 +85,26 @@ def _curves(run_dir: Path) -> dict[str, dict[int, float]]:
 
 @pytest.mark.figure
 def test_each_step_is_shown_once_and_none_is_missing(tmp_path: Path) -> None:
-    some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), CHANGE)
-    lives = [
+    run_request = request(tmp_path / "run", write_images(tmp_path / "images.npy"), CHANGE)
+    killed_runs = [
         (Killed(11, saved=8),),  # three steps after a save
         (Killed(25, unsaved=24),),  # the validation of step 24 is in its file, the checkpoint is not: it comes again
     ]
-    for faults in lives:
-        assert _life(some, *faults) == -signal.SIGKILL
-    assert saved_steps(some.run_dir / "checkpoints")[0] < 24
-    assert _life(some) == 0
-    curves = _curves(some.run_dir)
-    assert len({path.name for path in (some.run_dir / "tensorboard").glob("events.*")}) >= len(lives) + 1
+    for faults in killed_runs:
+        assert _run(run_request, *faults) == -signal.SIGKILL
+    assert saved_steps(run_request.run_dir / "checkpoints")[0] < 24
+    assert _run(run_request) == 0
+    curves = _curves(run_request.run_dir)
+    assert len({path.name for path in (run_request.run_dir / "tensorboard").glob("events.*")}) >= len(killed_runs) + 1
     for split, steps in (("train", range(1, STEPS + 1)), ("validation", range(6, STEPS + 1, 6))):
-        written = rows(some.run_dir, split)
+        written = rows(run_request.run_dir, split)
         assert [row["step"] for row in written] == list(steps)
         for name in written[0].keys() - {"split", "step", "epoch"}:
             shown = curves[f"{split}/{name}"]
             assert list(shown) == list(steps), f"{split}/{name}"
             assert all(math.isclose(shown[row["step"]], row[name], rel_tol=1e-6, abs_tol=1e-30) for row in written)
     report(
-        fault=f"SIGKILL {len(lives)} times, three steps after a save and in one: TensorBoard's files read back",
+        fault=f"SIGKILL {len(killed_runs)} times, three steps after a save and in one: TensorBoard's files read back",
         target="each step once and in order, none missing, values of metrics.jsonl",
         result=f"0 duplicates, 0 gaps in {len(curves)} curves of {STEPS} steps",
     )

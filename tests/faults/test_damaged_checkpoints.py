@@ -48,9 +48,9 @@ def is_passed_over(root, path, bad):
     """Damage a file; is it found, named, and the checkpoint before used? The file is as before afterwards."""
     good, said = path.read_bytes(), []
     path.write_bytes(bad)
-    found = retention.newest_good(root, said.append, set_aside=False)
+    result = retention.newest_good(root, said.append, set_aside=False)
     path.write_bytes(good)
-    return found.step == BEFORE and len(said) == 1 and str(path) in said[0] and same(found, content(BEFORE))
+    return result.step == BEFORE and len(said) == 1 and str(path) in said[0] and same(result, content(BEFORE))
 
 
 def cuts(path, count):
@@ -180,13 +180,13 @@ def test_a_renamed_checkpoint_is_not_taken_for_a_later_step(two):
 def test_a_run_resumes_from_the_previous_checkpoint_bit_exactly(tmp_path):
     torch.set_num_threads(1)
     source = write_images(tmp_path / "images.npy")
-    some = request(tmp_path / "run", source, {"training": {"epochs": 2}})
-    train(some, [Recorder()])
+    run_request = request(tmp_path / "run", source, {"training": {"epochs": 2}})
+    train(run_request, [Recorder()])
     expected = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
     (newest / "ema.safetensors").write_bytes(b"")
     again = Recorder()
-    assert train(some, [again]).outcome == "finished"
+    assert train(run_request, [again]).outcome == "finished"
     assert sum(str(newest / "ema.safetensors") in notice for notice in again.notices) == 1
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == expected
     record = json.loads((newest / MANIFEST).read_text())

@@ -75,7 +75,7 @@ def expected(source, tmp_path_factory):
 
 
 def undisturbed(source, folder, change):
-    answer = watched(request(folder / "undisturbed", source, change), Recorder(), folder / "told.json")
+    answer = watched(request(folder / "undisturbed", source, change), Recorder(), folder / "answer.json")
     assert answer["exit_code"] == 0
     return outcome(folder / "undisturbed")
 
@@ -83,7 +83,7 @@ def undisturbed(source, folder, change):
 def fill_now_and_then(source, tmp_path, outages, change, expected):
     """A run whose disk is full again and again; how many saves failed."""
     run_dir = tmp_path / "run"
-    answer = watched(request(run_dir, source, change), Full(run_dir / "checkpoints", outages), tmp_path / "told.json")
+    answer = watched(request(run_dir, source, change), Full(run_dir / "checkpoints", outages), tmp_path / "answer.json")
     assert (answer["exit_code"], answer["outcome"]) == (0, "finished")
     failed = [notice for notice in answer["notices"] if notice.startswith(LOST)]
     assert len(answer["seen"]) == outages and all(answer["seen"]), "no checkpoint was left in an outage"
@@ -127,8 +127,8 @@ class Ballast(Full):
 def test_a_file_system_without_room(source, tmp_path, expected):
     with small_disk(tmp_path / "small", kilobytes=4096) as disk:
         run_dir = disk / "run"
-        some = request(run_dir, source, OFTEN)
-        answer = watched(some, Ballast(run_dir / "checkpoints", OUTAGES), tmp_path / "told.json")
+        run_request = request(run_dir, source, OFTEN)
+        answer = watched(run_request, Ballast(run_dir / "checkpoints", OUTAGES), tmp_path / "answer.json")
         assert (answer["exit_code"], answer["outcome"]) == (0, "finished")
         assert any(notice.startswith(LOST) and "No space left" in notice for notice in answer["notices"])
         assert all(answer["seen"])
@@ -146,21 +146,21 @@ class FullAtTheEnd(Recorder):
 
 
 def test_full_at_the_end_the_same_command_finishes(source, tmp_path, expected):
-    some = request(tmp_path / "run", source, OFTEN, command="uv run train.py --mode x")
-    answer = watched(some, FullAtTheEnd(STEPS), tmp_path / "told.json")
+    run_request = request(tmp_path / "run", source, OFTEN, command="uv run train.py --mode x")
+    answer = watched(run_request, FullAtTheEnd(STEPS), tmp_path / "answer.json")
     assert answer["exit_code"] == 3
     assert "could not be written" in answer["error"] and "uv run train.py --mode x" in answer["error"]
     assert "is kept" in answer["error"] and str(tmp_path / "run" / "model") in answer["error"]
     others = [notice for notice in answer["notices"] if not notice.startswith(LOST)]
     for what in ("metrics.jsonl", "timing.jsonl", "tensorboard", "samples"):
         assert sum(what in notice for notice in others) == 1, what
-    assert watched(some, Recorder(), tmp_path / "told.json")["outcome"] == "finished"
+    assert watched(run_request, Recorder(), tmp_path / "answer.json")["outcome"] == "finished"
     assert outcome(tmp_path / "run") == expected and leftovers(tmp_path / "run") == []
 
 
 def test_a_full_disk_is_told_before_the_first_step(source, tmp_path):
     with small_disk(tmp_path / "small", kilobytes=16) as disk:
-        answer = watched(request(disk / "run", source), Recorder(), tmp_path / "told.json")
+        answer = watched(request(disk / "run", source), Recorder(), tmp_path / "answer.json")
     assert answer["exit_code"] == 3 and "No space left" in answer["error"] and "--run-dir" in answer["error"]
 
 
@@ -169,7 +169,7 @@ def test_a_read_only_folder_is_an_error_before_the_first_step(source, tmp_path, 
     folder = tmp_path / "run" / name
     folder.mkdir(parents=True)
     folder.chmod(0o555)
-    answer = watched(request(tmp_path / "run", source), Recorder(), tmp_path / "told.json", permissions=True)
+    answer = watched(request(tmp_path / "run", source), Recorder(), tmp_path / "answer.json", permissions=True)
     assert answer["exit_code"] == 3 and f"{folder} cannot be written (Permission denied)" in answer["error"]
     assert not list(tmp_path.rglob("step-*"))
 
@@ -199,7 +199,7 @@ def test_a_place_that_cannot_be_written_is_told_without_torch(tmp_path, name):
 def test_little_room_is_told_before_the_first_step(source, tmp_path):
     with small_disk(tmp_path / "small", kilobytes=200) as disk:
         answer = watched(
-            request(disk / "run", source, {"training": {"max_steps": 1}}), Recorder(), tmp_path / "told.json"
+            request(disk / "run", source, {"training": {"max_steps": 1}}), Recorder(), tmp_path / "answer.json"
         )
     assert any("a checkpoint takes about" in notice and "MB free" in notice for notice in answer["notices"])
 
@@ -222,7 +222,7 @@ class Forbidden(Recorder):
 def test_a_folder_that_is_read_only_for_a_while(source, tmp_path, expected):
     run_dir = tmp_path / "run"
     answer = watched(
-        request(run_dir, source, OFTEN), Forbidden(run_dir, 5, 15), tmp_path / "told.json", permissions=True
+        request(run_dir, source, OFTEN), Forbidden(run_dir, 5, 15), tmp_path / "answer.json", permissions=True
     )
     failed = [notice for notice in answer["notices"] if notice.startswith(LOST)]
     assert answer["outcome"] == "finished" and len(failed) >= 3
@@ -232,12 +232,12 @@ def test_a_folder_that_is_read_only_for_a_while(source, tmp_path, expected):
 
 def test_a_folder_that_stays_read_only(source, tmp_path, expected):
     run_dir = tmp_path / "run"
-    some = request(run_dir, source, OFTEN)
-    answer = watched(some, Forbidden(run_dir, 15, -1), tmp_path / "told.json", permissions=True)
+    run_request = request(run_dir, source, OFTEN)
+    answer = watched(run_request, Forbidden(run_dir, 15, -1), tmp_path / "answer.json", permissions=True)
     assert answer["exit_code"] == 3 and str(run_dir) in answer["error"] and "Permission denied" in answer["error"]
     for folder in (run_dir, *(path for path in run_dir.rglob("*") if path.is_dir())):
         folder.chmod(0o755)
-    assert watched(some, Recorder(), tmp_path / "told.json")["outcome"] == "finished"
+    assert watched(run_request, Recorder(), tmp_path / "answer.json")["outcome"] == "finished"
     assert outcome(run_dir) == expected
 
 
@@ -257,7 +257,7 @@ class Vanishing(Recorder):
 def test_a_folder_that_vanishes_and_comes_back(source, tmp_path, expected):
     """As a network disk does: nothing is written to the place where it was."""
     run_dir = tmp_path / "runs" / "run"
-    answer = watched(request(run_dir, source, OFTEN), Vanishing(run_dir, 5, 15), tmp_path / "told.json")
+    answer = watched(request(run_dir, source, OFTEN), Vanishing(run_dir, 5, 15), tmp_path / "answer.json")
     failed = [notice for notice in answer["notices"] if notice.startswith(LOST)]
     assert answer["outcome"] == "finished" and len(failed) >= 3 and all(str(run_dir) in line for line in failed)
     assert outcome(run_dir) == expected and leftovers(run_dir) == []
@@ -275,7 +275,7 @@ class Deleting(Recorder):
 
 def test_a_folder_that_is_deleted_gives_a_model_and_exit_code_3(source, tmp_path):
     run_dir = tmp_path / "run"
-    answer = watched(request(run_dir, source, OFTEN), Deleting(run_dir, 15), tmp_path / "told.json")
+    answer = watched(request(run_dir, source, OFTEN), Deleting(run_dir, 15), tmp_path / "answer.json")
     assert answer["exit_code"] == 3
     assert any(notice.startswith(LOST) and str(run_dir) in notice for notice in answer["notices"])
     assert json.loads((run_dir / "model" / "config.json").read_text())["run"]["trained_steps"] == STEPS
@@ -286,8 +286,8 @@ def test_the_systems_folder_of_temporary_files_does_not_matter(source, tmp_path,
     place = tmp_path / "temporary"
 
     def go():
-        some = request(tmp_path / "run", source, OFTEN)
-        answer = watched(some, Temporary(place), tmp_path / "told.json", permissions=True)
+        run_request = request(tmp_path / "run", source, OFTEN)
+        answer = watched(run_request, Temporary(place), tmp_path / "answer.json", permissions=True)
         assert answer["outcome"] == "finished" and answer["seen"] == ["unusable"]
 
     if kind == "full":

@@ -54,20 +54,20 @@ def _outcome(data: bytes) -> str:
     return "used"
 
 
-def _decode_all(count: int, at, told) -> None:
+def _decode_all(count: int, at, pipe) -> None:
     """Every file in turn; `at` is the number of the one that is being decoded."""
-    found, slowest = Counter(), 0.0
+    result, slowest = Counter(), 0.0
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with quiet_pillow():
         for number in range(count):
             at.value = number
             begun = time.process_time()
             try:
-                found[_outcome(file(number))] += 1
+                result[_outcome(file(number))] += 1
             except BaseException as error:
-                found[f"file {number}: {type(error).__name__}: {error}"] += 1
+                result[f"file {number}: {type(error).__name__}: {error}"] += 1
             slowest = max(slowest, time.process_time() - begun)
-    told.send((found, slowest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base))
+    pipe.send((result, slowest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base))
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
@@ -82,16 +82,16 @@ def test_damaged_files_are_used_or_refused(count: int) -> None:
         last, at.value = at.value, -1
         assert last >= 0, "a file takes too long"
     try:
-        found, slowest, kibibytes = ours.recv()
+        result, slowest, kibibytes = ours.recv()
     except EOFError:
         pytest.fail(f"file {at.value} ended the process")
-    assert found.keys() == {"used", "refused"}, found
-    assert found.total() == count and found["refused"] > count // 3
+    assert result.keys() == {"used", "refused"}, result
+    assert result.total() == count and result["refused"] > count // 3
     assert kibibytes * 1024 < MOST_MEMORY and slowest < SLOWEST_SECONDS
     report(
         fault=f"{count:,} mutated image files, 12 formats",
         target="0 tracebacks, 0 hangs, 0 process deaths",
-        result=f"0; {found['used']:,} used, {found['refused']:,} refused, slowest {slowest:.1f} s, "
+        result=f"0; {result['used']:,} used, {result['refused']:,} refused, slowest {slowest:.1f} s, "
         f"memory +{kibibytes / 1024:.0f} MiB",
     )
 
@@ -105,7 +105,7 @@ def test_a_file_that_was_cut_is_refused_or_whole(kind: str) -> None:
         whole = decode(data, FORM)
         for length in np.linspace(0, len(data) - 1, 40).astype(int):
             try:
-                found = decode(data[:length], FORM)
+                result = decode(data[:length], FORM)
             except BadImage:
                 continue
-            np.testing.assert_array_equal(found, whole, err_msg=f"{kind} cut to {length} of {len(data)} bytes")
+            np.testing.assert_array_equal(result, whole, err_msg=f"{kind} cut to {length} of {len(data)} bytes")

@@ -13,11 +13,11 @@ from tests.faults.fault_rows import report
 from tests.helpers.runs import (
     Recorder,
     leftovers,
-    live,
     merged,
     outcome,
     reads,
     request,
+    run_and_exit,
     server,
     start_server,
     state_of,
@@ -44,7 +44,7 @@ PATIENT = {  # 18 validations that go up and down, so that the rate is reduced; 
 
 
 @dataclass
-class Toll:
+class KillStats:
     """What a series of kills came to."""
 
     kills: int = 0
@@ -68,24 +68,24 @@ def undisturbed(source, tmp_path_factory):
     return left_alone(request(folder / "timed", source, SAVE_ALWAYS))
 
 
-def left_alone(some):
+def left_alone(run_request):
     """The end of a run that nobody interrupts, and its seconds."""
     begun = time.monotonic()
-    assert lived(some) == 0
-    return outcome(some.run_dir), time.monotonic() - begun
+    assert run_to_end(run_request) == 0
+    return outcome(run_request.run_dir), time.monotonic() - begun
 
 
-def lived(some) -> int:
-    """A life to its end: the exit code."""
-    process = server().Process(target=live, args=(some,))
+def run_to_end(run_request) -> int:
+    """Run to the end: the exit code."""
+    process = server().Process(target=run_and_exit, args=(run_request,))
     process.start()
     process.join(120)
     return process.exitcode
 
 
-def killed_after(some, seconds: float) -> bool:
-    """A life that is killed after so many seconds; False where it was over before."""
-    process = server().Process(target=live, args=(some,))
+def killed_after(run_request, seconds: float) -> bool:
+    """Kill a run after so many seconds; False where it was over before."""
+    process = server().Process(target=run_and_exit, args=(run_request,))
     process.start()
     process.join(seconds)
     process.kill()
@@ -98,24 +98,24 @@ def newest_step(run_dir) -> int:
     return max(saved_steps(run_dir / "checkpoints"), default=0)
 
 
-def taken(kills: int, source, folder, reference, rng, more: dict) -> Toll:
+def kill_repeatedly(kills: int, source, folder, reference, rng, more: dict) -> KillStats:
     """Runs one after the other, each killed until it gets through, for so many kills."""
     expected, seconds = reference
-    toll = Toll()
+    stats = KillStats()
     change = merged(SAVE_ALWAYS, more)
-    while toll.kills < kills:
-        toll.runs += 1
-        run_dir = folder / f"run-{toll.runs}"
-        some = request(run_dir, source, change)
-        while toll.kills < kills and killed_after(some, rng.uniform(0.02, 0.9) * seconds):
-            toll.kills += 1
-            toll.unreadable += [step for step in saved_steps(run_dir / "checkpoints") if not reads(run_dir, step)]
-            toll.steps_at_death.append(newest_step(run_dir))
-        assert lived(some) == 0
+    while stats.kills < kills:
+        stats.runs += 1
+        run_dir = folder / f"run-{stats.runs}"
+        run_request = request(run_dir, source, change)
+        while stats.kills < kills and killed_after(run_request, rng.uniform(0.02, 0.9) * seconds):
+            stats.kills += 1
+            stats.unreadable += [step for step in saved_steps(run_dir / "checkpoints") if not reads(run_dir, step)]
+            stats.steps_at_death.append(newest_step(run_dir))
+        assert run_to_end(run_request) == 0
         if outcome(run_dir) != expected:
-            toll.different.append(run_dir.name)
-        toll.orphans += leftovers(run_dir)
-    return toll
+            stats.different.append(run_dir.name)
+        stats.orphans += leftovers(run_dir)
+    return stats
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def taken(kills: int, source, folder, reference, rng, more: dict) -> Toll:
 @pytest.mark.usefixtures("undisturbed")  # the fork server is warm
 def test_killed_anywhere(kills, source, tmp_path):
     alone = left_alone(request(tmp_path / "alone", source, merged(SAVE_ALWAYS, SHORT)))
-    toll = taken(kills, source, tmp_path, alone, random.Random(kills), SHORT)
-    assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
-    assert kills < 100 or len(set(toll.steps_at_death)) > 5, "the kills should fall all over the run"
+    stats = kill_repeatedly(kills, source, tmp_path, alone, random.Random(kills), SHORT)
+    assert (stats.different, stats.orphans, stats.unreadable) == ([], [], [])
+    assert kills < 100 or len(set(stats.steps_at_death)) > 5, "the kills should fall all over the run"
     report(
         fault="SIGKILL at random times",
         target="bit-identical end, no orphan files, no unreadable checkpoint",
-        result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends, "
-        f"{len(toll.orphans)} orphan files, {len(toll.unreadable)} unreadable checkpoints",
+        result=f"{stats.kills} kills over {stats.runs} runs: {len(stats.different)} different ends, "
+        f"{len(stats.orphans)} orphan files, {len(stats.unreadable)} unreadable checkpoints",
     )
 
 
@@ -149,13 +149,13 @@ def test_killed_anywhere_with_a_plateau_and_patience(kills, source, tmp_path):
     numbers = state_of(max((tmp_path / "alone" / "checkpoints").iterdir()))["train"]
     assert (numbers["step"], numbers["stopped_early"], numbers["num_bad_epochs"]) == (54, True, 10)
     assert numbers["plateau"]["reductions"] > 0
-    toll = taken(kills, source, tmp_path, alone, random.Random(kills), PATIENT)
-    assert (toll.different, toll.orphans, toll.unreadable) == ([], [], [])
-    assert kills < 30 or len(set(toll.steps_at_death)) > kills // 4, "the kills should fall all over the run"
+    stats = kill_repeatedly(kills, source, tmp_path, alone, random.Random(kills), PATIENT)
+    assert (stats.different, stats.orphans, stats.unreadable) == ([], [], [])
+    assert kills < 30 or len(set(stats.steps_at_death)) > kills // 4, "the kills should fall all over the run"
     report(
         fault="SIGKILL at random times, with plateau schedule and early stopping",
         target="bit-identical end",
-        result=f"{toll.kills} kills over {toll.runs} runs: {len(toll.different)} different ends",
+        result=f"{stats.kills} kills over {stats.runs} runs: {len(stats.different)} different ends",
     )
 
 
@@ -182,21 +182,21 @@ class KilledInEpoch(Recorder):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _die_at(some, step: int) -> None:
+def _die_at(run_request, step: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    train(some, [KilledInEpoch(step)])
+    train(run_request, [KilledInEpoch(step)])
 
 
 def test_killed_twice_in_the_same_epoch(undisturbed, source, tmp_path):
-    some = request(tmp_path / "run", source, SAVE_ALWAYS)
+    run_request = request(tmp_path / "run", source, SAVE_ALWAYS)
     for step in (14, 16):  # epochs have 6 steps
-        process = server().Process(target=_die_at, args=(some, step))
+        process = server().Process(target=_die_at, args=(run_request, step))
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
-    assert lived(some) == 0
+    assert run_to_end(run_request) == 0
     assert outcome(tmp_path / "run") == undisturbed[0]
     assert leftovers(tmp_path / "run") == []
 
@@ -208,17 +208,17 @@ def test_killed_twice_in_the_same_epoch(undisturbed, source, tmp_path):
         pytest.param((1, 6, 7, 35, 36), marks=pytest.mark.slow),
         pytest.param(tuple(range(1, STEPS + 1)), marks=pytest.mark.long),
     ],
-    ids=["two steps", "some steps", "every step"],
+    ids=["two", "five", "every"],
 )
 def test_resumed_from_a_step(steps, undisturbed, source, tmp_path):
     """Also from the first, from the last of an epoch, from one with a validation, and from the last of all."""
     for step in steps:
-        some = request(tmp_path / f"run-{step}", source, SAVE_ALWAYS)
-        process = server().Process(target=_die_at, args=(some, step))
+        run_request = request(tmp_path / f"run-{step}", source, SAVE_ALWAYS)
+        process = server().Process(target=_die_at, args=(run_request, step))
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
-        assert lived(some) == 0
+        assert run_to_end(run_request) == 0
         assert outcome(tmp_path / f"run-{step}") == undisturbed[0], step
     report(
         fault="resume from a step",
@@ -228,14 +228,14 @@ def test_resumed_from_a_step(steps, undisturbed, source, tmp_path):
 
 
 def test_ten_generations(undisturbed, source, tmp_path):
-    """A resume of a resume of a resume: one life for every few steps."""
+    """A resume of a resume of a resume: one process for every few steps."""
     generations = list(range(3, STEPS, 4))
     for step in generations:
         process = server().Process(target=_die_at, args=(request(tmp_path / "run", source, SAVE_ALWAYS), step))
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
-    assert lived(request(tmp_path / "run", source, SAVE_ALWAYS)) == 0
+    assert run_to_end(request(tmp_path / "run", source, SAVE_ALWAYS)) == 0
     assert outcome(tmp_path / "run") == undisturbed[0]
     report(
         fault="resume of a resume",

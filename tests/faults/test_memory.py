@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.faults.fault_rows import report
-from tests.helpers.faults import SmallMemory, injected, live_with, ranks, rows
+from tests.helpers.faults import SmallMemory, injected, ranks, rows, run_with_faults
 from tests.helpers.runs import Recorder, merged, outcome, request, server, train, write_images
 from tests.helpers.train_steps import CPU, small_step, take
 from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, L1Config, LossConfig, Unconstrained
@@ -36,16 +36,18 @@ def vae_step(constraint=CONSTRAINTS["none"], model=MODEL, images=IMAGES, **setti
     return small_step(model, loss, images, optimizer=AdamWConfig(eps=1e-5), **settings)
 
 
-def weights(some):
-    return torch.cat([p.detach().flatten().clone() for p in (*some.model.parameters(), *some.ema.model.parameters())])
+def weights(train_step):
+    return torch.cat(
+        [p.detach().flatten().clone() for p in (*train_step.model.parameters(), *train_step.ema.model.parameters())]
+    )
 
 
 def trained(constraint, steps, *faults):
     """A training step after some calls, and their metrics."""
-    some = vae_step(constraint, total_steps=steps)
+    train_step = vae_step(constraint, total_steps=steps)
     with injected(*faults):
-        metrics = [take(some, IMAGES, step) for step in range(steps)]
-    return some, torch.stack(metrics)
+        metrics = [take(train_step, IMAGES, step) for step in range(steps)]
+    return train_step, torch.stack(metrics)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -63,9 +65,9 @@ def test_the_result_is_that_of_the_whole_batch(name, backward):
 
 def test_a_constraint_takes_the_kl_of_the_whole_batch():
     """The micro-batches lie on both sides of the bend, where their own means would give another gradient."""
-    some = vae_step()
+    train_step = vae_step()
     with torch.no_grad():
-        posteriors = [some.model.encode(chunk) for chunk in (IMAGES, IMAGES[:6], IMAGES[6:])]
+        posteriors = [train_step.model.encode(chunk) for chunk in (IMAGES, IMAGES[:6], IMAGES[6:])]
     whole, first, second = (kl_per_image(posterior).mean().item() for posterior in posteriors)
     assert min(first, second) < whole < max(first, second)
     between = Capacity(capacity=(whole + max(first, second)) / 2, initial_capacity=(whole + max(first, second)) / 2)
@@ -83,15 +85,15 @@ def test_memory_that_runs_out_in_the_middle_of_training(steps):
     """A fake allocator with a limit that begins half way."""
     constraint = CONSTRAINTS["free bits"]
     whole, expected = trained(constraint, steps)
-    some = vae_step(constraint, total_steps=steps)
-    found = [take(some, IMAGES, step) for step in range(steps // 2)]
-    assert some.micro_batches.count == 1
+    train_step = vae_step(constraint, total_steps=steps)
+    result = [take(train_step, IMAGES, step) for step in range(steps // 2)]
+    assert train_step.micro_batches.count == 1
     with injected(SmallMemory(5)):
-        found += [take(some, IMAGES, step) for step in range(steps // 2, steps)]
-    assert some.micro_batches.count == 4
-    losses = torch.stack(found)[:, 0], expected[:, 0]
+        result += [take(train_step, IMAGES, step) for step in range(steps // 2, steps)]
+    assert train_step.micro_batches.count == 4
+    losses = torch.stack(result)[:, 0], expected[:, 0]
     relative = ((losses[0] - losses[1]) / losses[1]).abs().max().item()
-    weight = (weights(some) - weights(whole)).abs().max().item()
+    weight = (weights(train_step) - weights(whole)).abs().max().item()
     report(
         fault=f"out of memory (fake allocator): after half of {steps} steps, 5 of 12 images fit",
         target="loss to 1e-5 relative, weights to 1e-6",
@@ -102,12 +104,12 @@ def test_memory_that_runs_out_in_the_middle_of_training(steps):
 
 
 def test_one_image_too_many_is_an_error_with_advice():
-    some = vae_step()
-    before = weights(some)
+    train_step = vae_step()
+    before = weights(train_step)
     sentence = r"one image at a time \(there is no room for 1 images\).*smaller model"
     with injected(SmallMemory(0)), pytest.raises(EnvironmentProblem, match=sentence):
-        take(some, IMAGES, 0)
-    assert torch.equal(weights(some), before)
+        take(train_step, IMAGES, 0)
+    assert torch.equal(weights(train_step), before)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
@@ -130,19 +132,19 @@ def address_space(line):
     return 1024 * int(text.split(f"{line}:")[1].split()[0])
 
 
-def one_step(told, count, room):
+def one_step(answer_file, count, room):
     """In a process of its own: a step, where the system refuses more than `room` bytes beyond what is in use."""
     torch.set_num_threads(1)
     model = ConvConfig(image_size=64, latents=8, base_channels=16, channels=3, pca_init=False)
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    some = vae_step(model=model, images=images[:4])
-    take(some, images[:4], 0, lr=0.0)  # libraries load what they load with their first use
+    train_step = vae_step(model=model, images=images[:4])
+    take(train_step, images[:4], 0, lr=0.0)  # libraries load what they load with their first use
     used = address_space("VmSize")
     if room:
         resource.setrlimit(resource.RLIMIT_AS, (used + room, -1))
-    loss = take(some, images, 1, lr=0.0)[0].item()
+    loss = take(train_step, images, 1, lr=0.0)[0].item()
     resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-    told.write_text(json.dumps([loss, some.micro_batches.count, address_space("VmPeak") - used]))
+    answer_file.write_text(json.dumps([loss, train_step.micro_batches.count, address_space("VmPeak") - used]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
@@ -151,10 +153,10 @@ def test_memory_that_the_system_really_refuses(tmp_path, count):
     answers = []
     for room in (0, 3):
         limit = answers[0][2] // room if room else 0
-        process = server().Process(target=one_step, args=(tmp_path / "told.json", count, limit))
+        process = server().Process(target=one_step, args=(tmp_path / "answer.json", count, limit))
         process.start()
         process.join(300)
-        answers.append(json.loads((tmp_path / "told.json").read_text()))
+        answers.append(json.loads((tmp_path / "answer.json").read_text()))
     (whole, once, _), (split, count_, _) = answers
     assert once == 1 < count_
     assert split == pytest.approx(whole, rel=1e-5)
@@ -182,10 +184,10 @@ def undisturbed(source, tmp_path_factory):
     return run_dir
 
 
-def close(found, expected, relative=2e-4):
+def close(result, expected, relative=2e-4):
     """Whether the rows of two metrics files are the same but for rounding."""
-    assert [row["step"] for row in found] == [row["step"] for row in expected]
-    for mine, theirs in zip(found, expected, strict=True):
+    assert [row["step"] for row in result] == [row["step"] for row in expected]
+    for mine, theirs in zip(result, expected, strict=True):
         assert mine["loss.total"] == pytest.approx(theirs["loss.total"], rel=relative, abs=1e-5)
 
 
@@ -215,9 +217,9 @@ def test_a_resumed_run_starts_with_what_fitted(source, tmp_path, undisturbed):
 def test_killed_and_resumed_it_ends_in_the_same_bits(source, tmp_path):
     faults = (SmallMemory(3, evaluation=2),)
     for name, kills in (("whole", 0), ("cut", 2)):
-        some = request(tmp_path / name, source, SHORT)
+        run_request = request(tmp_path / name, source, SHORT)
         for steps in [*(4 * kill + 1 for kill in range(kills)), None]:
-            process = server().Process(target=live_with, args=(some, faults, None, {}))
+            process = server().Process(target=run_with_faults, args=(run_request, faults, None, {}))
             process.start()
             while (
                 steps is not None
@@ -238,10 +240,10 @@ def test_validation_in_smaller_batches(source, tmp_path, undisturbed):
         assert train(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
     said = [notice for notice in watcher.notices if "while validating" in notice]
     assert said == ["out of memory while validating: from now on 1 images at once"]
-    found, expected = rows(tmp_path / "run", "validation"), rows(undisturbed, "validation")
+    result, expected = rows(tmp_path / "run", "validation"), rows(undisturbed, "validation")
     for name, value in expected[-1].items():
         if name not in ("split", "step", "epoch"):
-            assert found[-1][name] == pytest.approx(value, rel=1e-5, abs=1e-4), name
+            assert result[-1][name] == pytest.approx(value, rel=1e-5, abs=1e-4), name
     assert outcome(tmp_path / "run")["model/model.safetensors"] == outcome(undisturbed)["model/model.safetensors"]
 
 
@@ -262,13 +264,13 @@ def test_validation_loss_does_not_depend_on_micro_batches(source, tmp_path, kind
 def test_all_processes_follow_the_one_whose_memory_is_short(source, tmp_path):
     change = merged(SHORT, {"loss": {"kl": {"weight": 1.0, "constraint": {"kind": "free_bits", "nats_per_unit": 3}}}})
     train(request(tmp_path / "one", source, change), [Recorder()])
-    told = ranks(request(tmp_path / "two", source, change), (SmallMemory(1, rank=1),), tmp_path)
-    assert [each["exit_code"] for each in told] == [0, 0]
-    assert any("micro-batches of at most 1 images" in notice for notice in told[0]["notices"])
+    answers = ranks(request(tmp_path / "two", source, change), (SmallMemory(1, rank=1),), tmp_path)
+    assert [each["exit_code"] for each in answers] == [0, 0]
+    assert any("micro-batches of at most 1 images" in notice for notice in answers[0]["notices"])
     close(rows(tmp_path / "two"), rows(tmp_path / "one"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo is tested on Linux")
 def test_all_processes_end_where_one_image_is_too_much_for_one(source, tmp_path):
-    told = ranks(request(tmp_path / "run", source, SHORT), (SmallMemory(0, rank=1),), tmp_path)
-    assert [each["exit_code"] for each in told] == [3, 3]
+    answers = ranks(request(tmp_path / "run", source, SHORT), (SmallMemory(0, rank=1),), tmp_path)
+    assert [each["exit_code"] for each in answers] == [3, 3]

@@ -30,7 +30,7 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def toll():
+def covered():
     """What was gone through, for the table."""
     done: list[str] = []
     yield done
@@ -41,7 +41,7 @@ def toll():
     )
 
 
-def _life(some, blocked: list[str], home: str, told) -> None:
+def _run(run_request, blocked: list[str], home: str, queue) -> None:
     """A run where some modules cannot be imported, with this TORCH_HOME and without a network."""
     import torch
 
@@ -54,27 +54,27 @@ def _life(some, blocked: list[str], home: str, told) -> None:
     seen = Recorder()
     begun = time.monotonic()
     try:
-        code, words = train(some, [seen]).exit_code, ""
+        code, words = train(run_request, [seen]).exit_code, ""
     except UserError as error:
         code, words = error.exit_code, str(error)
-    told.put((code, words, seen.notices, len(seen.started), time.monotonic() - begun))
+    queue.put((code, words, seen.notices, len(seen.started), time.monotonic() - begun))
 
 
-def lived(some, home: Path, blocked: tuple[str, ...] = ()) -> tuple[int, str, list[str], int, float]:
+def run_to_end(run_request, home: Path, blocked: tuple[str, ...] = ()) -> tuple[int, str, list[str], int, float]:
     """Exit code, the error's sentence, notices, times that training started, seconds."""
-    told = server().Queue()
-    process = server().Process(target=_life, args=(some, list(blocked), str(home), told))
+    queue = server().Queue()
+    process = server().Process(target=_run, args=(run_request, list(blocked), str(home), queue))
     process.start()
-    answer = told.get(timeout=300)
+    answer = queue.get(timeout=300)
     process.join(30)
     return answer
 
 
 @pytest.mark.figure
 def test_without_tensorboard_the_run_is_the_same(source, tmp_path) -> None:
-    assert lived(request(tmp_path / "with", source, SHORT), tmp_path)[0] == 0
+    assert run_to_end(request(tmp_path / "with", source, SHORT), tmp_path)[0] == 0
     blocked = ("tensorboard", "torch.utils.tensorboard")
-    code, words, notices, _, _ = lived(request(tmp_path / "without", source, SHORT), tmp_path, blocked)
+    code, words, notices, _, _ = run_to_end(request(tmp_path / "without", source, SHORT), tmp_path, blocked)
     assert (code, words) == (0, "")
     assert [notice for notice in notices if "TensorBoard is not available" in notice and "metrics.jsonl" in notice]
     assert outcome(tmp_path / "without") == outcome(tmp_path / "with")
@@ -91,14 +91,14 @@ def _damaged(home: Path) -> None:
 @pytest.mark.figure
 @pytest.mark.parametrize("term", ["perceptual", "lpips"])
 @pytest.mark.parametrize("state", ["empty", "damaged", "wrong path"])
-def test_strict_weights_end_the_run_before_its_first_step(source, tmp_path, toll, term, state) -> None:
+def test_strict_weights_end_the_run_before_its_first_step(source, tmp_path, covered, term, state) -> None:
     settings: dict[str, object] = {"weight": 0.1, "missing": "strict"}
     if state == "damaged":
         _damaged(tmp_path / "home")
     if state == "wrong path":
         settings["weights_path"] = str(tmp_path / "vgg.pth")
-    some = request(tmp_path / "run", source, {**PERCEPTUAL, "loss": {term: settings}})
-    code, words, _, started, _ = lived(some, tmp_path / "home")
+    run_request = request(tmp_path / "run", source, {**PERCEPTUAL, "loss": {term: settings}})
+    code, words, _, started, _ = run_to_end(run_request, tmp_path / "home")
     assert (code, started) == (3, 0), words
     assert f"loss.{term}" in words and VGG_FILE in words and "weights_path" in words
     if state != "wrong path":
@@ -106,14 +106,14 @@ def test_strict_weights_end_the_run_before_its_first_step(source, tmp_path, toll
         assert "sha256 begins 397923af" in words
     if state == "damaged":
         assert "is damaged (its sha256 begins" in words and "delete it" in words
-    toll.append(f"{term} {state}")
+    covered.append(f"{term} {state}")
 
 
 def test_a_replacement_is_told_and_recorded(source, tmp_path) -> None:
     """Never in silence: a line with the reason at every start, and the record of the run says so."""
-    some = request(tmp_path / "run", source, {**PERCEPTUAL, "loss": {"lpips": {"weight": 0.1}}})
+    run_request = request(tmp_path / "run", source, {**PERCEPTUAL, "loss": {"lpips": {"weight": 0.1}}})
     for _ in range(2):
-        code, words, notices, _, _ = lived(some, tmp_path / "home")
+        code, words, notices, _, _ = run_to_end(run_request, tmp_path / "home")
         assert (code, words) == (0, "")
         if notices:
             assert any("loss.lpips is replaced by loss.haarpsi" in notice for notice in notices)
@@ -132,8 +132,10 @@ def test_a_replacement_is_told_and_recorded(source, tmp_path) -> None:
     ],
 )
 def test_libraries_and_networks_that_are_missing(source, tmp_path, name, blocked, words) -> None:
-    some = request(tmp_path / "run", source, {**SHORT, "data": {"source": name, "cache_dir": str(tmp_path / "cache")}})
-    code, sentence, _, started, _ = lived(some, tmp_path / "home", (blocked,) if blocked else ())
+    run_request = request(
+        tmp_path / "run", source, {**SHORT, "data": {"source": name, "cache_dir": str(tmp_path / "cache")}}
+    )
+    code, sentence, _, started, _ = run_to_end(run_request, tmp_path / "home", (blocked,) if blocked else ())
     assert (code, started) == (3, 0) and words in sentence, sentence
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.faults.fault_rows import report
 from tests.faults.test_memory import IMAGES, vae_step
-from tests.helpers.faults import Poison, injected, live_with, ranks, rows
+from tests.helpers.faults import Poison, injected, ranks, rows, run_with_faults
 from tests.helpers.runs import Recorder, leftovers, merged, outcome, request, server, train, write_images
 from tests.helpers.train_steps import optimizer_tensors, take
 from unified_vae.config.training import RecoveryConfig
@@ -32,54 +32,54 @@ NAN, INF = float("nan"), float("inf")
 # --- one step ----------------------------------------------------------------------------------------
 
 
-def everything(some):
+def everything(train_step):
     """All that a step may change."""
     groups = {
-        "model": some.model.state_dict(),
-        "ema": some.ema.model.state_dict(),
-        "objective": some.objective.state_dict(),
-        "optimizer": optimizer_tensors(some),
+        "model": train_step.model.state_dict(),
+        "ema": train_step.ema.model.state_dict(),
+        "objective": train_step.objective.state_dict(),
+        "optimizer": optimizer_tensors(train_step),
     }
     return {f"{group}/{name}": value.clone() for group, held in groups.items() for name, value in held.items()}
 
 
-def spoil_image(some, patch):
+def spoil_image(train_step, patch):
     images = IMAGES.clone()
     images[3, 0, 2, 2] = NAN
     return images
 
 
-def spoil_gradient(some, patch):
+def spoil_gradient(train_step, patch):
     """The loss is finite, one number of one gradient is not."""
-    parameter = next(some.model.decoder.parameters())
+    parameter = next(train_step.model.decoder.parameters())
     parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), INF))
     return IMAGES
 
 
-def spoil_loss(some, patch):
+def spoil_loss(train_step, patch):
     """The gradients are finite, the loss is not."""
-    term = some.objective.terms["l1"]
+    term = train_step.objective.terms["l1"]
     forward = term.forward
     patch.setattr(term, "forward", lambda *pictures: forward(*pictures) + INF)
     return IMAGES
 
 
-def spoil_weights(some, patch):
+def spoil_weights(train_step, patch):
     with torch.no_grad():
-        next(some.model.parameters()).flatten()[0] = NAN
+        next(train_step.model.parameters()).flatten()[0] = NAN
     return IMAGES
 
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("spoil", [spoil_image, spoil_gradient, spoil_loss, spoil_weights])
-def test_a_step_that_is_not_finite_changes_nothing(spoil, fused, monkeypatch):
-    some = vae_step(fused=fused)
-    take(some, IMAGES, 0)
-    images = spoil(some, monkeypatch)
-    before = everything(some)
-    metrics = take(some, images, 1)
+def test_a_non_finite_step_changes_nothing(spoil, fused, monkeypatch):
+    train_step = vae_step(fused=fused)
+    take(train_step, IMAGES, 0)
+    images = spoil(train_step, monkeypatch)
+    before = everything(train_step)
+    metrics = take(train_step, images, 1)
     assert not torch.isfinite(metrics).all()
-    for name, value in everything(some).items():
+    for name, value in everything(train_step).items():
         assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 
@@ -88,7 +88,7 @@ def test_scaled_gradients_change_nothing_overflows_are_skipped():
     plain, scaled = vae_step(), vae_step()
     scaled.updater.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for step in range(3):
-        rows_of_both = [take(some, IMAGES, step) for some in (plain, scaled)]
+        rows_of_both = [take(train_step, IMAGES, step) for train_step in (plain, scaled)]
         torch.testing.assert_close(*rows_of_both, rtol=1e-4, atol=1e-5)
     before = everything(scaled)
     with torch.no_grad():
@@ -104,16 +104,16 @@ def test_scaled_gradients_change_nothing_overflows_are_skipped():
 
 def test_averages_are_taken_once_for_each_step_that_was():
     """As the formula says, with the skipped steps left out."""
-    some = vae_step()
-    average = {name: value.clone() for name, value in some.ema.model.named_parameters()}
+    train_step = vae_step()
+    average = {name: value.clone() for name, value in train_step.ema.model.named_parameters()}
     for step in range(12):
-        images = spoil_image(some, None) if step in (3, 4, 9) else IMAGES
-        take(some, images, step)
+        images = spoil_image(train_step, None) if step in (3, 4, 9) else IMAGES
+        take(train_step, images, step)
         if images is IMAGES:
             part = 1 - min(0.9, (2 + step) / (11 + step))
-            for name, value in some.model.named_parameters():
+            for name, value in train_step.model.named_parameters():
                 average[name].lerp_(value.detach(), part)
-    torch.testing.assert_close(dict(some.ema.model.named_parameters()), average, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(dict(train_step.ema.model.named_parameters()), average, rtol=1e-6, atol=1e-8)
 
 
 # --- the books ---------------------------------------------------------------------------------------
@@ -136,17 +136,17 @@ def kept(rows, every, **rule):
 
 def test_what_is_counted_does_not_depend_on_when_it_is_read():
     rng = random.Random(0)
-    some = [(rng.choice([1.0, 2.0, NAN]), rng.choice([1.0, 1.5, 50.0, INF])) for _ in range(200)]
+    measured = [(rng.choice([1.0, 2.0, NAN]), rng.choice([1.0, 1.5, 50.0, INF])) for _ in range(200)]
     assert (
-        kept(some, 1, max_consecutive_skips=99)
-        == kept(some, 7, max_consecutive_skips=99)
-        == kept(some, 1000, max_consecutive_skips=99)
+        kept(measured, 1, max_consecutive_skips=99)
+        == kept(measured, 7, max_consecutive_skips=99)
+        == kept(measured, 1000, max_consecutive_skips=99)
     )
 
 
 def test_reading_ends_where_the_run_is_lost():
-    some = [(1.0, 1.0), (NAN, 1.0), (1.0, INF), (NAN, NAN), (1.0, 1.0)]
-    state, events = kept(some, 5, max_consecutive_skips=3)
+    measured = [(1.0, 1.0), (NAN, 1.0), (1.0, INF), (NAN, NAN), (1.0, 1.0)]
+    state, events = kept(measured, 5, max_consecutive_skips=3)
     assert [event.consecutive for event in events] == [1, 2, 3]
     assert [event.metrics for event in events] == [("loss.total",), ("gradient.norm",), ("loss.total", "gradient.norm")]
     assert (state.skipped_steps, state.consecutive_skips, state.log_count) == (3, 3, 1)
@@ -162,11 +162,11 @@ def test_an_overflow_of_scaled_gradients_is_no_news():
 
 
 def test_a_gradient_far_above_the_running_median_is_a_leap():
-    some = [(1.0, 1.0 + 0.01 * number) for number in range(MIN_NORMS)] + [(1.0, 9.0), (1.0, 11.0), (1.0, 1.0)]
-    state, events = kept(some, 1, grad_spike_ratio=10.0)
+    measured = [(1.0, 1.0 + 0.01 * number) for number in range(MIN_NORMS)] + [(1.0, 9.0), (1.0, 11.0), (1.0, 1.0)]
+    state, events = kept(measured, 1, grad_spike_ratio=10.0)
     assert events == [GradientSpike(MIN_NORMS + 2, 11.0, pytest.approx(1.08, abs=0.01))]
     assert state.grad_spikes == 1
-    assert kept(some, 1, grad_spike_ratio=12.0)[1] == []
+    assert kept(measured, 1, grad_spike_ratio=12.0)[1] == []
 
 
 # --- whole runs --------------------------------------------------------------------------------------
@@ -192,12 +192,12 @@ def test_training_recovers_from_skipped_batches_and_names_files(source, tmp_path
             train(request(tmp_path / "run", source, merged(SHORT, {"model": {"pca_init": False}})), [watcher]).exit_code
             == 0
         )
-    found = listed(tmp_path / "run")
-    assert [row["step"] for row in found] == [3, 9, 10]
-    assert all(len(row["images"]) == 8 and "loss.mse" in row["not_finite"] for row in found)
+    result = listed(tmp_path / "run")
+    assert [row["step"] for row in result] == [3, 9, 10]
+    assert all(len(row["images"]) == 8 and "loss.mse" in row["not_finite"] for row in result)
     said = [notice for notice in watcher.notices if "skipped: NaN/Inf" in notice]
     assert len(said) == 3
-    for row, notice in zip(found, said, strict=True):
+    for row, notice in zip(result, said, strict=True):
         assert f"step {row['step']} skipped: NaN/Inf in" in notice and row["images"][0] in notice
     train_rows = rows(tmp_path / "run")
     assert [row["steps.skipped"] for row in train_rows] == [0, 1, 1, 1, *[3] * 7], "no row where all were skipped"
@@ -207,27 +207,27 @@ def test_training_recovers_from_skipped_batches_and_names_files(source, tmp_path
 @pytest.mark.parametrize("runs", [1, pytest.param(40, marks=pytest.mark.long)])
 def test_bad_batches_anywhere_are_recovered_from(source, tmp_path, runs):
     """Random steps, some of them in a row, NaN or infinite: skipped where they are few, left behind where not."""
-    rng, toll, steps = random.Random(11), {"skipped": 0, "listed": 0, "back": 0}, 24
+    rng, counts, steps = random.Random(11), {"skipped": 0, "listed": 0, "back": 0}, 24
     for number in range(runs):
         bad = set(rng.sample(range(1, steps + 1), rng.randint(1, 6)))
         first = rng.randint(1, steps - 6)
         bad |= set(range(first, first + 6)) if number % 2 else set()
         faults = [Poison(tuple(sorted(bad)), above=2e-3, value=rng.choice([NAN, INF, -INF]))]
-        watcher, some = Recorder(), request(tmp_path / f"run-{number}", source, SHORT)
+        watcher, run_request = Recorder(), request(tmp_path / f"run-{number}", source, SHORT)
         with injected(*faults):
-            assert train(some, [watcher]).exit_code == 0
-        newest = json.loads((max((some.run_dir / "checkpoints").iterdir()) / "state.json").read_text())["train"]
-        found = listed(some.run_dir)
-        toll["skipped"] += newest["skipped_steps"]
-        toll["listed"] += sum(bool(row["images"]) and row["step"] in bad for row in found)
-        toll["back"] += newest["rollbacks"]
-        assert [row["step"] for row in rows(some.run_dir, "validation")] == [6, 12, 18, 24]
-    assert toll["skipped"] == toll["listed"] > 0
+            assert train(run_request, [watcher]).exit_code == 0
+        newest = json.loads((max((run_request.run_dir / "checkpoints").iterdir()) / "state.json").read_text())["train"]
+        result = listed(run_request.run_dir)
+        counts["skipped"] += newest["skipped_steps"]
+        counts["listed"] += sum(bool(row["images"]) and row["step"] in bad for row in result)
+        counts["back"] += newest["rollbacks"]
+        assert [row["step"] for row in rows(run_request.run_dir, "validation")] == [6, 12, 18, 24]
+    assert counts["skipped"] == counts["listed"] > 0
     report(
         fault=f"NaN/Inf batches at random steps of {runs} runs",
         target="recovered, files named",
-        result=f"{runs} of {runs} runs; {toll['skipped']} batches skipped, all listed with their files; "
-        f"{toll['back']} rollbacks",
+        result=f"{runs} of {runs} runs; {counts['skipped']} batches skipped, all listed with their files; "
+        f"{counts['back']} rollbacks",
     )
 
 
@@ -288,18 +288,20 @@ def test_killed_runs_end_in_the_same_bits_through_rollbacks(source, tmp_path, la
     whole, killed, runs, orphans = outcome(tmp_path / "whole"), 0, 0, []
     while killed < kills:
         runs += 1
-        some, over = request(tmp_path / f"cut-{runs}", source, change), False
+        run_request, over = request(tmp_path / f"cut-{runs}", source, change), False
         while not over:
-            process = server().Process(target=live_with, args=(some, faults, None, {}))
+            process = server().Process(target=run_with_faults, args=(run_request, faults, None, {}))
             process.start()
             process.join(120 if killed == kills else rng.uniform(0.05, 0.9) * seconds)
             process.kill()
             process.join()
             over = process.exitcode == 0
             killed += process.exitcode == -signal.SIGKILL
-        assert outcome(some.run_dir) == whole
-        assert (some.run_dir / "skipped.jsonl").read_bytes() == (tmp_path / "whole" / "skipped.jsonl").read_bytes()
-        orphans += leftovers(some.run_dir)
+        assert outcome(run_request.run_dir) == whole
+        assert (run_request.run_dir / "skipped.jsonl").read_bytes() == (
+            tmp_path / "whole" / "skipped.jsonl"
+        ).read_bytes()
+        orphans += leftovers(run_request.run_dir)
     assert orphans == []
     report(
         fault=f"{killed} SIGKILLs of runs that skip steps and roll back, read {'late' if lazily else 'at once'}",
@@ -316,9 +318,9 @@ def test_late_reading_changes_no_number(source, tmp_path):
 
 
 def test_a_run_aborts_with_a_diagnosis_after_all_rollbacks(source, tmp_path):
-    some, watcher = request(tmp_path / "run", source, SHORT), Recorder()
+    run_request, watcher = request(tmp_path / "run", source, SHORT), Recorder()
     with injected(Poison(BACK.steps)), pytest.raises(Diverged) as caught:
-        train(some, [watcher])
+        train(run_request, [watcher])
     text = str(caught.value)
     assert caught.value.exit_code == 4
     last = listed(tmp_path / "run")[-1]
@@ -420,38 +422,38 @@ def test_a_leaping_gradient_is_clipped_counted_and_told(source, tmp_path, monkey
 
 def test_one_bad_share_skips_the_step_on_all_processes(source, tmp_path):
     change = merged(SHORT, {"training": {"epochs": 2}})
-    told = ranks(request(tmp_path / "run", source, change), (Poison((3,), rank=1),), tmp_path)
-    assert [each["exit_code"] for each in told] == [0, 0]
+    answers = ranks(request(tmp_path / "run", source, change), (Poison((3,), rank=1),), tmp_path)
+    assert [each["exit_code"] for each in answers] == [0, 0]
     assert [row["step"] for row in listed(tmp_path / "run")] == [3]
     assert rows(tmp_path / "run")[-1]["steps.skipped"] == 1
     assert all(torch.isfinite(torch.tensor(row["loss.total"])) for row in rows(tmp_path / "run"))
 
 
 def test_all_processes_go_back_together(source, tmp_path):
-    some = request(tmp_path / "run", source, SHORT)
-    told = ranks(some, (Poison(BACK.steps, BACK.above, rank=1),), tmp_path)
-    assert [each["exit_code"] for each in told] == [0, 0]
-    assert any("back to step 12" in notice for notice in told[0]["notices"])
-    assert told[1]["notices"] == []
+    run_request = request(tmp_path / "run", source, SHORT)
+    answers = ranks(run_request, (Poison(BACK.steps, BACK.above, rank=1),), tmp_path)
+    assert [each["exit_code"] for each in answers] == [0, 0]
+    assert any("back to step 12" in notice for notice in answers[0]["notices"])
+    assert answers[1]["notices"] == []
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(2, 25, 2))
 
 
 def quickest(work, times):
     """Seconds of the quickest of many calls: what the work takes where nothing else is in the way."""
-    found = []
+    result = []
     for _ in range(times):
         begun = time.perf_counter()
         work()
-        found.append(time.perf_counter() - begun)
-    return min(found)
+        result.append(time.perf_counter() - begun)
+    return min(result)
 
 
 @pytest.mark.parametrize("times", [300, pytest.param(5000, marks=pytest.mark.long)])
 def test_all_of_this_costs_little(times):
-    some, state = vae_step(), TrainState()
-    metrics = take(some, IMAGES, 0)
-    accumulator = MetricAccumulator(some.names, state, RecoveryConfig(), scaled=False)
-    terms, skip = dict(zip(some.term_names, metrics[3:-1], strict=True)), torch.zeros(())
+    train_step, state = vae_step(), TrainState()
+    metrics = take(train_step, IMAGES, 0)
+    accumulator = MetricAccumulator(train_step.names, state, RecoveryConfig(), scaled=False)
+    terms, skip = dict(zip(train_step.term_names, metrics[3:-1], strict=True)), torch.zeros(())
 
     def count():
         state.step += 1
@@ -461,10 +463,10 @@ def test_all_of_this_costs_little(times):
     added = [
         quickest(count, times),
         quickest(lambda: torch.isfinite(metrics).all().logical_not().float(), times),
-        quickest(lambda: some.objective.observe(terms, skip), times)
-        - quickest(lambda: some.objective.observe(terms), times),
-        quickest(lambda: some.ema.update(100, skip), times) - quickest(lambda: some.ema.update(100), times),
-        quickest(lambda: some.micro_batches.run_with_oom_retry(12, lambda count: metrics), times),
+        quickest(lambda: train_step.objective.observe(terms, skip), times)
+        - quickest(lambda: train_step.objective.observe(terms), times),
+        quickest(lambda: train_step.ema.update(100, skip), times) - quickest(lambda: train_step.ema.update(100), times),
+        quickest(lambda: train_step.micro_batches.run_with_oom_retry(12, lambda count: metrics), times),
     ]
     total = 1e3 * sum(added)
     report(

@@ -46,7 +46,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def toll():
+def covered():
     """What was gone through, for the table."""
     done: list[str] = []
     yield done
@@ -66,7 +66,7 @@ def train(data: str, run_dir: str, *more: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems of other systems refuse some of the names")
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_run_goes_there_and_back(
-    kind: str, settings: Path, toll: list[str], capsys: pytest.CaptureFixture[str]
+    kind: str, settings: Path, covered: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = NAMES[kind]
     images = write_files(settings.with_name("of") / (name if name.isprintable() else "plain"), PICTURES)
@@ -83,7 +83,7 @@ def test_a_run_goes_there_and_back(
     if len(os.fsencode(name)) < 250 and name.isprintable():
         archive = zipped(settings.with_name(f"{name}.zip"), PICTURES)
         assert train(str(archive), "runs/zip") == 0, capsys.readouterr().err
-    toll.append(kind)
+    covered.append(kind)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs links")
@@ -140,13 +140,13 @@ def test_images_that_may_not_be_read_are_told_by_a_dry_run(place: str, words: st
     zipped(Path("shut") / "in.zip", PICTURES)
     Path("shut").chmod(0)
 
-    def told() -> tuple[int, str]:
+    def dry_run() -> tuple[int, str]:
         obey_permissions()
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             return train(place, "run", "--dry-run"), said.getvalue()
 
-    code, error = in_a_fork(told)
+    code, error = in_a_fork(dry_run)
     Path("shut").chmod(0o755)
     assert code == 2 and words in error and error.count("\n") == 1
 

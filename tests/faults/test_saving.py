@@ -84,10 +84,10 @@ class Run:
 
 def is_of_one_step(root, step):
     """Whether a checkpoint loads, and all its tensors are those of its step."""
-    found = checkpoint_format.load(root, step)
-    assert set(found.groups) == {"model", "ema", "objective", "optimizer"}
-    return found.state["train"]["step"] == step and all(
-        bool((value == step).all()) for tensors in found.groups.values() for value in tensors.values()
+    result = checkpoint_format.load(root, step)
+    assert set(result.groups) == {"model", "ema", "objective", "optimizer"}
+    return result.state["train"]["step"] == step and all(
+        bool((value == step).all()) for tensors in result.groups.values() for value in tensors.values()
     )
 
 
@@ -278,8 +278,8 @@ def stalls(root, megabytes, saves=6):
     for _ in range(saves):
         run.step_and_save()
         run.checkpointer.wait()
-    told = run.ear.saved[1:]
-    return [1000 * statistics.median(getattr(event, name) for event in told) for name in ("stalled", "seconds")]
+    saves = run.ear.saved[1:]
+    return [1000 * statistics.median(getattr(event, name) for event in saves) for name in ("stalled", "seconds")]
 
 
 def test_training_waits_only_for_the_copy(tmp_path):
@@ -317,7 +317,7 @@ def interrupt(kind):
 def interrupt_validations(source, tmp_path, count, monkeypatch):
     """A run that is interrupted in its validations again and again; how often it was."""
     torch.set_num_threads(1)
-    some = request(tmp_path / "run", source, {"training": {"epochs": count // 3 + 2}})
+    run_request = request(tmp_path / "run", source, {"training": {"epochs": count // 3 + 2}})
     real, kinds = validation.validation_batches, ["raise", "KeyboardInterrupt", "SIGTERM"]
     interrupted = 0
 
@@ -332,7 +332,7 @@ def interrupt_validations(source, tmp_path, count, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(validation, "validation_batches", interrupting)
             try:
-                finished = train(some, [Recorder()])
+                finished = train(run_request, [Recorder()])
             except (Broken, KeyboardInterrupt):
                 interrupted += 1
                 continue
@@ -349,8 +349,8 @@ def validations_are_interrupted(source, tmp_path, count, monkeypatch):
     assert interrupt_validations(source, tmp_path, count, monkeypatch) >= count
     assert outcome(tmp_path / "run") == outcome(tmp_path / "reference")
     assert leftovers(tmp_path / "run") == []
-    found = retention.newest_good(tmp_path / "run" / "checkpoints", print)
-    raw, averaged = found.tensors("model"), found.tensors("ema")
+    result = retention.newest_good(tmp_path / "run" / "checkpoints", print)
+    raw, averaged = result.tensors("model"), result.tensors("ema")
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
 
 

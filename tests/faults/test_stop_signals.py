@@ -10,8 +10,8 @@ import pytest
 
 from tests.faults.fault_rows import report
 from tests.helpers.commands import ended, halted, said_by, sent, settings_file, started, until
-from tests.helpers.faults import Halt, SlowDisk, live_with
-from tests.helpers.runs import leftovers, live, outcome, reads, request, server, start_server, write_images
+from tests.helpers.faults import Halt, SlowDisk, run_with_faults
+from tests.helpers.runs import leftovers, outcome, reads, request, run_and_exit, server, start_server, write_images
 from unified_vae.core.files import STAGE_PREFIX
 from unified_vae.core.retention import saved_steps
 
@@ -83,8 +83,8 @@ def test_usr1_saves_though_no_timer_asks_and_the_run_goes_on(tmp_path):
         halted(process)
         assert sent(process, "SIGUSR1") and sent(process, "SIGCONT")
     assert ended(process) == 0
-    told = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in told if "save_seconds" in row] == [0, 10, 30, 60]
+    timings = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in timings if "save_seconds" in row] == [0, 10, 30, 60]
     assert reads(tmp_path / "run", 30)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
     assert said_by(tmp_path / "run").read_text().count("run started") == 1
@@ -149,9 +149,9 @@ def test_a_second_interrupt_during_the_save_leaves_it_undone(trials, undisturbed
     """The disk takes its time, so that each save lasts far longer than the two signals are apart."""
     write_images(tmp_path / "images.npy")
     for number in range(trials):
-        some = request(tmp_path / f"run-{number}", tmp_path / "images.npy")
-        checkpoints = some.run_dir / "checkpoints"
-        process = server().Process(target=live_with, args=(some, (SlowDisk(0.2),), None, {}))
+        run_request = request(tmp_path / f"run-{number}", tmp_path / "images.npy")
+        checkpoints = run_request.run_dir / "checkpoints"
+        process = server().Process(target=run_with_faults, args=(run_request, (SlowDisk(0.2),), None, {}))
         process.start()
         until(lambda folder=checkpoints: saved_steps(folder) and staged(folder), process)
         due = staged(checkpoints)
@@ -163,10 +163,10 @@ def test_a_second_interrupt_during_the_save_leaves_it_undone(trials, undisturbed
         assert sent(process, "SIGINT")
         assert ended(process) == 130
         assert staged(checkpoints), "it left before the save was done"
-        assert saved_steps(checkpoints) == whole and all(reads(some.run_dir, step) for step in whole)
-        assert ended(living(some)) == 0
-        assert outcome(some.run_dir) == undisturbed[0]
-        assert leftovers(some.run_dir) == []
+        assert saved_steps(checkpoints) == whole and all(reads(run_request.run_dir, step) for step in whole)
+        assert ended(start_run(run_request)) == 0
+        assert outcome(run_request.run_dir) == undisturbed[0]
+        assert leftovers(run_request.run_dir) == []
     report(
         fault="SIGINT twice, the second during the save",
         target="exits at once with 130, previous checkpoint complete",
@@ -174,9 +174,9 @@ def test_a_second_interrupt_during_the_save_leaves_it_undone(trials, undisturbed
     )
 
 
-def living(some):
-    """A life of a run, begun."""
-    process = server().Process(target=live, args=(some,))
+def start_run(run_request):
+    """Start a run in a process of its own."""
+    process = server().Process(target=run_and_exit, args=(run_request,))
     process.start()
     return process
 

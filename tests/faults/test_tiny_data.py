@@ -23,7 +23,7 @@ def images(folder: Path, count: int, copies: bool = False) -> Path:
 
 
 @pytest.fixture(scope="module")
-def toll():
+def covered():
     """What was gone through, for the table."""
     done: list[str] = []
     yield done
@@ -45,41 +45,41 @@ def test_too_few_to_train_and_validate_are_refused(tmp_path, count) -> None:
 
 @pytest.mark.figure
 @pytest.mark.parametrize(("count", "copies"), [(2, False), (2, True), (3, True), (4, False), (5, False)])
-def test_every_epoch_takes_a_step(tmp_path, toll, count, copies) -> None:
+def test_every_epoch_takes_a_step(tmp_path, covered, count, copies) -> None:
     """Also with fewer images than a batch, and where all are copies of one."""
     seen = Recorder()
     ended = train(request(tmp_path / "run", images(tmp_path / "images", count, copies), SHORT), [seen])
     assert ended.exit_code == 0 and ended.step >= EPOCHS
     assert len(seen.validations) == EPOCHS
     assert seen.started[0].steps_per_epoch >= 1
-    toll.append(f"{count} images")
+    covered.append(f"{count} images")
 
 
-def _rank_life(some, rank: int, world: int, port: int, told) -> None:
+def _run_rank(run_request, rank: int, world: int, port: int, answers) -> None:
     import torch
 
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     try:
-        ended = train(some, [Recorder()])
-        told.put((rank, ended.exit_code, ended.step))
+        ended = train(run_request, [Recorder()])
+        answers.put((rank, ended.exit_code, ended.step))
     except UserError as error:
-        told.put((rank, error.exit_code, str(error)))
+        answers.put((rank, error.exit_code, str(error)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo is tested on Linux")
 def test_fewer_images_than_processes(tmp_path) -> None:
     """One image to train and one to validate, two processes: both see the one, and no validation is missing."""
-    some = request(tmp_path / "run", images(tmp_path / "images", 2), SHORT)
+    run_request = request(tmp_path / "run", images(tmp_path / "images", 2), SHORT)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    told = server().Queue()
-    lives = [server().Process(target=_rank_life, args=(some, rank, 2, port, told)) for rank in range(2)]
-    for life in lives:
-        life.start()
-    answers = sorted(told.get(timeout=240) for _ in lives)
-    for life in lives:
-        life.join(30)
+    queue = server().Queue()
+    processes = [server().Process(target=_run_rank, args=(run_request, rank, 2, port, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    answers = sorted(queue.get(timeout=240) for _ in processes)
+    for process in processes:
+        process.join(30)
     assert answers == [(0, 0, EPOCHS), (1, 0, EPOCHS)]
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

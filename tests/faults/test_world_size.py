@@ -55,14 +55,14 @@ class Noted:
         patch.setattr(VAEStep, "__call__", noted)
 
 
-def _went(folder: Path, source: Path, lives: list[tuple[int, int]]) -> Path:
-    """A run of several lives, each of (processes, step after which it is stopped)."""
+def _went(folder: Path, source: Path, starts: list[tuple[int, int]]) -> Path:
+    """A run of several starts, each of (processes, step after which it is stopped)."""
     folder.mkdir()
-    some = request(folder / "run", source, CHANGE)
-    for processes, stop in lives:
-        for answer in ranks(some, (Noted(folder, stop),), folder, processes):
+    run_request = request(folder / "run", source, CHANGE)
+    for processes, stop in starts:
+        for answer in ranks(run_request, (Noted(folder, stop),), folder, processes):
             assert answer["exit_code"] == (143 if stop else 0), answer
-    assert leftovers(some.run_dir) == []
+    assert leftovers(run_request.run_dir) == []
     return folder
 
 

@@ -116,13 +116,13 @@ def main() -> int:
         print(__doc__)
         return 2
     reference, *names = sys.argv[1:]
-    found = subprocess.run(
+    actual = subprocess.run(
         ["git", "rev-parse", "--verify", f"{reference}^{{commit}}"], cwd=TREE, capture_output=True, text=True
     )
-    if found.returncode != 0:
+    if actual.returncode != 0:
         print(f"error: {reference} is no commit of {TREE}", file=sys.stderr)
         return 2
-    commit = found.stdout.strip()
+    commit = actual.stdout.strip()
     with tempfile.TemporaryDirectory(prefix="unified-vae-golden-") as folder:
         now = start(TREE, Path(folder) / "now", names)
         try:

@@ -49,7 +49,7 @@ class Driver:
 
     Args:
         tree: the source tree whose code is run.
-        renames: settings known to have their later names in this tree; those that are found out are added.
+        renames: settings known to have their later names in this tree; those that turn up are added.
     """
 
     def __init__(self, tree: Path, folder: Path, weights: Path, renames: set[str]) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.helpers.faults import Fault, NoReport, injected
 from tests.helpers.runs import SETTINGS, merged, server, write_images
 
-PATIENCE_SECONDS = 120  # for one life; far beyond what a tiny run takes
+PATIENCE_SECONDS = 120  # for one process; far beyond what a tiny run takes
 
 
 def settings_file(folder: Path, change: dict | None = None) -> Path:
@@ -29,7 +29,7 @@ def settings_file(folder: Path, change: dict | None = None) -> Path:
 
 
 def enter(words: list[str], said: Path, environment: dict[str, str], faults: tuple[Fault, ...] = ()) -> None:
-    """A life: the command with these words; what it says is added to a file."""
+    """Run the command with these words in this process; what it prints is added to a file."""
     try:  # as the scripts do
         import torch
 
@@ -50,7 +50,7 @@ def enter(words: list[str], said: Path, environment: dict[str, str], faults: tup
 
 
 def said_by(run_dir: Path, rank: int = 0) -> Path:
-    """The file of what a life said."""
+    """The file of what a process of the run printed."""
     return run_dir.with_name(f"{run_dir.name}-rank-{rank}.said")
 
 
@@ -61,7 +61,7 @@ def started(
     environment: dict[str, str] | None = None,
     faults: tuple[Fault, ...] = (),
 ):
-    """The process of a life, alive."""
+    """Start the command in a process of its own."""
     words = ["--config", str(config), "--run-dir", str(run_dir)]
     process = server().Process(target=enter, args=(words, said_by(run_dir, rank), environment or {}, faults))
     process.start()

@@ -205,31 +205,35 @@ def injected(*faults: Fault) -> Iterator[None]:
         yield
 
 
-def live_with(some: RunRequest, faults: tuple[Fault, ...], told: Path | None, world: dict[str, str]) -> None:
-    """One life in a process of its own; what it said goes to `told`."""
+def run_with_faults(
+    run_request: RunRequest, faults: tuple[Fault, ...], answer_file: Path | None, world: dict[str, str]
+) -> None:
+    """Run in this process, and write what it said to `answer_file`."""
 
     torch.set_num_threads(1)
     os.environ.update(world)
     recorder, answer = Recorder(), {}
     with injected(*faults):
         try:
-            answer["exit_code"] = train(some, [recorder]).exit_code
+            answer["exit_code"] = train(run_request, [recorder]).exit_code
         except UserError as error:
             answer |= {"exit_code": error.exit_code, "error": str(error)}
-    if told:
-        told.write_text(json.dumps({**answer, "notices": recorder.notices}))
+    if answer_file:
+        answer_file.write_text(json.dumps({**answer, "notices": recorder.notices}))
     raise SystemExit(answer["exit_code"])
 
 
-def ranks(some: RunRequest, faults: tuple[Fault, ...], folder: Path, count: int = 2) -> list[dict]:
+def ranks(run_request: RunRequest, faults: tuple[Fault, ...], folder: Path, count: int = 2) -> list[dict]:
     """A run of several processes; what each of them told."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    told = [folder / f"told-{rank}.json" for rank in range(count)]
+    answer_files = [folder / f"answer-{rank}.json" for rank in range(count)]
     processes = [
-        server().Process(target=live_with, args=(some, faults, told[rank], {**world, "RANK": str(rank)}))
+        server().Process(
+            target=run_with_faults, args=(run_request, faults, answer_files[rank], {**world, "RANK": str(rank)})
+        )
         for rank in range(count)
     ]
     for process in processes:
@@ -238,15 +242,15 @@ def ranks(some: RunRequest, faults: tuple[Fault, ...], folder: Path, count: int 
         process.join(120)
         if process.is_alive():
             process.kill()
-    return [json.loads(path.read_text()) for path in told]
+    return [json.loads(path.read_text()) for path in answer_files]
 
 
 def rows(run_dir: Path, split: str = "train") -> list[dict]:
     """Rows of the metrics file."""
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if row["split"] == split]
+    result = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in result if row["split"] == split]
 
 
-def with_command(some: RunRequest, **changes: object) -> RunRequest:
+def with_command(run_request: RunRequest, **changes: object) -> RunRequest:
     """The same request, changed."""
-    return dataclasses.replace(some, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(run_request, **changes)  # type: ignore[arg-type]

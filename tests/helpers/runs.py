@@ -1,4 +1,4 @@
-"""Runs in processes of their own, which can be killed: a fork server imports torch once for all of them."""
+"""Tiny runs, here or in processes that can be killed: a fork server imports torch once for all of them."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def finalizers_without_report() -> list[Callable]:
     return [finalizer for finalizer in FINALIZERS if finalizer is not finalize.write_report]
 
 
-def live(some: RunRequest, watcher: Recorder | None = None) -> None:
-    """One life: the whole run, unless something ends it before."""
+def run_and_exit(run_request: RunRequest, watcher: Recorder | None = None) -> None:
+    """Run in this process and exit with the code of the run."""
     import torch
 
     torch.set_num_threads(1)
-    raise SystemExit(train(some, [watcher or Recorder()]).exit_code)
+    raise SystemExit(train(run_request, [watcher or Recorder()]).exit_code)
 
 
 def server() -> multiprocessing.context.ForkServerContext:
@@ -114,14 +114,14 @@ def server() -> multiprocessing.context.ForkServerContext:
 
 
 def start_server() -> None:
-    """Wait until the fork server has imported torch, before lives are timed."""
+    """Wait until the fork server has imported torch, before runs are timed."""
     process = server().Process(target=bool)
     process.start()
     process.join()
 
 
 WALL_CLOCK = ("seconds",)
-"""Entries of a checkpoint's numbers that tell the time spent. All others have to be the same to the last bit."""
+"""Entries of a checkpoint's numbers that depend on time. All others have to be the same to the last bit."""
 
 
 def outcome(run_dir: Path) -> dict[str, bytes]:
@@ -130,8 +130,8 @@ def outcome(run_dir: Path) -> dict[str, bytes]:
     """
     newest = max((run_dir / "checkpoints").iterdir())
     files = [run_dir / "metrics.jsonl", run_dir / "model" / "model.safetensors", *sorted(newest.glob("*.safetensors"))]
-    found = {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in files}
-    return {**found, "state": json.dumps(state_of(newest), sort_keys=True).encode()}
+    result = {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in files}
+    return {**result, "state": json.dumps(state_of(newest), sort_keys=True).encode()}
 
 
 def state_of(checkpoint: Path) -> dict:

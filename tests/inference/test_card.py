@@ -18,19 +18,19 @@ from unified_vae.models.density import NormalDensity
 
 def test_the_hub_reads_the_first_lines_and_people_the_rest(vae: VAE, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path)
-    found = ModelCard.load(tmp_path / "README.md")
-    assert (found.data.license, found.data.library_name) == ("unknown", "unified-vae")
-    assert {"vae", "unified-vae"} <= set(found.data.tags or [])
+    result = ModelCard.load(tmp_path / "README.md")
+    assert (result.data.license, result.data.library_name) == ("unknown", "unified-vae")
+    assert {"vae", "unified-vae"} <= set(result.data.tags or [])
     rows = dict(
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in found.text.splitlines()
+        for line in result.text.splitlines()
         if line.startswith("| ") and line.count("|") == 3
     )
     assert rows["PSNR of reconstructions"] == "21.50 dB" and rows["KL of an image"] == "1,040.2 nats"
     assert rows["active units"] == "5" and rows["data"] == "100 images from a/b.zip"
     assert rows["mode"] == "`quick_test`" and rows["loss"] == "mse 1, beta 2" and rows["steps"] == "1,234"
     assert Image.open(tmp_path / "samples.png").size == (70, 70)  # four by four of 16 pixels
-    assert "(samples.png)" in found.text
+    assert "(samples.png)" in result.text
 
 
 def test_where_samples_come_from_is_said_once(vae: VAE) -> None:

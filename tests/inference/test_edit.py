@@ -39,14 +39,14 @@ def world(count: int, correlated: bool) -> tuple[np.ndarray, list[Attribute], np
 @pytest.mark.parametrize("correlated", [False, True])
 def test_directions_are_independent_of_other_attributes(correlated: bool) -> None:
     latents, attributes, truth = world(4000, correlated)
-    found = Directions(latents, attributes)
-    assert np.allclose(found.direction("beard", 1), truth[3], atol=0.2)
-    assert np.allclose(found.direction("hair", 2), truth[2] - (truth[0] + truth[1]) / 2, atol=0.2)
-    moved = latents + found.shifts("hair", 2, latents)
-    assert (found.predict("hair", moved).argmax(1) == 2).mean() > 0.98
-    assert (found.predict("beard", moved).argmax(1) == found.predict("beard", latents).argmax(1)).mean() > 0.98
-    back = latents + found.shifts("beard", 0, latents)
-    assert (found.predict("beard", back).argmax(1) == 0).mean() > 0.98
+    result = Directions(latents, attributes)
+    assert np.allclose(result.direction("beard", 1), truth[3], atol=0.2)
+    assert np.allclose(result.direction("hair", 2), truth[2] - (truth[0] + truth[1]) / 2, atol=0.2)
+    moved = latents + result.shifts("hair", 2, latents)
+    assert (result.predict("hair", moved).argmax(1) == 2).mean() > 0.98
+    assert (result.predict("beard", moved).argmax(1) == result.predict("beard", latents).argmax(1)).mean() > 0.98
+    back = latents + result.shifts("beard", 0, latents)
+    assert (result.predict("beard", back).argmax(1) == 0).mean() > 0.98
 
 
 def test_an_effect_that_depends_on_another_attribute_is_found() -> None:
@@ -65,10 +65,10 @@ def test_an_effect_that_depends_on_another_attribute_is_found() -> None:
 
 def test_the_probe_is_judged_on_images_it_has_not_seen() -> None:
     latents, attributes, _ = world(1000, False)
-    found = Directions(latents[:800], [Attribute(a.name, a.values, a.numbers[:800]) for a in attributes])
-    quality = found.score(latents[800:], Attribute("hair", ["a", "b", "c"], attributes[0].numbers[800:]))
+    result = Directions(latents[:800], [Attribute(a.name, a.values, a.numbers[:800]) for a in attributes])
+    quality = result.score(latents[800:], Attribute("hair", ["a", "b", "c"], attributes[0].numbers[800:]))
     assert quality is not None and quality.accuracy > 0.97 and quality.images == 200 and quality.majority < 0.5
-    chance = found.score(np.random.default_rng(1).permutation(latents[800:]), attributes[0].__class__(
+    chance = result.score(np.random.default_rng(1).permutation(latents[800:]), attributes[0].__class__(
         "hair", ["a", "b", "c"], attributes[0].numbers[800:]))  # fmt: skip
     assert chance is not None and chance.accuracy < 0.5
     assert min(quality.auc) > 0.99 and not any(map(quality.may_be_chance, range(3)))  # type: ignore[type-var]
@@ -94,8 +94,8 @@ def test_unknown_labels_are_left_out_and_dead_attributes_too() -> None:
     half = attributes[1].numbers.copy()
     half[::2] = -1
     dead = Attribute("hat", ["no", "yes"], np.zeros(4000, np.int64))
-    found = Directions(latents, [attributes[0], Attribute("beard", ["no", "yes"], half), dead])
-    assert np.allclose(found.direction("beard", 1), truth[3], atol=0.25) and "hat" not in found.effects
+    result = Directions(latents, [attributes[0], Attribute("beard", ["no", "yes"], half), dead])
+    assert np.allclose(result.direction("beard", 1), truth[3], atol=0.25) and "hat" not in result.effects
     assert dead.is_dead and not attributes[0].is_dead
 
 
@@ -195,9 +195,9 @@ def test_class_folders_give_a_sheet_and_directions(model: Path, classes: Path, t
     strengths = (-1.0, 0.0, 2.0)
     done = edit(model, tmp_path, classes, attribute="class=light", strengths=strengths)
     assert [path.name for path in done.files] == ["e.png", "d.safetensors", "d.json"]
-    found = load_file(tmp_path / "d.safetensors")
-    assert set(found) == {"class=dark", "class=light"} and found["class=light"].shape == (LATENTS,)
-    assert np.allclose(found["class=light"], -found["class=dark"], atol=1e-6)
+    result = load_file(tmp_path / "d.safetensors")
+    assert set(result) == {"class=dark", "class=light"} and result["class=light"].shape == (LATENTS,)
+    assert np.allclose(result["class=light"], -result["class=dark"], atol=1e-6)
     about = json.loads((tmp_path / "d.json").read_text())
     assert about["attributes"]["class"]["held_out"]["accuracy"] > 0.9
     picture = Image.open(tmp_path / "e.png")

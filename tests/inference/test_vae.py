@@ -29,10 +29,10 @@ def test_every_result_is_the_network_s_own_to_the_bit(run: Path, vae: VAE) -> No
         expected = network.encode(images)
         pictures = network.decode(expected.mean).clamp(0, 1)
         samples = network.sample(5, torch.Generator().manual_seed(9), "fitted", 0.7).clamp(0, 1)
-    found = vae.encode(images)
-    assert torch.equal(found.mean, expected.mean) and torch.equal(found.logvar, expected.logvar)
-    assert torch.equal(vae.decode(found.mean), pictures) and torch.equal(vae.decode(found), pictures)
-    assert torch.equal(vae.decode(found.mean.numpy()), pictures)
+    result = vae.encode(images)
+    assert torch.equal(result.mean, expected.mean) and torch.equal(result.logvar, expected.logvar)
+    assert torch.equal(vae.decode(result.mean), pictures) and torch.equal(vae.decode(result), pictures)
+    assert torch.equal(vae.decode(result.mean.numpy()), pictures)
     assert torch.equal(vae.reconstruct(images), pictures)
     assert torch.equal(vae.sample(5, "fitted", 0.7, torch.Generator().manual_seed(9)), samples)
     assert torch.equal(vae.sample(5, temperature=0.7, generator=9), samples)
@@ -99,10 +99,10 @@ def test_batches_hold_at_most_what_is_asked_for(vae: VAE) -> None:
     images = torch.rand(7, 3, SIZE, SIZE)
     seen = []
     handle = vae.model.encoder.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
-    found = vae.encode(images, batch_size=3).mean
+    result = vae.encode(images, batch_size=3).mean
     handle.remove()
     assert seen == [3, 3, 1]
-    assert torch.allclose(found, vae.encode(images).mean, atol=1e-5)
+    assert torch.allclose(result, vae.encode(images).mean, atol=1e-5)
     assert torch.allclose(vae.sample(7, generator=1, batch_size=2), vae.sample(7, generator=1), atol=1e-5)
 
 
@@ -111,9 +111,9 @@ def test_a_walk_begins_and_ends_at_its_ends(vae: VAE) -> None:
     ends = vae.reconstruct([a, b], batch_size=1)
     latents = vae.encode([a, b], batch_size=1).mean
     for spherical in (False, True):
-        found = vae.interpolate(a, b, 5, spherical, batch_size=1)
-        assert torch.equal(found[[0, -1]], ends)
-        assert torch.equal(vae.interpolate(latents[0], latents[1], 5, spherical, batch_size=1), found)
+        result = vae.interpolate(a, b, 5, spherical, batch_size=1)
+        assert torch.equal(result[[0, -1]], ends)
+        assert torch.equal(vae.interpolate(latents[0], latents[1], 5, spherical, batch_size=1), result)
 
 
 def test_statistics_come_with_the_model(run: Path, vae: VAE) -> None:
@@ -129,9 +129,9 @@ def test_statistics_come_with_the_model(run: Path, vae: VAE) -> None:
 def test_half_precision_gives_float32_that_is_near(run: Path, vae: VAE) -> None:
     half = VAE.from_pretrained(run, device="cpu", dtype="bfloat16")
     images = torch.rand(2, 3, SIZE, SIZE)
-    found = half.reconstruct(images)
-    assert found.dtype == torch.float32 and not torch.equal(found, vae.reconstruct(images))
-    assert torch.allclose(found, vae.reconstruct(images), atol=0.05)
+    result = half.reconstruct(images)
+    assert result.dtype == torch.float32 and not torch.equal(result, vae.reconstruct(images))
+    assert torch.allclose(result, vae.reconstruct(images), atol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +171,10 @@ def test_bad_files_of_a_folder_are_left_out_with_names(vae: VAE, tmp_path: Path)
     (tmp_path / "1b.png").write_text("no image")
     (tmp_path / "3b.svg").write_text("no image that is read")
     with pytest.warns(UserWarning, match=r"2 of 6 images cannot be used: .*1b\.png: not an image.*3b\.svg: ") as caught:
-        found = vae.encode(tmp_path, batch_size=2)
+        result = vae.encode(tmp_path, batch_size=2)
     assert caught[0].filename == __file__
-    assert found.names == tuple(map(str, good))
-    assert torch.equal(found.mean, vae.encode(good, batch_size=2).mean)
+    assert result.names == tuple(map(str, good))
+    assert torch.equal(result.mean, vae.encode(good, batch_size=2).mean)
     with pytest.warns(UserWarning, match="left out"):
         assert torch.equal(vae.reconstruct(tmp_path, batch_size=2), vae.reconstruct(good, batch_size=2))
 

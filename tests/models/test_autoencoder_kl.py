@@ -65,9 +65,9 @@ def test_a_doubling_in_one_is_repeated_pixels_and_a_convolution(shape):
     inputs = [features, layer.conv.weight, layer.conv.bias]
     repeated, in_one = layer.eval()(features), layer.train()(features)
     wanted = torch.randn_like(repeated)
-    expected, found = (torch.autograd.grad(result, inputs, wanted) for result in (repeated, in_one))
+    expected, actual = (torch.autograd.grad(result, inputs, wanted) for result in (repeated, in_one))
     assert torch.allclose(in_one, repeated, rtol=0, atol=1e-12)
-    assert all(torch.allclose(one, other, rtol=0, atol=1e-11) for one, other in zip(found, expected, strict=True))
+    assert all(torch.allclose(one, other, rtol=0, atol=1e-11) for one, other in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ def test_what_was_saved_comes_back_bit_for_bit(folder):
     images = torch.rand(2, 1, 16, 16)
     with torch.no_grad():
         expected = build_model(CONFIG, seed=3).eval()(images)
-        found = load_pretrained(folder)(images)
-    assert torch.equal(found.reconstruction, expected.reconstruction)
+        result = load_pretrained(folder)(images)
+    assert torch.equal(result.reconstruction, expected.reconstruction)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 

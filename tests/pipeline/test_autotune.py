@@ -46,14 +46,14 @@ def resumed(requested, recorded):
 
 def test_a_cpu_measures_nothing_so_that_two_starts_are_the_same():
     trial = Trial(0.1, 0.05)
-    found = choose_kernels(TrainingConfig(), CPU, 10**6, trial)
-    assert (found.memory_format, found.compile, trial.asked) == ("contiguous", False, [])
+    result = choose_kernels(TrainingConfig(), CPU, 10**6, trial)
+    assert (result.memory_format, result.compile, trial.asked) == ("contiguous", False, [])
 
 
 def test_a_short_run_measures_nothing():
     trial = Trial(0.1, 0.05)
-    found = choose_kernels(TrainingConfig(), GPU, LONG_STEPS - 1, trial)
-    assert (found.memory_format, found.compile, trial.asked) == ("channels_last", False, [])
+    result = choose_kernels(TrainingConfig(), GPU, LONG_STEPS - 1, trial)
+    assert (result.memory_format, result.compile, trial.asked) == ("channels_last", False, [])
 
 
 @pytest.mark.parametrize(
@@ -61,23 +61,23 @@ def test_a_short_run_measures_nothing():
     [(0.1, 0.05, "channels_last"), (0.05, 0.1, "contiguous"), (0.099, 0.1, "channels_last")],
 )
 def test_a_long_run_takes_the_faster_memory_format(contiguous, channels_last, taken):
-    found = choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(contiguous, channels_last))
-    assert found.memory_format == taken
-    assert f"{1e3 * contiguous:.1f} ms per step contiguous" in found.format_reason
+    result = choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(contiguous, channels_last))
+    assert result.memory_format == taken
+    assert f"{1e3 * contiguous:.1f} ms per step contiguous" in result.format_reason
 
 
 @pytest.mark.parametrize(("compiled", "taken"), [(0.08, True), (0.099, False), (None, False)])
 def test_a_long_run_compiles_where_that_is_faster(compiled, taken):
     trial = Trial(0.2, 0.1, compiled)
-    found = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) + 1, trial)
-    assert (found.compile, trial.asked[-1]) == (taken, ("channels_last", True))
+    result = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) + 1, trial)
+    assert (result.compile, trial.asked[-1]) == (taken, ("channels_last", True))
 
 
 def test_a_run_of_minutes_says_that_it_does_not_compile():
     trial = Trial(0.2, 0.1)
-    found = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) - 1, trial)
-    assert not found.compile and ("channels_last", True) not in trial.asked
-    assert found.compile_reason == "auto: a run of about 20 min is too short to repay compiling"
+    result = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) - 1, trial)
+    assert not result.compile and ("channels_last", True) not in trial.asked
+    assert result.compile_reason == "auto: a run of about 20 min is too short to repay compiling"
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_a_run_of_minutes_says_that_it_does_not_compile():
     ],
 )
 def test_the_record_says_why_a_run_is_not_compiled(asked, steps, trial, why):
-    found = choose_kernels(TrainingConfig(**asked), GPU, steps, trial)
-    assert not found.compile and why in found.compile_reason and "too short" not in found.compile_reason
+    result = choose_kernels(TrainingConfig(**asked), GPU, steps, trial)
+    assert not result.compile and why in result.compile_reason and "too short" not in result.compile_reason
 
 
 def test_compiled_and_deterministic_exclude_each_other():
@@ -105,9 +105,9 @@ def test_compiled_and_deterministic_exclude_each_other():
 
 def test_formats_of_a_compiled_run_are_measured_compiled():
     trial = Trial(0.1, 0.1, 0.05)
-    found = choose_kernels(TrainingConfig(compile=True), GPU, LONG_STEPS, trial)
+    result = choose_kernels(TrainingConfig(compile=True), GPU, LONG_STEPS, trial)
     assert trial.asked == [("contiguous", True), ("channels_last", True)]
-    assert found.compile is True and found.format_reason.endswith("compiled")
+    assert result.compile is True and result.format_reason.endswith("compiled")
 
 
 def test_no_memory_for_a_trial_leaves_the_usual():
@@ -130,8 +130,8 @@ def test_a_resumed_run_measures_nothing(recorded, taken, monkeypatch):
 
 def test_what_is_asked_for_is_taken():
     asked = TrainingConfig(memory_format="contiguous", compile=True)
-    found = choose_kernels(asked, GPU, 10**6, Trial(0.2, 0.1))
-    assert (found.memory_format, found.compile) == ("contiguous", True)
+    result = choose_kernels(asked, GPU, 10**6, Trial(0.2, 0.1))
+    assert (result.memory_format, result.compile) == ("contiguous", True)
 
 
 def test_a_resumed_run_keeps_channels_last_bit_exactly(tmp_path):

@@ -54,10 +54,10 @@ def test_geco_goes_on_to_the_same_bits(stop, source, whole, tmp_path):
             if event.step == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    some = request(tmp_path / "run", source, GECO)
-    assert train(some, [StopAt()]).step == stop
+    run_request = request(tmp_path / "run", source, GECO)
+    assert train(run_request, [StopAt()]).step == stop
     again = Recorder()
-    assert train(some, [again]).outcome == "finished"
+    assert train(run_request, [again]).outcome == "finished"
     assert outcome(tmp_path / "run") == outcome(whole[0])
     (beta,) = [row for row in again.started[0].terms if row.name == "loss.kl"]
     assert beta.weight * beta.factor == pytest.approx(float(re.search(r"beta now ([\d.]+)", beta.note)[1]), rel=0.01)
@@ -110,8 +110,8 @@ def test_a_target_that_geco_missed_is_told_at_the_end(whole):
     run_dir, recorder = whole
     reached = -10 * math.log10(rows(run_dir, "train")[-1]["loss.mse"])
     assert abs(reached - 42) > GECO_TOLERANCE, "a few steps leave beta far from where it would settle"
-    (told,) = [line for line in recorder.finished.advice if "GECO" in line]
-    assert f"at {reached:.1f} dB, the target is 42" in told
+    (message,) = [line for line in recorder.finished.advice if "GECO" in line]
+    assert f"at {reached:.1f} dB, the target is 42" in message
 
 
 def test_each_way_to_miss_a_target_has_its_own_advice():
@@ -186,5 +186,5 @@ def test_geco_predicts_the_cost_of_its_target(tmp_path):
     train(request(tmp_path / "plain", source, change), [recorder := Recorder()])
     assert f"KL {nats:.0f} nats" in fact(recorder, "predicted")
     sigma = json.loads((tmp_path / "plain" / "preflight.json").read_text())["predicted"]["sigma"]
-    assert -20 * math.log10(sigma) == pytest.approx(25.0, abs=0.3)  # beta is told in three digits
+    assert -20 * math.log10(sigma) == pytest.approx(25.0, abs=0.3)  # beta has three digits
     assert "Use more latents or a lower psnr" in start(40.0, latents=1)

@@ -146,7 +146,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def deed(folder, run_dir, *changes):
+def run_digest(folder, run_dir, *changes):
     """All that a run did, as one digest of its files."""
     settings = {}
     for change in (BASE, *changes):
@@ -167,7 +167,7 @@ def deed(folder, run_dir, *changes):
 
 
 def test_the_same_settings_do_the_same(folder, tmp_path):
-    assert deed(folder, tmp_path / "a") == deed(folder, tmp_path / "b")
+    assert run_digest(folder, tmp_path / "a") == run_digest(folder, tmp_path / "b")
 
 
 @pytest.fixture(scope="module")
@@ -175,32 +175,32 @@ def unchanged(folder):
     """What runs do before a field is changed, each context once."""
     done = {}
 
-    def found(context):
+    def result(context):
         key = json.dumps(context, sort_keys=True)
         if key not in done:
-            done[key] = deed(folder, folder / f"unchanged-{len(done)}", context)
+            done[key] = run_digest(folder, folder / f"unchanged-{len(done)}", context)
         return done[key]
 
-    return found
+    return result
 
 
 @pytest.mark.parametrize("path", CHANGES)
 def test_a_changed_field_changes_the_run(path, folder, unchanged, tmp_path):
     value, context = CHANGES[path]
-    assert deed(folder, tmp_path / "run", context, nested(path, value)) != unchanged(context)
+    assert run_digest(folder, tmp_path / "run", context, nested(path, value)) != unchanged(context)
 
 
 @pytest.mark.parametrize("name", ["perceptual", "lpips"])
 def test_strict_terms_stop_where_weights_are_missing(name, folder, tmp_path):
     change = {"loss": {name: {"weight": 0.1, "missing": "strict"}}}
     with pytest.raises(EnvironmentProblem, match=f"{name}"):
-        deed(folder, tmp_path / "run", change)
+        run_digest(folder, tmp_path / "run", change)
 
 
 def test_no_field_is_left_out(folder):
     """A new field belongs into one of the two tables."""
     fields = set(request(folder, folder / "images.npy").run.config.by_path())
-    told = [*CHANGES, *ELSEWHERE]
+    listed = [*CHANGES, *ELSEWHERE]
     assert [
-        field for field in sorted(fields) if not any(field == name or field.startswith(f"{name}.") for name in told)
+        field for field in sorted(fields) if not any(field == name or field.startswith(f"{name}.") for name in listed)
     ] == []

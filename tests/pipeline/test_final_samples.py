@@ -78,26 +78,26 @@ def test_a_fit_that_fails_costs_nothing_but_the_density(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_fit_is_made_up_by_the_same_command(tmp_path, monkeypatch):
-    some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT)
+    run_request = request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT)
     with monkeypatch.context() as broken:
         broken.setattr(finalize, "fit_density", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            train(some, [])
-    assert train(some, []).outcome == "finished"
+            train(run_request, [])
+    assert train(run_request, []).outcome == "finished"
     assert "density" in json.loads((tmp_path / "run" / "model" / "config.json").read_text())
-    assert train(some, []).outcome == "already finished"
+    assert train(run_request, []).outcome == "already finished"
 
 
 def test_statistics_and_a_card_are_beside_the_model(tmp_path):
     source = write_images(tmp_path / "images.npy")
     settings = {**SHORT, "density": {"fit": "normal", "max_images": 20}, "license": "cc0-1.0"}
     train(request(tmp_path / "run", source, {**settings, "data": {"background": "black"}}), [])
-    found = open_pretrained(tmp_path / "run" / "model")
+    result = open_pretrained(tmp_path / "run" / "model")
     data = DataConfig(source=str(source), background="black", cache_dir=str(tmp_path / "cache"))
-    latents = encode_training_images(found.model, open_data(data, 16, None, lambda *_: None).train, 20, 0)
-    assert found.stats is not None and found.stats.images == 20
-    assert torch.equal(found.stats.mean, latents.mean.double().mean(0).float())
-    assert found.description["background"] == "black"
+    latents = encode_training_images(result.model, open_data(data, 16, None, lambda *_: None).train, 20, 0)
+    assert result.stats is not None and result.stats.images == 20
+    assert torch.equal(result.stats.mean, latents.mean.double().mean(0).float())
+    assert result.description["background"] == "black"
     row = next(line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if "validation" in line)
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "license: cc0-1.0" in card and f"{json.loads(row)['psnr']:.2f} dB" in card
@@ -111,8 +111,8 @@ def test_neither_statistics_nor_a_card_can_end_a_run(tmp_path, monkeypatch, brok
 
     monkeypatch.setattr(finalize, broken, fails)
     seen = Recorder()
-    some = request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT)
-    assert train(some, [seen]).exit_code == 0
+    run_request = request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT)
+    assert train(run_request, [seen]).exit_code == 0
     assert any("no space" in notice for notice in seen.notices)
     assert load_pretrained(tmp_path / "run" / "model").density.kind == "gaussian"
-    assert train(some, []).outcome == "already finished"
+    assert train(run_request, []).outcome == "already finished"

@@ -25,19 +25,19 @@ def little(monkeypatch):
 
 def test_a_profile_names_the_parts_and_writes_a_trace(tmp_path, little):
     torch.set_num_threads(1)
-    some = request(tmp_path / "run", write_images(tmp_path / "images.npy"))
-    folder = profile_folder(some.run_dir)
-    found = profile.profile(some.run, folder, Recorder())
+    run_request = request(tmp_path / "run", write_images(tmp_path / "images.npy"))
+    folder = profile_folder(run_request.run_dir)
+    result = profile.profile(run_request.run, folder, Recorder())
     for part in ("data: images", "forward: encoder", "forward: decoder", "forward: posterior and the rest", "loss: mse",
                  "loss: l1", "backward", "gradient norm", "optimizer", "averaged weights"):  # fmt: skip
-        assert found.parts[part] > 0
-    assert "loss: charbonnier" not in found.parts
-    figures = model_cost(some.run.config.model)
-    assert found.step_flops == pytest.approx(8 * figures.step_flops)
-    assert json.loads((folder / "profile.json").read_text())["steps"] == found.steps
+        assert result.parts[part] > 0
+    assert "loss: charbonnier" not in result.parts
+    figures = model_cost(run_request.run.config.model)
+    assert result.step_flops == pytest.approx(8 * figures.step_flops)
+    assert json.loads((folder / "profile.json").read_text())["steps"] == result.steps
     names = {event.get("name") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
     assert {"forward: encoder", "backward", "aten::convolution_backward"} <= names
-    assert not some.run_dir.exists() and not RunFolder(folder).has_run()
+    assert not run_request.run_dir.exists() and not RunFolder(folder).has_run()
 
 
 def test_ranks_are_refused(tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_figures_are_those_of_the_real_model(family):
     assert math.isclose(2 * figures.kept_bytes, real, rel_tol=0.01)
 
 
-def test_a_convolution_takes_two_operations_per_weight_and_pixel():
+def test_a_convolution_takes_two_operations_per_weight():
     """conv: 3 -> 8 at 8 px, 8 -> 16 at 4 px, ...: counted by hand for the first two layers of a net of two."""
     one = model_cost(ConvConfig(image_size=16, latents=4, base_channels=8, channels=3, pca_init=False))
     two = model_cost(ConvConfig(image_size=16, latents=5, base_channels=8, channels=3, pca_init=False))

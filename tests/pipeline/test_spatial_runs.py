@@ -22,7 +22,7 @@ SETTINGS = {
 
 
 def spatial_request(run_dir, source, change=None, shape=None, **more):
-    """As `lives.request`, whose model is of another family."""
+    """As `helpers.runs.request`, whose model is of another family."""
     asked = request(run_dir, source, {**SETTINGS, **(change or {})}, **more)
     run = asked.run
     model = {"family": "spatial", "image_size": 16, **SHAPE, **(shape or {})}

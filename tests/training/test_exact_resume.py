@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.faults.fault_rows import report
-from tests.helpers.runs import Recorder, live, outcome, request, server, train, write_images
+from tests.helpers.runs import Recorder, outcome, request, run_and_exit, server, train, write_images
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
@@ -25,8 +25,8 @@ def undisturbed(source, tmp_path_factory):
     return run_dir
 
 
-def end_by_itself(some):
-    process = server().Process(target=live, args=(some,))
+def end_by_itself(run_request):
+    process = server().Process(target=run_and_exit, args=(run_request,))
     process.start()
     process.join()
     return process.exitcode
@@ -34,13 +34,13 @@ def end_by_itself(some):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_saves_and_leaves_with_its_code(undisturbed, source, tmp_path, name):
-    some = request(tmp_path / "run", source)
+    run_request = request(tmp_path / "run", source)
     number = getattr(signal, name)
-    process = server().Process(target=live, args=(some, StopAt(3, number)))
+    process = server().Process(target=run_and_exit, args=(run_request, StopAt(3, number)))
     process.start()
     process.join(60)
     assert process.exitcode == 128 + number
-    assert end_by_itself(some) == 0
+    assert end_by_itself(run_request) == 0
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
@@ -73,14 +73,14 @@ def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_p
 
     torch.set_num_threads(1)
     for stop in stops:
-        some = request(tmp_path / f"run-{stop}", source)
-        first = train(some, [StopAt(stop)])
+        run_request = request(tmp_path / f"run-{stop}", source)
+        first = train(run_request, [StopAt(stop)])
         assert (first.outcome, first.exit_code, first.step) == ("interrupted", 143, stop)
-        second = train(some, [Recorder()])
+        second = train(run_request, [Recorder()])
         assert (second.outcome, second.step) == ("finished", STEPS)
         assert outcome(tmp_path / f"run-{stop}") == outcome(undisturbed), stop
         again = Recorder()
-        assert train(some, [again]).outcome == "already finished" and again.finished.exit_code == 0
+        assert train(run_request, [again]).outcome == "already finished" and again.finished.exit_code == 0
     report(
         fault="SIGTERM in a step, the run resumed from there",
         target="bit-identical end, exact number of steps",
@@ -88,16 +88,16 @@ def test_a_run_cut_at_a_step_and_given_its_full_length_back(stops, source, tmp_p
     )
 
 
-def _live_and_tell(some, told):
+def _run_and_report(run_request, queue):
 
-    train(some, [Recorder()])
-    told.put(sorted(name for name in ("torch._dynamo", "sympy", "torchvision", "torchmetrics") if name in sys.modules))
+    train(run_request, [Recorder()])
+    queue.put(sorted(name for name in ("torch._dynamo", "sympy", "torchvision", "torchmetrics") if name in sys.modules))
 
 
 def test_a_run_loads_nothing_heavy_beside_torch(source, tmp_path):
     """Each of these takes seconds; none of them is needed to train with the plain losses."""
-    told = server().Queue()
-    process = server().Process(target=_live_and_tell, args=(request(tmp_path / "run", source), told))
+    queue = server().Queue()
+    process = server().Process(target=_run_and_report, args=(request(tmp_path / "run", source), queue))
     process.start()
-    assert told.get(timeout=120) == []
+    assert queue.get(timeout=120) == []
     process.join()

@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 BLOCK, TIMES, PAGE = 64 * 2**20, 5, os.sysconf("SC_PAGE_SIZE")
-LIFE = f"""
+SCRIPT = f"""
 import ctypes, json, resource, sys
 from unified_vae.cli.app import keep_freed_memory, set_process_defaults
 
@@ -58,7 +58,7 @@ def run_script(arguments: list[str], answer: Path) -> None:
     """In a process of the fork server, which has torch already: what the script prints goes to a file."""
     sys.argv = ["-c", *arguments]
     with answer.open("w") as file, contextlib.redirect_stdout(file):
-        exec(LIFE, {"__name__": "__main__"})
+        exec(SCRIPT, {"__name__": "__main__"})
 
 
 def run_with_torch(how: str, folder: Path) -> dict[str, int]:
@@ -69,10 +69,10 @@ def run_with_torch(how: str, folder: Path) -> dict[str, int]:
     return result_of((folder / f"{how}.json").read_text())
 
 
-def run_life(how: str, **variables: str) -> dict[str, int]:
+def run_script_alone(how: str, **variables: str) -> dict[str, int]:
     """The page faults of a process that frees and takes a block again."""
     users = {name: value for name, value in os.environ.items() if name not in (*MALLOC_VARIABLES, "GLIBC_TUNABLES")}
-    command = [sys.executable, "-c", LIFE, how]
+    command = [sys.executable, "-c", SCRIPT, how]
     return result_of(subprocess.run(command, env=users | variables, capture_output=True, text=True, check=True).stdout)
 
 
@@ -104,8 +104,8 @@ def test_the_library_leaves_the_process_as_it_is(tmp_path: Path) -> None:
     [*((name, "131072") for name in MALLOC_VARIABLES), ("GLIBC_TUNABLES", "glibc.malloc.check=0")],
 )
 def test_the_settings_of_the_user_stand(name: str, value: str) -> None:
-    assert run_life("keep", **{name: value})["faults"] > 0.9 * TIMES * BLOCK / PAGE
+    assert run_script_alone("keep", **{name: value})["faults"] > 0.9 * TIMES * BLOCK / PAGE
 
 
 def test_a_tunable_of_something_else_is_no_such_setting() -> None:
-    assert run_life("keep", GLIBC_TUNABLES="glibc.pthread.rseq=0")["faults"] < 0.01 * TIMES * BLOCK / PAGE
+    assert run_script_alone("keep", GLIBC_TUNABLES="glibc.pthread.rseq=0")["faults"] < 0.01 * TIMES * BLOCK / PAGE

@@ -92,9 +92,9 @@ def test_clipping_inside_the_optimizer_is_clipping_before_it(optimizer):
 def test_pixels_reach_the_network_in_its_own_layout(layout):
     runtime = CPU.with_memory_format(layout)
     for images in (PIXELS, PIXELS.float() / 255, PIXELS.contiguous()):
-        found = to_unit_range(images, runtime.memory_format)
-        assert found.dtype == torch.float32 and found.is_contiguous(memory_format=runtime.memory_format)
-        assert torch.equal(found * 255, images.float() * (1 if images.dtype == torch.uint8 else 255))
+        result = to_unit_range(images, runtime.memory_format)
+        assert result.dtype == torch.float32 and result.is_contiguous(memory_format=runtime.memory_format)
+        assert torch.equal(result * 255, images.float() * (1 if images.dtype == torch.uint8 else 255))
 
 
 def test_the_layout_changes_nothing_but_rounding():
