@@ -67,7 +67,7 @@ def test_differences_of_set_distances_use_the_same_resamples():
     assert paired_difference(distance(3.0, 5 + spread), distance(3.5, 7 - spread)).verdict == ""
 
 
-def test_without_values_or_intervals_nothing_is_told_apart():
+def test_without_values_or_intervals_nothing_is_reported_apart():
     missing = MetricResult("fid", "FID", Group.SAMPLES, better="lower").with_missing("no weights")
     assert paired_difference(distance(3.0, normal(20)), missing) is None
     difference = paired_difference(distance(3.0, normal(20)), distance(5.0, None))

@@ -86,7 +86,7 @@ def test_little_room_is_not_safe_although_nothing_overflowed(images):
     assert "only headroom" in result.fp16.line("bf16")
 
 
-def test_weights_that_are_not_finite_are_found_in_both(model, images):
+def test_weights_that_are_nan_or_infinite_are_found_in_both(model, images):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.decoder.head.weight[0] = math.nan

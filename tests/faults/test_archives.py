@@ -106,7 +106,7 @@ def test_of_members_of_one_name_the_last_is_used(make: Callable[..., Path], tmp_
             np.testing.assert_array_equal(split.images[list(split.names).index("0.png")], image)
 
 
-def test_archives_in_an_archive_are_not_opened_but_told(tmp_path: Path) -> None:
+def test_archives_in_an_archive_are_reported_and_not_opened(tmp_path: Path) -> None:
     inner = zipped(tmp_path / "inner.zip", PICTURES).read_bytes()
     with pytest.raises(DataError, match="1 archives inside the archive were not opened: unpack them first"):
         opened(zipped(tmp_path / "outer.zip", {"inner.zip": inner}), tmp_path / "cache")

@@ -158,7 +158,7 @@ def test_full_at_the_end_the_same_command_finishes(source, tmp_path, expected):
     assert outcome(tmp_path / "run") == expected and leftovers(tmp_path / "run") == []
 
 
-def test_a_full_disk_is_told_before_the_first_step(source, tmp_path):
+def test_a_full_disk_is_reported_before_the_first_step(source, tmp_path):
     with small_disk(tmp_path / "small", kilobytes=16) as disk:
         answer = watched(request(disk / "run", source), Recorder(), tmp_path / "answer.json")
     assert answer["exit_code"] == 3 and "No space left" in answer["error"] and "--run-dir" in answer["error"]
@@ -184,7 +184,7 @@ def refused_at_once(run_dir):
 
 
 @pytest.mark.parametrize("name", ["run", "new/run", "new"])
-def test_a_place_that_cannot_be_written_is_told_without_torch(tmp_path, name):
+def test_a_place_that_cannot_be_written_is_reported_without_torch(tmp_path, name):
     (tmp_path / "run").mkdir()
     for mode, code in ((0o755, 0), (0o555, 3)):
         for folder in (tmp_path / "run", tmp_path):
@@ -196,7 +196,7 @@ def test_a_place_that_cannot_be_written_is_told_without_torch(tmp_path, name):
     tmp_path.chmod(0o755)
 
 
-def test_little_room_is_told_before_the_first_step(source, tmp_path):
+def test_little_room_is_reported_before_the_first_step(source, tmp_path):
     with small_disk(tmp_path / "small", kilobytes=200) as disk:
         answer = watched(
             request(disk / "run", source, {"training": {"max_steps": 1}}), Recorder(), tmp_path / "answer.json"

@@ -140,7 +140,7 @@ def test_each_file_is_used_once_whatever_leads_to_it(tmp_path) -> None:
     report(fault="links to the folder itself", target="each file once", result="3 files, not 82")
 
 
-def test_odd_names_are_told_on_one_line(tmp_path) -> None:
+def test_odd_names_are_reported_on_one_line(tmp_path) -> None:
     """A name may hold anything but a slash: what steers a terminal or forges a line is escaped."""
     names = ["tab\there.png", "new\nline\t.png", "\x1b[2Jcleared.png", "ünïcode 图.png", " .png", "a" * 251 + ".png"]
     folder = write_files(tmp_path / "images", {f"good {n}.png": png(n, 16) for n in range(80)})

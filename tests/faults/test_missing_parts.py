@@ -109,7 +109,7 @@ def test_strict_weights_end_the_run_before_its_first_step(source, tmp_path, cove
     covered.append(f"{term} {state}")
 
 
-def test_a_replacement_is_told_and_recorded(source, tmp_path) -> None:
+def test_a_replacement_is_reported_and_recorded(source, tmp_path) -> None:
     """Never in silence: a line with the reason at every start, and the record of the run says so."""
     run_request = request(tmp_path / "run", source, {**PERCEPTUAL, "loss": {"lpips": {"weight": 0.1}}})
     for _ in range(2):

@@ -382,7 +382,7 @@ def test_rollback_uses_the_next_checkpoint_if_one_is_lost(source, tmp_path, lost
     assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
 
 
-def test_a_validation_that_is_not_finite_goes_back(source, tmp_path, monkeypatch):
+def test_a_validation_that_is_nan_or_infinite_goes_back(source, tmp_path, monkeypatch):
     calls, validate = [], validation.validate
 
     def spoilt(*arguments):
@@ -400,7 +400,7 @@ def test_a_validation_that_is_not_finite_goes_back(source, tmp_path, monkeypatch
     assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
 
 
-def test_a_leaping_gradient_is_clipped_counted_and_told(source, tmp_path, monkeypatch):
+def test_a_leaping_gradient_is_clipped_counted_and_reported(source, tmp_path, monkeypatch):
     average, calls = Runtime.all_reduce_gradients, []
 
     def leaping(runtime, gradients):

@@ -135,7 +135,7 @@ def test_paths_that_cannot_be_are_one_sentence(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX permissions")
 @pytest.mark.parametrize(("place", "words"), [("shut", "cannot be read"), ("shut/in.zip", "cannot be accessed")])
-def test_images_that_may_not_be_read_are_told_by_a_dry_run(place: str, words: str, settings: Path) -> None:
+def test_images_that_may_not_be_read_are_reported_by_a_dry_run(place: str, words: str, settings: Path) -> None:
     Path("shut").mkdir()
     zipped(Path("shut") / "in.zip", PICTURES)
     Path("shut").chmod(0)

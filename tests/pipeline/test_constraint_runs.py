@@ -106,7 +106,7 @@ def test_another_first_beta_does_not_move_that_of_geco(rolled_back, source, tmp_
     assert any("rolled back to step 12" in notice for notice in recorder.notices) == rolled_back
 
 
-def test_a_target_that_geco_missed_is_told_at_the_end(whole):
+def test_a_target_that_geco_missed_is_reported_at_the_end(whole):
     run_dir, recorder = whole
     reached = -10 * math.log10(rows(run_dir, "train")[-1]["loss.mse"])
     assert abs(reached - 42) > GECO_TOLERANCE, "a few steps leave beta far from where it would settle"
@@ -124,7 +124,7 @@ def test_each_way_to_miss_a_target_has_its_own_advice():
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_distortion_and_rate_are_told_in_nats_and_bits(resumed, source, tmp_path):
+def test_distortion_and_rate_are_reported_in_nats_and_bits(resumed, source, tmp_path):
     recorder = Recorder()
     for epochs in (1, 2) if resumed else (1,):
         recorder = Recorder()
