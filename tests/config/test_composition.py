@@ -160,6 +160,8 @@ def _other(value: object, path: str) -> object:
     """A valid value of a field that differs from its default."""
     words = {
         "device": "cpu",
+        "data.range": [0.0, 4095.0],
+        "data.split_by": "bytes",
         "training.precision": "bf16",
         "training.memory_format": "channels_last",
         "training.compile": False,

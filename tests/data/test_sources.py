@@ -230,9 +230,9 @@ def test_npz_with_both_splits_and_labels(train: str, validation: str, tmp_path: 
     ("array", "message"),
     [
         (np.zeros((4, 784), np.uint8), "shape"),
-        (np.array(["a", "b"]), "uint8"),
+        (np.array(["a", "b"]), "integers or floats"),
         (RGB / 127.5 - 1.0, "0..1"),
-        (np.full((6, 8, 8), np.nan), "0..1"),
+        (np.full((6, 8, 8), np.nan), "NaN"),
         (np.array([{"pickled": 1}], dtype=object), "cannot be read"),
     ],
     ids=["flat", "text", "minus one to one", "nan", "pickle"],

@@ -43,7 +43,7 @@ def test_what_changes_while_it_is_packed_is_left_out_and_named(folder: Path, tmp
     assert reasons.keys() == {"a/03.png", "a/04.png"}
     assert "No such file" in reasons["a/03.png"] and "changed while" in reasons["a/04.png"]
     for split in (data.train, data.validation):
-        wanted = [decode(FILES[name], PixelFormat(SIZE, 3)) for name in split.names]
+        wanted = [decode(FILES[name], PixelFormat(SIZE, 3)).pixels for name in split.names]
         np.testing.assert_array_equal(split.images, np.stack(wanted))
     after = opened(folder, tmp_path / "cache", SIZE)  # the changed one is an image like any other now
     assert not after.quarantined and len(after.train) + len(after.validation) == COUNT - 1

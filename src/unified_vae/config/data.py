@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unified_vae.config.base import Config
 
@@ -59,6 +59,12 @@ class DataConfig(Config):
     """Part kept for validation where the source has no train/ and val/ folders of its own."""
     background: str = Field(default="white", pattern=r"^(white|black|gray|#[0-9a-fA-F]{6})$")
     """Color behind transparent pixels: white, black, gray or #rrggbb."""
+    range: Literal["auto"] | list[float] = "auto"
+    """Values of black and white in images deeper than 8 bits, e.g. [0, 4095]; others are clipped. `auto` takes the
+    whole range of the type, and 0..1 for floats."""
+    split_by: Literal["auto", "pixels", "bytes"] = "auto"
+    """Keep files of the same pixels, or only those of the same bytes, in one split. `auto` is pixels, and what it was
+    for a run that is resumed."""
     max_bad_fraction: float = Field(default=0.1, ge=0, le=1)
     """Stop when more than this part of the files cannot be used."""
     cache_dir: str | None = None
@@ -69,3 +75,9 @@ class DataConfig(Config):
     """Keep all training images in the GPU's memory; `auto` does where they take at most a quarter of what is free.
     Batches are the same bits."""
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.range != "auto" and (len(self.range) != 2 or not self.range[0] < self.range[1]):
+            raise ValueError(f"range: give auto, or the values of black and white, e.g. [0, 4095], not {self.range}")
+        return self

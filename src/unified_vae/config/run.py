@@ -106,9 +106,11 @@ class RunRecord:
             CheckpointError: it is of a version that this one cannot read.
         """
         try:
+            resolved = upgrade(content["config"])
+            resolved["data"].setdefault("split_by", "bytes")  # as all runs were split that say nothing
             return cls(
                 RunConfig.model_validate(upgrade(content["requested"])),
-                RunConfig.model_validate(upgrade(content["config"])),
+                RunConfig.model_validate(resolved),
                 content["origins"],
                 content["names"],
                 tuple((term, by, reason) for term, by, reason in content["substitutions"]),

@@ -137,6 +137,7 @@ class PackWriter:
         self.target, self.root, self.contents = target, target.parent, contents
         self.stage = _new_stage(self.root)
         self._checksums: dict[Split, dict[int, int]] = {split: {} for split in SPLITS}
+        self.pixels: dict[tuple[Split, int], str] = {}  # 64 bits of a hash of each row, hexadecimal
         self.quarantined: list[Quarantined] = []
 
     def __enter__(self) -> PackWriter:
@@ -174,6 +175,7 @@ class PackWriter:
                         files[split].seek(index * row_bytes)
                         files[split].write(data)
                     self._checksums[split][index] = zlib.crc32(data)
+                    self.pixels[split, index] = hashlib.blake2b(data, digest_size=8).hexdigest()
                 if done % 64 == 0 or done == count:
                     progress("packing images", done, count)
 
@@ -207,6 +209,7 @@ class PackWriter:
             splits[split] = {
                 "names": [item.name for item in items],
                 "content": [item.content for item in items],
+                "pixels": [self.pixels[split, index] for index in kept],
                 "crc32": [self._checksums[split][index] for index in kept],
                 "labels": {name: [item.labels[name] for item in items] for name in contents.label_names},
             }

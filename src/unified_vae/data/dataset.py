@@ -24,7 +24,7 @@ from unified_vae.core.errors import escape_name
 from unified_vae.core.files import write_text
 from unified_vae.data.sources.base import SPLITS, Quarantined, Split
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of the layout, and of how images become pixels
 MANIFEST, MANIFEST_SHA256 = "manifest.json", "manifest.sha256"
 _SPOT_CHECKS = 32
 _HASH_DIGITS = 16  # 64 bits: two of a million images agree by chance once in 30 million sets
@@ -146,11 +146,14 @@ def _shape(manifest: Mapping[str, Any], split: Split) -> tuple[int, int, int, in
 
 
 class Entry(NamedTuple):
-    """One image: its split, the beginning of its content's SHA-256, its name."""
+    """One image: its split, the beginning of its content's SHA-256, its name, and a hash of its pixels at that size
+    (empty in inventories of before).
+    """
 
     split: str
     content: str
     name: str
+    pixels: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,10 +171,10 @@ class Inventory:
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Inventory:
         """Return the images that a pack's manifest lists."""
         entries = [
-            Entry(split, content[:_HASH_DIGITS], escape_name(name))
+            Entry(split, content[:_HASH_DIGITS], escape_name(name), pixels)
             for split in SPLITS
-            for content, name in zip(
-                manifest["splits"][split]["content"], manifest["splits"][split]["names"], strict=True
+            for content, name, pixels in zip(
+                *(manifest["splits"][split][name] for name in ("content", "names", "pixels")), strict=True
             )
         ]
         return cls(manifest["fingerprint"], entries)
@@ -205,9 +208,10 @@ class Inventory:
 
 
 def recorded_contents(folder: Path, split: Split) -> frozenset[str]:
-    """Return the contents of all images that any inventory in a folder has in one split; empty without one."""
+    """Return the hashes of contents and pixels of all images that any inventory in a folder has in one split."""
     inventories = (_read_entries(path) or [] for path in folder.glob("images-*.tsv"))
-    return frozenset(entry.content for entries in inventories for entry in entries if entry.split == split)
+    listed = [entry for entries in inventories for entry in entries if entry.split == split]
+    return frozenset(text for entry in listed for text in (entry.content, entry.pixels) if text)
 
 
 def _inventory_path(folder: Path, fingerprint: str) -> Path:

@@ -1,13 +1,13 @@
-"""From a raw image to uint8 pixels of the run's size: upright, flattened, resized to cover and center-cropped.
+"""From a raw image to uint8 pixels of the run's size: sRGB, upright, flattened, resized to cover and center-cropped.
 
 Pillow only: it reports damage as an exception, where torchvision's PNG decoder can end the process.
-Color profiles are not applied: every file is taken as sRGB.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import warnings
 from collections import deque
@@ -16,13 +16,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from unified_vae.data.color import to_srgb, without_text
 from unified_vae.data.sources.base import BadImage, RawImage
+from unified_vae.data.sources.folder import has_heif
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
 """Formats with a signature and a decoder of their own; EPS and others that start programs stay out."""
@@ -48,7 +50,9 @@ _UPRIGHT = {
 
 _NAMED_COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
 _NAMED_COLORS["grey"] = _NAMED_COLORS["gray"]  # as model folders of earlier versions spell it
-_EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PHOTOMETRIC = 0x0112, 258, 262
+_EXIF_ORIENTATION, _TIFF_BITS, _TIFF_COMPRESSION, _TIFF_PHOTOMETRIC, _TIFF_PLANAR = 0x0112, 258, 259, 262, 284
+_PAGED_FORMATS = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF"})  # what else has several frames has previews
+_ROUNDING = 1e-3  # that float values may lie outside of their range
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -58,20 +62,52 @@ _TASKS_PER_WORKER = 4
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image before its pixels are decoded."""
+    """What is known of an image before its pixels are decoded.
+
+    Attributes:
+        pages: or frames; only the first is used.
+    """
 
     width: int
     height: int
     gray: bool
+    pages: int = 1
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The form every image of a run is brought to: [size, size, channels], over a background color."""
+    """The form every image of a run is brought to: [size, size, channels], over a background color.
+
+    Attributes:
+        range: values of black and white in images that are deeper than 8 bits; None for the whole range of their type.
+    """
 
     size: int
     channels: int
     background: tuple[int, int, int] = (255, 255, 255)
+    range: tuple[float, float] | None = None
+
+
+class Peak(NamedTuple):
+    """The brightest value of an image that is deeper than 8 bits, the value of white, and the kind of its values."""
+
+    high: float
+    white: float
+    kind: str
+
+
+class Decoded(NamedTuple):
+    """An image in the form of the run, and what the user should know of it.
+
+    Attributes:
+        pixels: uint8 [size, size, channels].
+        is_clear: every pixel of it is transparent, so that it shows the background alone.
+        peak: None for an image of 8 bits.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    is_clear: bool = False
+    peak: Peak | None = None
 
 
 def parse_color(text: str) -> tuple[int, int, int]:
@@ -85,68 +121,100 @@ def parse_color(text: str) -> tuple[int, int, int]:
 def read_header(raw: RawImage) -> Header:
     """Return size and color of an image from its header; raises BadImage where it is no image or far too large."""
     with _as_bad_image():
+        if isinstance(raw, np.ndarray):
+            height, width, *channels = raw.shape
+            _check_size(width, height)
+            return Header(width, height, not channels or channels[0] == 1)
         image = _open(raw)
-        return Header(image.width, image.height, image.mode in GRAY_MODES)
+        pages = getattr(image, "n_frames", 1) if image.format in _PAGED_FORMATS else 1
+        return Header(image.width, image.height, image.mode in GRAY_MODES, pages)
 
 
-def decode(raw: RawImage, form: PixelFormat) -> npt.NDArray[np.uint8]:
-    """Return pixels of shape [size, size, channels]. Raises BadImage with the reason."""
+def decode(raw: RawImage, form: PixelFormat) -> Decoded:
+    """Return an image in the form of a run. Raises BadImage with the reason."""
     with _as_bad_image():
+        peak = None
+        if isinstance(raw, np.ndarray) and raw.dtype != np.uint8:
+            raw, peak = scale_to_8_bit(raw, form.range)
         image = _open(raw)
-        image.load()
-        image = _to_8_bit(image)
-
-        # Undo the camera's orientation. Unreadable EXIF counts as upright: the pixels are still good
         try:
-            method = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-        except MemoryError:  # says nothing of the EXIF
-            raise
-        except Exception:  # a dozen kinds: Pillow does not wrap what damaged EXIF does to its readers
-            method = None
-        if method is not None:
-            image = image.transpose(method)
+            image.load()
+        except (ValueError, SyntaxError):  # of text behind the pixels
+            if not isinstance(raw, bytes) or raw == (stripped := without_text(raw)):
+                raise
+            image = _open(stripped)
+            image.load()
+        if image.mode in GRAY_MODES - {"1", "L", "LA", "La"}:
+            image, peak = _deep_gray_to_8_bit(image, form.range)
+        image = _upright(image)
 
-        # To mode L or RGB: transparent parts show the background; color to gray by ITU-R 601, gray repeated
+        # Of transparent images, colors are converted without alpha, and before they are blended with the background
+        is_clear = False
         if image.has_transparency_data:
             layer = image.convert("RGBA")
-            image = Image.new("RGB", layer.size, form.background)
-            image.paste(layer, mask=layer.getchannel("A"))
-        elif image.mode not in ("1", "L", "RGB"):
-            image = image.convert("RGB")  # palette, CMYK, YCbCr: to gray in two steps, as Pillow has no direct one
-        mode = "L" if form.channels == 1 else "RGB"
-        if image.mode != mode:
-            image = image.convert(mode)
+            alpha = layer.getchannel("A")
+            is_clear = alpha.getextrema()[1] == 0
+            opaque = layer.convert("RGB")
+            if convert := to_srgb(opaque, raw):
+                opaque = convert(opaque)
+            if is_clear and image.format in ("BMP", "DIB"):  # programs leave that byte at 0
+                image, is_clear = opaque, False
+            else:
+                image = Image.new("RGB", layer.size, form.background)
+                image.paste(opaque, mask=alpha)
+        else:
+            if image.mode not in ("L", "RGB", "CMYK"):
+                info = image.info
+                image = image.convert("L" if image.mode == "1" else "RGB")  # bilevel, palette, YCbCr
+                image.info = info
+            if convert := to_srgb(image, raw):
+                image = convert(image)
 
-        # The center square, resized with Lanczos, which widens its kernel (antialias) when it shrinks
-        if image.size != (form.size, form.size):
-            side = min(image.size)
-            left, top = (image.width - side) / 2, (image.height - side) / 2
-            box = (left, top, left + side, top + side)
-            image = image.resize((form.size, form.size), Image.Resampling.LANCZOS, box=box)
-        return np.asarray(image).reshape(form.size, form.size, form.channels)
+        # Gray by ITU-R 601, gray repeated; CMYK to gray in two steps, as Pillow has no direct one
+        if image.mode == "CMYK":
+            image = image.convert("RGB")
+        image = image.convert("L" if form.channels == 1 else "RGB")
+        pixels = np.asarray(_cover(image, form.size)).reshape(form.size, form.size, form.channels)
+        return Decoded(pixels, is_clear, peak)
 
 
-def to_uint8(values: npt.NDArray[np.generic], white: float | None = None, what: str = "") -> npt.NDArray[np.uint8]:
-    """Scale values from black (0) to white to 0..255: the one place where a range of values is decided.
+def scale_to_8_bit(
+    values: npt.NDArray[np.generic], stated: tuple[float, float] | None = None
+) -> tuple[npt.NDArray[np.uint8], Peak | None]:
+    """Return an array as uint8, and its peak (None for uint8).
 
-    Args:
-        white: by default that of the dtype: floats and booleans 1, uint16 65535, other integers 255.
-        what: the values in the message, by default the dtype.
+    Floats and booleans are scaled from 0..1, 16-bit unsigned integers from 0..65,535, other integers from 0..255; or
+    all of them from a range that was stated, beyond which they are clipped.
 
     Raises:
-        BadImage: a value lies outside.
+        BadImage: a value is NaN, or lies outside of a range that was not stated by more than rounding.
     """
     if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
-    if white is None:
-        is_uint16 = values.dtype.kind == "u" and values.dtype.itemsize == 2  # of either byte order
-        white = {"b": 1.0, "f": 1.0}.get(values.dtype.kind, 65535.0 if is_uint16 else 255.0)
+        return np.ascontiguousarray(values), None  # type: ignore[arg-type]
+    sixteen_bits = values.dtype.kind == "u" and values.dtype.itemsize == 2  # of either byte order
+    usual = {"b": 1.0, "f": 1.0}.get(values.dtype.kind, 65535.0 if sixteen_bits else 255.0)
+    return _scale(values, stated or (0.0, usual), stated is not None, str(values.dtype))
+
+
+def _scale(
+    values: npt.NDArray[np.generic], bounds: tuple[float, float], is_stated: bool, kind: str
+) -> tuple[npt.NDArray[np.uint8], Peak]:
     with np.errstate(invalid="ignore"):  # a NaN that says so when it is widened
-        exact = values.astype(np.float64)
-    low, high = (float(exact.min()), float(exact.max())) if exact.size else (0.0, 0.0)
-    if not (low >= 0.0 and high <= white):  # false for NaN as well
-        raise BadImage(f"{what or values.dtype} values from {low:g} to {high:g}; they must lie in 0..{white:g}")
-    return np.rint(exact * (255.0 / white)).astype(np.uint8)
+        numbers = values.astype(np.float64)
+    low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
+    black, white = bounds
+    slack = _ROUNDING * (white - black) if values.dtype.kind == "f" else 0.0
+    if np.isnan(low) or np.isnan(high):  # also of infinities of both signs
+        raise BadImage(f"{kind} values that are NaN")
+    if not is_stated and not (low >= black - slack and high <= white + slack):
+        hint = (
+            ""
+            if math.isinf(low) or math.isinf(high)
+            else f"; if that is their range, set data.range=[{low:g},{high:g}]"
+        )
+        raise BadImage(f"{kind} values from {low:.9g} to {high:.9g}, not in {black:g}..{white:g}{hint}")
+    levels = np.rint(((numbers - black) * (255.0 / (white - black))).clip(0, 255)).astype(np.uint8)
+    return levels, Peak(high, white, kind)
 
 
 def cpu_count() -> int:
@@ -227,27 +295,53 @@ def _open(raw: RawImage) -> Image.Image:
     elif isinstance(raw, bytes):
         if not raw:
             raise BadImage("empty file")
-        image = Image.open(io.BytesIO(raw), formats=FORMATS)
+        formats = (*FORMATS, "HEIF") if raw[4:8] == b"ftyp" and has_heif() else FORMATS
+        try:
+            image = Image.open(io.BytesIO(raw), formats=formats)
+        except (ValueError, SyntaxError, UnidentifiedImageError):
+            if raw == (stripped := without_text(raw)):
+                raise
+            image = Image.open(io.BytesIO(stripped), formats=FORMATS)
     else:
         image = raw
+    _check_size(*image.size)
     pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise BadImage(f"{image.width} x {image.height} is more than {MAX_PIXELS // 10**6} megapixels")
     if isinstance(raw, bytes) and pixels > MANY_PIXELS and pixels > MAX_PIXELS_PER_BYTE * len(raw):
         raise BadImage(f"{image.width} x {image.height} pixels in {len(raw):,} bytes: it looks like a bomb")
-    if min(image.size) < 1:
-        raise BadImage("no pixels")
+    tags = getattr(image, "tag_v2", None) or {}
+    bits = max(np.ravel(tags.get(_TIFF_BITS, 8)))
+    if tags.get(_TIFF_PLANAR) == 2 and tags.get(_TIFF_COMPRESSION, 1) == 1 and bits != 8:  # read as noise
+        raise BadImage(f"a TIFF of {bits} bits with separate planes: save it with interleaved channels")
     return image
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Deep gray (16-bit, 32-bit, float) scaled to 8 bits; Pillow's own conversion clips it to white."""
-    if image.mode not in GRAY_MODES - {"1", "L", "LA", "La"}:
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width} x {height} is more than {MAX_PIXELS // 10**6} megapixels")
+    if min(width, height) < 1:
+        raise BadImage("no pixels")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Undo the camera's orientation. Unreadable EXIF counts as upright: the pixels are still good."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except MemoryError:  # says nothing of the EXIF
+        raise
+    except Exception:  # a dozen kinds: Pillow does not wrap what damaged EXIF does to its readers
         return image
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _deep_gray_to_8_bit(image: Image.Image, stated: tuple[float, float] | None) -> tuple[Image.Image, Peak]:
+    """Deep gray (16-bit, 32-bit, float) scaled to 8 bits; Pillow's own conversion clips it to white."""
     values = np.asarray(image)
     tags: Mapping[int, object] = getattr(image, "tag_v2", None) or {}
     deep_bits = 12 if tags.get(_TIFF_BITS) in (12, (12,)) else 16  # Pillow scales deep PPM to 16
-    gray = to_uint8(values, *((1.0, "float") if image.mode == "F" else (2.0**deep_bits - 1, "gray")))
+    usual = 1.0 if image.mode == "F" else float(2**deep_bits - 1)
+    kind = {"F": "float", "I": "32-bit gray"}.get(image.mode, f"{deep_bits}-bit gray")
+    gray, peak = _scale(values, stated or (0.0, usual), stated is not None, kind)
     if tags.get(_TIFF_PHOTOMETRIC) == 0:  # WhiteIsZero, which Pillow leaves as it is in deep modes
         gray = 255 - gray
     result = Image.fromarray(gray)
@@ -255,4 +349,15 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     if isinstance(clear, int):  # a 16-bit PNG may name one gray value as transparent
         result = Image.merge("LA", (result, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
     result.getexif()[_EXIF_ORIENTATION] = image.getexif().get(_EXIF_ORIENTATION, 1)
-    return result
+    result.info |= {name: image.info[name] for name in ("icc_profile", "gamma", "srgb") if name in image.info}
+    return result, peak
+
+
+def _cover(image: Image.Image, size: int) -> Image.Image:
+    """The center square, resized with Lanczos, which widens its kernel (antialias) when it shrinks."""
+    if image.size == (size, size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)

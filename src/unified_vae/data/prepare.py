@@ -1,7 +1,8 @@
 """Open the images of a run: from the cache, or scan the source, split, decode and pack it first.
 
-The split follows from the SHA-256 of a file's bytes. So it does not change when files are added, removed or
-renamed, and copies of one image are never in both splits.
+The split follows from the SHA-256 of a file's bytes, so it does not change when files are added, removed or
+renamed. Images of the same pixels in different files go where the one with the smallest hash goes, but for
+`data.split_by=bytes`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from unified_vae.config.data import DataConfig
-from unified_vae.core.errors import DataError
+from unified_vae.core.errors import DataError, escape_name
 from unified_vae.data.cache import PackContents, PackItem, PackWriter, Row, cache_root, discard, disk_errors, sweep
 from unified_vae.data.cartoon import builtin
 from unified_vae.data.dataset import FORMAT_VERSION, DamagedPack, DataSets, Inventory, Pack, read_pack
-from unified_vae.data.decode import Header, PixelFormat, decode, map_images, parse_color, quiet_pillow, read_header
+from unified_vae.data.decode import (
+    Decoded,
+    Header,
+    PixelFormat,
+    decode,
+    map_images,
+    parse_color,
+    quiet_pillow,
+    read_header,
+    scale_to_8_bit,
+)
 from unified_vae.data.sources.base import (
     SPLITS,
     BadImage,
@@ -36,6 +46,8 @@ from unified_vae.data.sources.base import (
 )
 from unified_vae.data.sources.find import BUILTIN, find_source
 
+LOW_PEAK = 0.5  # of white: images that get no brighter were probably stored with fewer bits
+NO_PIXELS = np.zeros((0, 0, 0), np.uint8)
 MIN_VALIDATION_IMAGES = 64
 """`max_images` keeps at least this many validation images: fewer would make a noisy metric."""
 
@@ -57,7 +69,11 @@ def open_data(config: DataConfig, image_size: int, channels: int | None, progres
     source = None if config.source == BUILTIN else find_source(config.source, root, progress)
     identity = builtin.identity() if source is None else source.identity()
     background = parse_color(config.background)
-    key = (FORMAT_VERSION, identity, image_size, channels, background, config.max_images, config.validation_fraction)
+    stated = None if config.range == "auto" else (config.range[0], config.range[1])
+    key = (
+        *(FORMAT_VERSION, identity, image_size, channels, background, config.max_images, config.validation_fraction),
+        *(stated, config.split_by == "bytes"),
+    )
     target = root / hashlib.sha256(repr(key).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     # A damaged pack is made again
@@ -73,7 +89,7 @@ def open_data(config: DataConfig, image_size: int, channels: int | None, progres
         with disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             sweep(root)
-        form = PixelFormat(image_size, channels or 3, background)
+        form = PixelFormat(image_size, channels or 3, background, stated)
         if source is None:
             pack = pack_builtin(target, config, form, progress)
         else:
@@ -142,7 +158,8 @@ def pack_source(
             # Decode in the order of the source; each image goes to its place in the pack
             contents = PackContents(form.size, form.channels, items, result.listing.label_names)
             with PackWriter(target, contents) as writer:
-                writer.write(_decode_rows(source, dict(sorted(places.items())), form), progress)
+                looks: dict[int, Decoded] = {}
+                writer.write(_decode_rows(source, dict(sorted(places.items())), form, looks), progress)
                 bad_names = {bad.name for bad in writer.quarantined}
                 result.candidates = [candidate for candidate in candidates if candidate.name not in bad_names]
                 result.quarantined.extend(writer.quarantined)
@@ -150,6 +167,14 @@ def pack_source(
                 if min(counts.values()) == 0:
                     continue
                 _check_usable(source, result, config)
+                if config.split_by != "bytes" and not result.has_own_split:
+                    together = unite_copies(
+                        result.candidates,
+                        {c.position: writer.pixels[places[c.position][:2]] for c in result.candidates},
+                    )
+                    if together != result.candidates and len({c.split for c in together}) == 2:
+                        result.candidates = together
+                        continue
 
                 # What the manifest says beside the images themselves
                 origin = f"split by content, {config.validation_fraction:.0%} to validate"
@@ -157,7 +182,7 @@ def pack_source(
                     f"{sum(counts.values()):,} images from {source.name} ({counts['train']:,} to train, "
                     f"{counts['validation']:,} to validate; {'its own split' if result.has_own_split else origin})"
                 )
-                notes = [*result.listing.notes, *([note] if note else []), *_remarks(result, form.size)]
+                notes = [*result.listing.notes, *([note] if note else []), *_remarks(result, config, form.size, looks)]
                 facts = result.facts(source.name) | {"description": description, "notes": notes}
                 return writer.commit(form.background, facts)
 
@@ -208,6 +233,9 @@ def content_hash(raw: RawImage) -> str:
     if isinstance(raw, bytes):
         return hashlib.sha256(raw).hexdigest()
     values = np.asarray(raw)
+    if values.dtype != np.uint8:
+        with contextlib.suppress(BadImage):  # of what it is as 8 bits, unless its range has to be stated
+            values, _ = scale_to_8_bit(values)
     return hashlib.sha256(f"{values.shape}{values.dtype}".encode() + values.tobytes()).hexdigest()
 
 
@@ -296,7 +324,7 @@ def _check_usable(source: Source, result: ScanResult, config: DataConfig) -> Non
         )
 
 
-def _remarks(result: ScanResult, size: int) -> Iterator[str]:
+def _remarks(result: ScanResult, config: DataConfig, size: int, looks: Mapping[int, Decoded]) -> Iterator[str]:
     """What the user should know about the images that are used."""
     if result.quarantined:
         count, first = len(result.quarantined), result.quarantined[0].format_line()
@@ -304,6 +332,34 @@ def _remarks(result: ScanResult, size: int) -> Iterator[str]:
     small = sum(min(c.header.width, c.header.height) < size for c in result.candidates)
     if small:
         yield f"{small:,} images are smaller than {size} pixels and were enlarged."
+    paged = [c for c in result.candidates if c.header.pages > 1]
+    if paged:
+        more = sum(c.header.pages - 1 for c in paged)
+        name = escape_name(paged[0].name)
+        yield (
+            f"{len(paged):,} files hold {more:,} more pages or frames, which are not used, e.g. {name} "
+            f"({paged[0].header.pages} in all): save each as a file to train on them."
+        )
+    used = [(c, looks[c.position]) for c in result.candidates]
+    if clear := [c for c, look in used if look.is_clear]:
+        yield (
+            f"{len(clear):,} images are fully transparent and show the background alone, e.g. "
+            f"{escape_name(clear[0].name)}."
+        )
+    peaks: dict[str, list[float]] = {}
+    for _, look in used:
+        if look.peak is not None:
+            peaks.setdefault(look.peak.kind, []).append(look.peak.high / look.peak.white)
+    whites = {look.peak.kind: look.peak.white for _, look in used if look.peak is not None}
+    for kind, parts in peaks.items():
+        if max(parts) < LOW_PEAK and config.range == "auto":
+            high = max(parts) * whites[kind]
+            likely = high if whites[kind] == 1 else 2 ** max(8, math.ceil(math.log2(high + 1))) - 1
+            yield (
+                f"The brightest pixel of {len(parts):,} images of {kind} values is at {max(parts):.1%} of white "
+                f"({high:,.4g} of {whites[kind]:,.6g}), so they are dark. If white is less, say so, e.g. "
+                f"--set data.range=[0,{likely:.4g}]."
+            )
     content = {split: {c.content for c in result.candidates if c.split == split} for split in SPLITS}
     both = len(content["train"] & content["validation"])
     if both:
@@ -354,13 +410,31 @@ def fill_empty_split(splits: Sequence[Split], content_sha256: Sequence[str]) -> 
     )
 
 
+def unite_copies(candidates: Sequence[Candidate], pixels: Mapping[int, str]) -> list[Candidate]:
+    """Put all images of the same pixels into one split: that of the copy with the smallest content hash.
+
+    Args:
+        pixels: position in the source -> hash of the pixels.
+    """
+    splits: dict[str, Split] = {}
+    for candidate in sorted(candidates, key=lambda c: c.content):
+        splits.setdefault(pixels[candidate.position], candidate.split)
+    return [replace(c, split=splits[pixels[c.position]]) for c in candidates]
+
+
 # --- decode ----------------------------------------------------------------------------------------------
 
 
-def _decode_rows(source: Source, places: Mapping[int, tuple[Split, int, str]], form: PixelFormat) -> Iterator[Row]:
-    """Decode the images at positions, ascending, for their places; one that changed since the scan is a bad one."""
+def _decode_rows(
+    source: Source, places: Mapping[int, tuple[Split, int, str]], form: PixelFormat, looks: dict[int, Decoded]
+) -> Iterator[Row]:
+    """Decode the images at positions, ascending, for their places; one that changed since the scan is a bad one.
 
-    def decode_unchanged(job: tuple[Loader, str]) -> npt.NDArray[np.uint8]:
+    Args:
+        looks: receives what is to be known of each image, by its position.
+    """
+
+    def decode_unchanged(job: tuple[Loader, str]) -> Decoded:
         load, content = job
         raw = load()
         if content_hash(raw) != content:  # its split and its place in the order follow from what it was
@@ -369,5 +443,7 @@ def _decode_rows(source: Source, places: Mapping[int, tuple[Split, int, str]], f
 
     contents = (content for _, _, content in places.values())
     jobs = zip(source.read(list(places)), contents, strict=True)
-    for (split, index, _), pixels in zip(places.values(), map_images(decode_unchanged, jobs), strict=True):
-        yield split, index, pixels
+    for (position, (split, index, _)), image in zip(places.items(), map_images(decode_unchanged, jobs), strict=True):
+        if isinstance(image, Decoded):
+            looks[position] = image._replace(pixels=NO_PIXELS)
+        yield split, index, image.pixels if isinstance(image, Decoded) else image

@@ -113,11 +113,12 @@ def open_evaluation_images(
     count = available if limit is None else min(limit, available)
     part = "" if count == available else f"the first {count:,} of "
     which = "the run's validation images" if validation_only else "all images"
-    contents = [entry.content for side in sides for entry in data.inventory.entries if entry.split == side][:count]
+    entries = [entry for side in sides for entry in data.inventory.entries if entry.split == side][:count]
     if not validation_only and loaded.run_dir is not None:
         trained = recorded_contents(loaded.run_dir, "train")
-        if overlap := sum(content in trained for content in contents):
-            observer.notice(f"{loaded.name} was trained on {overlap:,} of these {len(contents):,} images")
+        if overlap := sum(entry.content in trained or entry.pixels in trained for entry in entries):
+            observer.notice(f"{loaded.name} was trained on {overlap:,} of these {len(entries):,} images")
         elif from_run and not trained:
             observer.notice(f"{loaded.name} was trained on some of these images")
+    contents = [entry.content for entry in entries]
     return EvaluationImages(list(sides.values()), count, f"{part}{which} of {data.description}", contents)

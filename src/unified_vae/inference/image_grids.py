@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from unified_vae.core.distributions import DiagonalGaussian
-from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.core.files import STAGE_PREFIX, discard
 from unified_vae.core.rng import fixed_noise, key
@@ -43,7 +43,13 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Images [n, channels, h, w] or one [channels, h, w] in [0, 1] as Pillow images, gray or RGB, of 8 bits."""
+    """Images [n, channels, h, w] or one [channels, h, w] in [0, 1] as Pillow images, gray or RGB, of 8 bits.
+
+    Raises:
+        DataError: a value is NaN/Inf, which would become black.
+    """
+    if not bool(torch.isfinite(images).all()):
+        raise DataError("the images hold NaN/Inf, which are no pixels: decode them in float32, or check the latents")
     pixels = to_uint8(images[None] if images.ndim == 3 else images)
     return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
 

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from unified_vae.core.errors import MOST_LISTED, DataError
 from unified_vae.core.events import Observer
-from unified_vae.data.decode import PixelFormat, decode, quiet_pillow, to_uint8
+from unified_vae.data.decode import PixelFormat, decode, quiet_pillow, scale_to_8_bit
 from unified_vae.data.sources.base import BadImage, Quarantined
 from unified_vae.data.sources.folder import has_image_extension, is_hidden, rejection_reason
 
 CHANNELS = (1, 3, 4)
+ROUNDING = 1e-3  # that float values may lie outside of 0..1
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to gray
 
 Images: TypeAlias = Any
@@ -198,15 +199,15 @@ def _from_file(path: Path, form: PixelFormat) -> Tensor:
 
 
 def _from_raw(raw: bytes | Image.Image | npt.NDArray[np.uint8], form: PixelFormat) -> Tensor:
-    return torch.from_numpy(np.array(decode(raw, form))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(decode(raw, form).pixels)).permute(2, 0, 1)
 
 
 def _from_array(image: npt.NDArray[Any], form: PixelFormat) -> Tensor:
-    """Of uint8 or float; other integers are scaled by their own white, as in a file of arrays."""
+    """Of uint8 or float; other integers are scaled as in a file of arrays."""
     if image.dtype.kind not in "buif":
-        raise BadImage(f"it holds {image.dtype}; images are uint8, or float in 0..1")
+        raise BadImage(f"it holds {image.dtype}; images are integers or floats")
     image = image[..., None] if image.ndim == 2 else image
-    numbers = image.astype(np.float32) if image.dtype.kind == "f" else to_uint8(image)
+    numbers = image.astype(np.float32) if image.dtype.kind == "f" else scale_to_8_bit(image, form.range)[0]
     return _from_tensor(torch.from_numpy(np.ascontiguousarray(numbers)).permute(2, 0, 1), form)
 
 
@@ -217,9 +218,14 @@ def _from_tensor(image: Tensor, form: PixelFormat) -> Tensor:
         raise BadImage(f"it holds {image.dtype}; images are uint8, or float in 0..1")
     if image.is_floating_point():
         low, high = (float(bound) for bound in image.aminmax()) if image.numel() else (0.0, 0.0)
-        if not (low >= 0 and high <= 1):  # false for NaN as well
-            hint = "; divide it by 255" if 1 < high <= 255 and low >= 0 else ""
-            raise BadImage(f"float values from {low:g} to {high:g}; they must lie in 0..1{hint}")
+        black, white = form.range or (0.0, 1.0)
+        if low != low:
+            raise BadImage("float values that are NaN")
+        if form.range is None and not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            hint = "; divide it by 255" if 1 + ROUNDING < high <= 255 and low >= 0 else ""
+            raise BadImage(f"float values from {low:.9g} to {high:.9g}; they must lie in 0..1{hint}")
+        if black != 0 or white != 1 or low < 0 or high > 1:
+            image = ((image.float() - black) / (white - black)).clamp(0, 1)
 
     # Of the model's size already: the numbers stay as they are, or change their number of channels.
     if tuple(image.shape[1:]) == (form.size, form.size):

@@ -91,7 +91,7 @@ class LoadedModel:
         if self.export is not None:
             return self.export.content.description
         run = {"name": self.home.absolute().name, "step": self.step}
-        return {"run": run, "background": self.config.data.background}
+        return {"run": run, "background": self.config.data.background, "range": self.config.data.range}
 
 
 def load_model(
@@ -230,8 +230,8 @@ def _load_export(
     elif data is None and require_data:
         raise ConfigError(f"{folder} is a model without its run: name the images to look at with --data")
     else:
-        named = {"source": data, "background": about.get("background")}
-        source = upgrade_part("data", {name: str(value) for name, value in named.items() if value is not None})
+        named = {"source": data, **{name: about.get(name) for name in ("background", "range")}}
+        source = upgrade_part("data", {name: value for name, value in named.items() if value is not None})
         config = RunConfig(model=content.config, data=DataConfig(**source))
         try:
             config = config.replace(loss=LossConfig.model_validate(upgrade_part("loss", about["loss"])))

@@ -20,7 +20,7 @@ from torch import Tensor
 from unified_vae.config.model import ModelConfig
 from unified_vae.core.device import choose_device, without_tf32
 from unified_vae.core.distributions import DiagonalGaussian
-from unified_vae.core.errors import ConfigError
+from unified_vae.core.errors import ConfigError, DataError
 from unified_vae.data.decode import PixelFormat, parse_color
 from unified_vae.data.sources.base import Quarantined
 from unified_vae.inference import hub
@@ -166,7 +166,9 @@ class VAE:
     @property
     def form(self) -> PixelFormat:
         """Size, channels and background that images are brought to."""
-        return PixelFormat(self.model.image_size, self.model.channels, parse_color(self.background))
+        stated = self.description.get("range", "auto")
+        bounds = None if stated == "auto" else (float(stated[0]), float(stated[1]))
+        return PixelFormat(self.model.image_size, self.model.channels, parse_color(self.background), bounds)
 
     def to(self, device: str | torch.device) -> VAE:
         """Move the network; returns self."""
@@ -280,7 +282,11 @@ class VAE:
 
     def _decode(self, latents: Tensor) -> Tensor:
         with self._arithmetic():
-            return self.model.decode(latents).float().clamp(0, 1)
+            images = self.model.decode(latents).float()
+        if not bool(images.isfinite().all()):  # clamped, they would be black
+            way = "check the latents" if self.dtype == torch.float32 else "check the latents, or load it with float32"
+            raise DataError(f"decoding gave NaN/Inf, which are no pixels: {way}")
+        return images.clamp(0, 1)
 
     def _decode_batches(self, latents: Tensor, batch_size: int) -> Tensor:
         return torch.cat([self._decode(batch) for batch in latents.split(_at_least_one(batch_size, "batch_size"))])

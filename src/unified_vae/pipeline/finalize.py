@@ -89,6 +89,7 @@ def export_model(job: TrainJob) -> None:
             "loss": config.loss.model_dump(mode="json"),
             "pixels": "float in [0, 1], channels first",
             "background": config.data.background,
+            "range": config.data.range,
         }
         save_pretrained(folder.model, config.model, weights, about)
         return []

@@ -14,10 +14,11 @@ from unified_vae.core.checkpoint_format import Checkpoint
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, shell_quote, uv_run
 from unified_vae.core.events import Difference, Observer
 from unified_vae.core.run_dir import RunFolder
+from unified_vae.data.sources.find import same_source
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState
 
-RESOLVED_AT_START = ("training.batch_size", "training.memory_format", "training.compile")
+RESOLVED_AT_START = ("training.batch_size", "training.memory_format", "training.compile", "data.split_by")
 """Settings whose `auto` a run resolved when it began, and keeps."""
 
 MAX_NAMED = 3
@@ -89,7 +90,9 @@ def differences(record: RunRecord, now: RunConfig) -> list[Difference]:
     return [
         Difference(path, old, new)
         for path, (old, new) in changed(record.requested, now).items()
-        if (new is None or new != resolved.get(path)) and not (new == "auto" and path in RESOLVED_AT_START)
+        if (new is None or new != resolved.get(path))
+        and not (new == "auto" and path in RESOLVED_AT_START)
+        and not (path == "data.source" and same_source(old, new))
     ]
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from unified_vae.data.batches import (
 )
 from unified_vae.data.dataset import DataSets, PackedSplit
 from unified_vae.data.prepare import open_data
+from unified_vae.data.sources.find import absolute_source
 from unified_vae.losses.build import Substitution, resolve_terms
 from unified_vae.losses.kl import equivalent_linear_vae
 from unified_vae.pipeline import autotune, resume
@@ -123,6 +124,7 @@ def setup(
     started = time.monotonic()
     build_step = build_step or build_vae_step
     run, folder = request.run, RunFolder(request.run_dir)
+    run = replace(run, config=run.config.replace(**{"data.source": absolute_source(run.config.data.source)}))
     _prepare_folder(request, folder, runtime, observer)
 
     # an earlier run in this folder, and what changed since
@@ -132,6 +134,9 @@ def setup(
         checkpoint, record, differences = None, None, []
     if record:
         resume.refuse_impossible(differences, record, run.names, folder.root, run.origins)
+
+        if run.config.data.split_by == "auto":
+            run = replace(run, config=run.config.replace(**{"data.split_by": record.resolved.data.split_by}))
 
     if checkpoint is None and request.fix_from:
         resume.refuse_without_checkpoint(request.fix_from)

@@ -12,6 +12,7 @@ import stat
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -73,13 +74,13 @@ class ArchiveSource(ABC):
         paths: list[str] = []
         images: list[_Member] = []
         rejected: list[Quarantined] = []
-        ignored = nested = 0
+        ignored, nested = Counter[str](), 0
         for index, member in enumerate(members):
             name, path = member.name, member.name.replace("\\", "/")  # some Windows programs write backslashes
             if last[name] != index or member.is_folder or is_hidden(path):
                 continue  # a later member of the same name replaces this one, as it would in unpacking
             if not has_image_extension(name):
-                ignored += 1
+                ignored[PurePosixPath(path).suffix.lower()] += 1
                 nested += name.lower().endswith(_NESTED)
             elif reason := _unsafe_name(name) or member.problem or rejection_reason(name, member.size):
                 rejected.append(Quarantined(name, reason))

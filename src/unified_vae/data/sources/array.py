@@ -1,9 +1,10 @@
-"""Images in a NumPy file: .npy or .npz, uint8 or float in 0..1, [n, h, w], [n, h, w, c] or [n, c, h, w]."""
+"""Images in a NumPy file: .npy or .npz, of integers or floats, [n, h, w], [n, h, w, c] or [n, c, h, w]."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -12,8 +13,7 @@ import numpy.typing as npt
 import psutil
 
 from unified_vae.core.errors import DataError, escape_name
-from unified_vae.data.decode import to_uint8
-from unified_vae.data.sources.base import Loader, Part, PartedSource, Split, hash_file
+from unified_vae.data.sources.base import Listing, Loader, Part, PartedSource, Split, hash_file
 
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -33,6 +33,7 @@ class ArraySource(PartedSource):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = escape_name(path.name)
+        self._notes: list[str] = []
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -88,13 +89,25 @@ class ArraySource(PartedSource):
         return [part(None, key, find(_LABEL_KEYS))]
 
     def _as_rows(self, array: npt.NDArray[np.generic], where: str) -> npt.NDArray[np.generic]:
-        """The array as [n, h, w] or [n, h, w, c]."""
+        """The array as [n, h, w] or [n, h, w, c], with a note where its shape may be read in another way."""
         if array.dtype.kind not in "buif":
-            raise DataError(f"{where} holds {array.dtype}; images must be uint8, or float in 0..1.")
-        if array.ndim == 3 or (array.ndim == 4 and array.shape[3] in _CHANNELS):
+            raise DataError(f"{where} holds {array.dtype}; images must be integers or floats.")
+        shape = list(array.shape)
+        if array.ndim == 3:
+            if shape[0] in _CHANNELS or shape[2] in _CHANNELS:
+                self._notes.append(
+                    f"{where} of shape {shape} is read as {shape[0]:,} gray images, not as one in color."
+                )
             return array
-        if array.ndim == 4 and array.shape[1] in _CHANNELS:
-            return array.transpose(0, 2, 3, 1)
+        if array.ndim == 4 and (shape[3] in _CHANNELS or shape[1] in _CHANNELS):
+            last = shape[3] in _CHANNELS
+            if last and shape[1] in _CHANNELS:
+                self._notes.append(f"{where} of shape {shape} is read as [n, height, width, channels].")
+            if shape[3 if last else 1] == 4:
+                self._notes.append(
+                    f"The fourth channel of {where} is read as transparency. If it is not, save the first three alone."
+                )
+            return array if last else array.transpose(0, 2, 3, 1)
         raise DataError(
             f"{where} has shape {list(array.shape)}; images must be [n, height, width], "
             "[n, height, width, channels] or [n, channels, height, width] with 1, 3 or 4 channels."
@@ -107,9 +120,13 @@ class ArraySource(PartedSource):
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}.") from None
 
+    def listing(self) -> Listing:
+        """See `Source.listing`; with notes on shapes that may be read in another way."""
+        return replace(super().listing(), notes=self._notes)
+
     def class_names(self) -> list[str]:
         largest = max((int(np.max(part.labels)) for part in self.parts if part.labels is not None), default=-1)
         return [str(value) for value in range(largest + 1)]
 
     def loader(self, items: npt.NDArray[np.generic], index: int) -> Loader:
-        return partial(to_uint8, items[index])
+        return partial(np.array, items[index])

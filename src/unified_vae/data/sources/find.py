@@ -44,6 +44,12 @@ def source_path(text: str) -> Path:
     return expand_user(text, "--data")
 
 
+def absolute_source(text: str) -> str:
+    """Return the source with an absolute path, so that it is found from any folder."""
+    is_path = text != BUILTIN and library_dataset(text) is None
+    return str(source_path(text).absolute()) if is_path else text
+
+
 def same_source(a: str, b: str) -> bool:
     """Return whether two texts name the same source, however a path is written."""
     if a == b or BUILTIN in (a, b) or library_dataset(a) or library_dataset(b):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from unified_vae.core.errors import DataError, escape_name
@@ -21,91 +22,153 @@ IMAGE_EXTENSIONS = frozenset({
 })
 """Extensions of files that are opened; what they really hold is decided by their content."""
 
-UNSUPPORTED_EXTENSIONS = frozenset({
-    ".heic", ".heif", ".svg", ".eps", ".psd", ".ico", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef",
-    ".arw", ".raw",
+HEIF_EXTENSIONS = frozenset({".heic", ".heif"})
+"""Read with the package pillow-heif; without it they are listed as unusable, with the command that adds it."""
+
+OTHER_EXTENSIONS = frozenset({
+    ".svg", ".eps", ".psd", ".ico", ".tga", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".orf",
+    ".rw2", ".raf", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".dcm", ".xcf", ".jxl",
 })
-"""Extensions of images that are not read: listed as unusable, so that nobody wonders where they are."""
+"""Images and movies that are not read: passed over, and named so that nobody wonders where they are."""
 # fmt: on
 
 SPLIT_NAMES: Mapping[str, str] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
+MAX_SPLIT_DEPTH = (
+    4  # folders above a split: CATEGORY/train (MVTec AD), images/train2017 (COCO), Data/CLS-LOC/train (ImageNet)
+)
+
+SYSTEM_FOLDERS = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "#recycle",
+        "@recycle",
+        "#snapshot",
+        "@tmp",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "recycler",
+        "found.000",
+    }
+)
+"""Folders of thumbnails and deleted files that systems keep inside of others; lower case."""
+
+SIGNATURES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF",
+    b"\0\0\0\x0cjP",
+    b"qoif",
+)
+"""How files of the formats that are read begin: for files whose names have no suffix."""
 
 MAX_FILE_BYTES = 512 * 2**20
 """A larger single file is rejected unread."""
 
 
 def is_hidden(path: str) -> bool:
-    """Return whether a file is the system's and not the user's: a leading dot in a name, or macOS's resource forks."""
+    """Return whether a file is the system's and not the user's: a leading dot in a name, or a folder of the system."""
     parts = PurePosixPath(path).parts
-    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
+    return any((part.startswith(".") and part != "..") or part.lower() in SYSTEM_FOLDERS for part in parts)
+
+
+def split_name(folder: str) -> str | None:
+    """Return train, validation or test for a folder of that meaning, e.g. `val2017`; None for any other."""
+    return SPLIT_NAMES.get(re.sub(r"[-_]?\d{4}$", "", folder.lower()))
 
 
 def has_image_extension(path: str) -> bool:
     """Return whether the name claims to be an image: such a file is either used or listed with a reason."""
-    return PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS | UNSUPPORTED_EXTENSIONS
+    return PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS | HEIF_EXTENSIONS
+
+
+def has_image_signature(head: bytes) -> bool:
+    """Return whether a file without a suffix begins like an image."""
+    return head.startswith(SIGNATURES) or head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1")
+
+
+def describe_ignored(ignored: Counter[str]) -> list[str]:
+    """Return a note on files that were passed over, by their suffixes (lower case); none where there are none."""
+    notes = []
+    if others := [f"{ignored[suffix]:,} {suffix}" for suffix in sorted(OTHER_EXTENSIONS & ignored.keys())]:
+        notes.append(f"Images and movies that are not read were passed over: {', '.join(others)}.")
+    if rest := ignored.total() - sum(ignored[suffix] for suffix in OTHER_EXTENSIONS):
+        notes.append(f"{rest:,} files that are not images were passed over.")
+    return notes
 
 
 def rejection_reason(path: str, size: int) -> str | None:
     """Return why a file is rejected without reading it, or None."""
-    extension = PurePosixPath(path).suffix.lower()
-    if extension in UNSUPPORTED_EXTENSIONS:
-        return f"{extension} files cannot be read: convert it to PNG or JPEG"
+    if PurePosixPath(path).suffix.lower() in HEIF_EXTENSIONS and not has_heif():
+        return "HEIC files need the package pillow-heif: uv sync --extra heic"
     if size > MAX_FILE_BYTES:
         return f"{size / 2**20:,.0f} MB is more than the limit of {MAX_FILE_BYTES // 2**20} MB for one file"
     return None
 
 
+@cache
+def has_heif() -> bool:
+    """Let Pillow read HEIC, where the package for it is installed; returns whether it is."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
 def arrange(
-    paths: Sequence[str], quarantined: Sequence[Quarantined], ignored: int, notes: Sequence[str] = ()
+    paths: Sequence[str], quarantined: Sequence[Quarantined], ignored: Counter[str], notes: Sequence[str] = ()
 ) -> tuple[list[int], Listing]:
     """Assign each path its split and its class by the folders it lies in.
 
     Args:
         paths: image files, "/" between the parts, relative to the source.
         quarantined: what was rejected already.
-        ignored: files that do not claim to be images.
+        ignored: suffix -> how many files with it do not claim to be images.
 
     Returns:
         The indices of the paths that are used (a test/ folder may be left out), and the listing, whose
         records stand in that order.
     """
-    notes = list(notes)
-    if ignored:
-        notes.append(f"{ignored:,} files that are not images were passed over.")
+    notes = [*notes, *describe_ignored(ignored)]
 
     # Drop the folders that all paths share, as in "photos/train/a.png" and "photos/val/b.png"
     inner = [PurePosixPath(path).parts for path in paths]
     while inner and all(len(parts) > 1 for parts in inner):
         first = inner[0][0]
-        if first.lower() in SPLIT_NAMES or any(parts[0] != first for parts in inner):
+        if split_name(first) or any(parts[0] != first for parts in inner):
             break
         inner = [parts[1:] for parts in inner]
 
-    # The split that the top folders give. A lone "train" among other folders is a class of railway photos, not a split
-    tops = [SPLIT_NAMES.get(parts[0].lower()) if len(parts) > 1 else None for parts in inner]
-    counts = Counter(tops)
-    all_train = counts["train"] == len(paths)
+    # The split that folders give, at the first depth where there is one to train and another: a lone "train" among
+    # other folders is a class of railway photos
+    all_train = bool(inner) and all(len(parts) > 1 and split_name(parts[0]) == "train" for parts in inner)
     splits: list[Split | None] = ["train" if all_train else None] * len(paths)
-    if not counts["train"] or not (all_train or counts["validation"] or counts["test"]):
-        used, folders = list(range(len(paths))), [parts[:-1] for parts in inner]
-    else:
-        if not all_train:
-            held_out = "validation" if counts["validation"] else "test"
-            splits = ["train" if top == "train" else "validation" if top == held_out else None for top in tops]
-            if held_out == "validation" and counts["test"]:
-                notes.append(f"The {counts['test']:,} images under test/ are not used: val/ is there for validation.")
-            if counts[None]:
-                notes.append(f"{counts[None]:,} images outside the train and validation folders were left out.")
+    used, folders = list(range(len(paths))), [parts[1:-1] if all_train else parts[:-1] for parts in inner]
+    for depth in range(0 if all_train else MAX_SPLIT_DEPTH):
+        sides = [split_name(parts[depth]) if len(parts) > depth + 1 else None for parts in inner]
+        counts = Counter(sides)
+        if not counts["train"] or not (counts["validation"] or counts["test"]):
+            continue
+        held_out = "validation" if counts["validation"] else "test"
+        splits = ["train" if side == "train" else "validation" if side == held_out else None for side in sides]
+        if held_out == "validation" and counts["test"]:
+            notes.append(f"The {counts['test']:,} images under test/ are not used: val/ is there for validation.")
+        if counts[None]:
+            notes.append(f"{counts[None]:,} images outside the train and validation folders were left out.")
         used = [index for index, split in enumerate(splits) if split is not None]
-        folders = [inner[index][1:-1] for index in used]
+        folders = [(*inner[index][:depth], *inner[index][depth + 1 : -1]) for index in used]
+        break
 
     # Classes: the next folders' names, where every image lies in one and there are at least two
     classes = sorted({folder[0] for folder in folders}) if all(folders) else []
@@ -131,7 +194,7 @@ class FolderSource:
         """The paths that are used, the listing in their order, and a hash that changes with any file."""
         files: list[tuple[str, int, int, int]] = []  # path in the folder, size, modification time, permissions
         rejected: list[Quarantined] = []
-        ignored = repeated = 0
+        ignored, repeated = Counter[str](), 0
         seen: set[tuple[int, int]] = set()  # folders and files by their inode, so that loops end
         waiting = [self.root]  # not by recursion: folders may be nested a thousand deep
         while waiting:
@@ -145,7 +208,7 @@ class FolderSource:
                 if has_image_extension(name):
                     rejected.append(Quarantined(name, why))
                 else:
-                    ignored += 1
+                    ignored[path.suffix.lower()] += 1
                 continue
             inode = (status.st_dev, status.st_ino)
 
@@ -168,8 +231,8 @@ class FolderSource:
                 continue
 
             # A file
-            if not has_image_extension(name):
-                ignored += 1
+            if not (has_image_extension(name) or (not path.suffix and _begins_like_an_image(path, status))):
+                ignored[path.suffix.lower()] += 1
             elif not stat.S_ISREG(status.st_mode):
                 rejected.append(Quarantined(name, "not a regular file"))
             elif inode in seen:
@@ -202,3 +265,13 @@ class FolderSource:
         """See `Source.read`."""
         for position in positions:
             yield (self.root / self._scanned[0][position]).read_bytes
+
+
+def _begins_like_an_image(path: Path, status: os.stat_result) -> bool:
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    try:
+        with path.open("rb") as file:
+            return has_image_signature(file.read(12))
+    except OSError:
+        return False
