@@ -37,7 +37,7 @@ def constrained_kl(
     those of the batch.
 
     Args:
-        kl: [batch, latents], of each unit of each image, `posterior.kl_per_unit()`.
+        kl: [batch, latents], of each unit of each image, `posterior.kl_per_unit()`; or one row of means over a set.
         constraint: none, free bits, capacity; GECO changes beta instead (`geco_multiplier`).
         progress: fraction of the run that is done.
         batch_mean_kl: [latents], mean KL of each unit over the whole batch, where `kl` is a micro-batch; None where
@@ -55,17 +55,6 @@ def constrained_kl(
             return side * (mean - target)
         case _:
             return kl.sum(1).mean()
-
-
-def constrained_kl_from_mean(kl: Tensor, constraint: RateConstraint, progress: float) -> Tensor:
-    """Return `constrained_kl` of a whole set, from the mean KL of each unit, [latents]. Scalar, nats per image."""
-    match constraint:
-        case FreeBits(nats_per_unit=nats):
-            return kl.clamp(min=nats).sum()
-        case Capacity():
-            return (kl.sum() - capacity_at(constraint, progress)).abs()
-        case _:
-            return kl.sum()
 
 
 def geco_multiplier(

@@ -17,7 +17,7 @@ from unified_vae.config.loss import LIKELIHOODS, Capacity, FreeBits, Geco, LossC
 from unified_vae.config.schedule import factor, warmup_end
 from unified_vae.core.distributions import VAEOutput
 from unified_vae.losses.base import DistortionTerm
-from unified_vae.losses.kl import constrained_kl, constrained_kl_from_mean, geco_multiplier
+from unified_vae.losses.kl import constrained_kl, geco_multiplier
 from unified_vae.losses.perceptual import Backbone, FeatureTerm
 
 
@@ -115,7 +115,7 @@ class Objective(nn.Module):
 
     def loss_from_means(self, nll: Tensor, kl: Tensor, progress: float) -> Tensor:
         """Return the loss of a whole set, scalar, from its mean NLL (nats per image) and mean KL of each unit."""
-        constrained = constrained_kl_from_mean(kl, self.config.kl.constraint, progress)
+        constrained = constrained_kl(kl[None], self.config.kl.constraint, progress)
         return (nll + self._beta(progress) * constrained) / self.dimensions
 
     @property
