@@ -150,7 +150,7 @@ class HubSource(PartedSource):
             raise DataError(f"{self.name} has no image column (columns: {', '.join(tables[0][1].features)}).")
         parts = []
         for split, table in tables:
-            numbers = None if label is None else table[label]
+            numbers = None if label is None else list(table[label])
             if numbers is not None and any(number is None or number < 0 for number in numbers):
                 numbers = None
             encoded = table.cast_column(image, datasets.Image(decode=False))
