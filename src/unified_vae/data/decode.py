@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from unified_vae.data.color import to_srgb, without_text
 from unified_vae.data.sources.base import BadImage, RawImage
@@ -48,8 +48,6 @@ _UPRIGHT = {
 }
 """What undoes each value of the EXIF tag Orientation."""
 
-_NAMED_COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
-_NAMED_COLORS["grey"] = _NAMED_COLORS["gray"]  # as model folders of earlier versions spell it
 _EXIF_ORIENTATION, _TIFF_BITS, _TIFF_COMPRESSION, _TIFF_PHOTOMETRIC, _TIFF_PLANAR = 0x0112, 258, 259, 262, 284
 _PAGED_FORMATS = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF"})  # what else has several frames has previews
 _ROUNDING = 1e-3  # that float values may lie outside of their range
@@ -111,10 +109,8 @@ class Decoded(NamedTuple):
 
 
 def parse_color(text: str) -> tuple[int, int, int]:
-    """Return (red, green, blue) of white, black, gray or #rrggbb."""
-    if text in _NAMED_COLORS:
-        return _NAMED_COLORS[text]
-    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    """Return (red, green, blue) of a color that Pillow knows: white, black, gray, #rrggbb."""
+    red, green, blue, *_ = ImageColor.getrgb(text)
     return red, green, blue
 
 
