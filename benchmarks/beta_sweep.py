@@ -72,7 +72,7 @@ def _prediction(flight: Preflight, latents: int, beta: float) -> Row:
 
 
 def draw(runs: list[Row], theory: list[Row], path: Path) -> None:
-    """Rate against PSNR, a colour for each number of latents; points are runs, lines are linear theory."""
+    """Rate against PSNR, a color for each number of latents; points are runs, lines are linear theory."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -153,7 +153,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def images(source: str, size: int, max_images: int | None = None) -> DataSets:
-    """The packed images as a run sees them, in RGB unless all are grey; packs them where they are not yet."""
+    """The packed images as a run sees them, in RGB unless all are gray; packs them where they are not yet."""
     return open_data(DataConfig(source=source, max_images=max_images), size, None, lambda *_: None)
 
 

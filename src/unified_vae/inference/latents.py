@@ -347,11 +347,11 @@ def decode(
             pending: Iterable[None] = ()
             for rows in batches(source, first, batch_size):
                 rows = rows[: count - first]
-                finite = np.isfinite(rows).all(1)
-                if not finite.all():
+                bad = ~np.isfinite(rows).all(1)
+                if bad.any():
                     stage.remove()  # nothing could be resumed from these latents
                     raise DataError(
-                        f"{latents}: row {first + int(finite.argmin()):,} (from 0) holds NaN or infinite numbers, "
+                        f"{latents}: row {first + int(bad.argmax()):,} (from 0) holds NaN or infinite numbers, "
                         "which are no latents: fix the file or make it anew"
                     )
                 z = torch.from_numpy(rows).to(compute.device)

@@ -31,7 +31,7 @@ from unified_vae.core.errors import escape_name
 from unified_vae.core.files import STAGE_PREFIX
 from unified_vae.report.read import Row, RunData, get, is_number
 
-# lines differ in color, dash and marker, so that they can be told apart without color
+# lines differ in color, dash and marker, so that they differ without color
 COLORS = ("#0b5fa5", "#b34a00", "#00724f", "#8f3d78", "#5b5b00", "#333333")
 DASHES = ("-", "--", "-.", ":", (0, (9, 2, 2, 2)), (0, (5, 1)))
 MARKERS = "os^DXP"

@@ -1,4 +1,4 @@
-"""A canvas for many small pictures at once: signed distances in, anti-aliased colour out.
+"""A canvas for many small pictures at once: signed distances in, anti-aliased color out.
 
 Everything per pixel is + - * / sqrt, floor and comparisons, which IEEE 754 rounds exactly: the pictures
 are the same bit for bit on every machine. Distances to shapes follow Quilez' articles on 2-D distance
@@ -22,33 +22,33 @@ class Patch:
     """The part of the canvas that a shape can touch, in some of the pictures; painted, then put back.
 
     Attributes:
-        x: [1, 1, width], centres of the pixels.
+        x: [1, 1, width], centers of the pixels.
         y: [1, height, 1].
     """
 
     def __init__(self, canvas: Canvas, rows: Rows, across: slice, down: slice) -> None:
-        self.x = canvas.centres[None, None, across]
-        self.y = canvas.centres[None, down, None]
+        self.x = canvas.centers[None, None, across]
+        self.y = canvas.centers[None, down, None]
         self._place = (slice(None), rows, down, across)
         self._canvas = canvas
 
     def __enter__(self) -> Patch:
-        self._colours = self._canvas.planes[self._place].copy()
+        self._colors = self._canvas.planes[self._place].copy()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._canvas.planes[self._place] = self._colours
+        self._canvas.planes[self._place] = self._colors
 
-    def paint(self, coverage: Array | float, colour: Array) -> None:
-        """Lay a colour over the patch.
+    def paint(self, coverage: Array | float, color: Array) -> None:
+        """Lay a color over the patch.
 
         Args:
             coverage: opacity in [0, 1], broadcastable to [pictures, height, width].
-            colour: broadcastable to [3, pictures, height, width].
+            color: broadcastable to [3, pictures, height, width].
         """
-        change = colour - self._colours
+        change = color - self._colors
         change *= coverage
-        self._colours += change
+        self._colors += change
 
 
 class Canvas:
@@ -57,7 +57,7 @@ class Canvas:
     def __init__(self, count: int, size: int) -> None:
         self.size = size
         self.planes = np.zeros((3, count, size, size), dtype=np.float32)
-        self.centres = ((2 * np.arange(size) + 1) / size - 1).astype(np.float32)
+        self.centers = ((2 * np.arange(size) + 1) / size - 1).astype(np.float32)
 
     def whole(self, rows: Rows) -> Patch:
         """All pixels of some pictures."""
@@ -165,7 +165,7 @@ def stripes(t: Array, duty: float, footprint: Array | float) -> Array:
     """A square wave of period 1 that is 1 for the first `duty` of it, averaged over a pixel.
 
     Args:
-        t: phase at the pixel's centre.
+        t: phase at the pixel's center.
         duty: part of the period that is on.
         footprint: width of a pixel in periods.
     """

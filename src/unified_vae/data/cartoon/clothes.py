@@ -28,27 +28,27 @@ _SAG = 0.30  # how far shoulders and stripes fall towards the sides
 
 
 def draw_backdrop(canvas: Canvas, figure: Figure) -> None:
-    """A colour, with a pattern in other tones of it."""
+    """A color, with a pattern in other tones of it."""
     for name, pattern in _BACKDROPS.items():
-        some = figure.only("backdrop", name)
-        if len(some):
-            with canvas.whole(some.rows) as patch:
-                pattern(patch, some)
+        chosen = figure.only("backdrop", name)
+        if len(chosen):
+            with canvas.whole(chosen.rows) as patch:
+                pattern(patch, chosen)
 
 
 def _plain(patch: Patch, figure: Figure) -> None:
-    patch.paint(1, figure.colours["backdrop"][1])
+    patch.paint(1, figure.colors["backdrop"][1])
 
 
 def _gradient(patch: Patch, figure: Figure) -> None:
-    light, _, deep = figure.colours["backdrop"]
+    light, _, deep = figure.colors["backdrop"]
     slant = 0.35 * figure.variations["pattern"]
     height = unit((patch.y + slant * patch.x) * 0.42 + 0.5)
     patch.paint(1, light + height * (deep - light))
 
 
 def _stripes(patch: Patch, figure: Figure) -> None:
-    light, base, deep = figure.colours["backdrop"]
+    light, base, deep = figure.colors["backdrop"]
     period = 0.30 + 0.06 * figure.variations["pattern_scale"]
     phase = (patch.x + 0.75 * patch.y + figure.variations["pattern"]) / period
     footprint = 1.5 / (period * figure.body_pixels)
@@ -58,7 +58,7 @@ def _stripes(patch: Patch, figure: Figure) -> None:
 
 
 def _dots(patch: Patch, figure: Figure) -> None:
-    light, base, deep = figure.colours["backdrop"]
+    light, base, deep = figure.colors["backdrop"]
     period = 0.30 + 0.05 * figure.variations["pattern_scale"]
     down = patch.y / period + figure.variations["pattern"]
     row = np.floor(down)
@@ -70,7 +70,7 @@ def _dots(patch: Patch, figure: Figure) -> None:
 
 
 def _rays(patch: Patch, figure: Figure) -> None:
-    light, base, deep = figure.colours["backdrop"]
+    light, base, deep = figure.colors["backdrop"]
     right, down = patch.x - figure.x, patch.y - 0.15
     away = np.sqrt(right * right + down * down)
     footprint = 5 / (np.maximum(away, 0.01) * figure.body_pixels)
@@ -87,7 +87,7 @@ def draw_body(canvas: Canvas, figure: Figure) -> None:
     """Shoulders in their clothes, and the neck."""
     patch, x, y = _chest(canvas, figure, 0.95, 0.3)
     with patch:
-        base, shade, _ = figure.colours["clothes"]
+        base, shade, _ = figure.colors["clothes"]
         slope = y - _SAG * x * x
         shape = coverage(rounded_box(x, slope - 0.56, 0.80, 0.56, 0.30) * 0.9, figure.body_pixels)
         fold = unit(0.1 + 0.55 * x + 0.9 * y)
@@ -109,7 +109,7 @@ def _chest(canvas: Canvas, figure: Figure, reach: float, above: float) -> tuple[
 
 def _cloth(patch: Patch, figure: Figure, shape: Array, x: Array, slope: Array) -> None:
     """The pattern that belongs to the garment."""
-    _, shade, trim = figure.colours["clothes"]
+    _, shade, trim = figure.colors["clothes"]
     pixel = 1 / figure.body_pixels
     breton = stripes(slope * 11 + 0.55, 0.42, 11 * pixel) * figure.has("clothes", "breton")
     sleeves = coverage(0.38 + 0.25 * slope - np.abs(x), figure.body_pixels) * figure.has("clothes", "tee")
@@ -123,10 +123,10 @@ def _cloth(patch: Patch, figure: Figure, shape: Array, x: Array, slope: Array) -
 def _neck(canvas: Canvas, figure: Figure) -> None:
     patch, x, y = _chest(canvas, figure, 0.44, 0.50)
     with patch:
-        _, base, shade, _ = figure.colours["skin"]
+        _, base, shade, _ = figure.colors["skin"]
         opening = np.maximum(ellipse(x, y, 0.27, 0.17), -y)
         hood = coverage(ellipse(x, y + 0.03, 0.415, 0.20), figure.body_pixels)
-        patch.paint(hood * figure.has("clothes", "hoodie"), 0.85 * figure.colours["clothes"][1])
+        patch.paint(hood * figure.has("clothes", "hoodie"), 0.85 * figure.colors["clothes"][1])
         throat = rounded_box(x, y + 0.2, 0.165, 0.28, 0.06)
         skin = coverage(np.minimum(opening, throat), figure.body_pixels)
         patch.paint(skin, base)
@@ -137,15 +137,15 @@ def _neck(canvas: Canvas, figure: Figure) -> None:
 def draw_collar(canvas: Canvas, figure: Figure) -> None:
     """What the garment has round the neck."""
     for collar, names in _COLLARS.items():
-        some = figure.only("clothes", *names)
-        if len(some):
-            patch, x, y = _chest(canvas, some, 0.50, 0.22)
+        chosen = figure.only("clothes", *names)
+        if len(chosen):
+            patch, x, y = _chest(canvas, chosen, 0.50, 0.22)
             with patch:
-                collar(patch, some, x, y)
+                collar(patch, chosen, x, y)
 
 
 def _band(patch: Patch, figure: Figure, x: Array, y: Array) -> None:
-    _, shade, trim = figure.colours["clothes"]
+    _, shade, trim = figure.colors["clothes"]
     rim = ellipse(x, y, 0.285, 0.185)
     patch.paint(coverage(np.maximum(np.abs(rim) - 0.036, -y), figure.body_pixels), trim)
     seam = np.maximum(np.abs(rim - 0.04), -y)
@@ -154,7 +154,7 @@ def _band(patch: Patch, figure: Figure, x: Array, y: Array) -> None:
 
 def _points(patch: Patch, figure: Figure, x: Array, y: Array) -> None:
     """A shirt's button band, button and collar points."""
-    base, shade, trim = figure.colours["clothes"]
+    base, shade, trim = figure.colors["clothes"]
     side = np.abs(x)
     patch.paint(coverage(np.maximum(side - 0.055, 0.14 - y), figure.body_pixels), base)
     edge = np.maximum(np.abs(side - 0.055), 0.14 - y)
@@ -171,7 +171,7 @@ def _points(patch: Patch, figure: Figure, x: Array, y: Array) -> None:
 
 def _hood(patch: Patch, figure: Figure, x: Array, y: Array) -> None:
     """A hoodie's thick hood round the neck, and its strings."""
-    base, shade, trim = figure.colours["clothes"]
+    base, shade, trim = figure.colors["clothes"]
     middle = ellipse(x, y + 0.03, 0.33, 0.19)
     ring = np.maximum(np.abs(middle) - 0.085, -(y + 0.03))
     tone = unit(middle * 5 + 0.5)
@@ -183,7 +183,7 @@ def _hood(patch: Patch, figure: Figure, x: Array, y: Array) -> None:
 
 def _roll(patch: Patch, figure: Figure, x: Array, y: Array) -> None:
     """A jumper's roll neck."""
-    base, shade, _ = figure.colours["clothes"]
+    base, shade, _ = figure.colors["clothes"]
     roll = rounded_box(x, y - 0.4 * x * x + 0.01, 0.235, 0.105, 0.07)
     patch.paint(0.5 * glow(roll, 0.05) * unit(y * 12), shade)
     rib = 0.7 * stripes(x * 22, 0.4, 22 / figure.body_pixels)

@@ -20,14 +20,14 @@ from unified_vae.data.cartoon.canvas import (
     segment,
     unit,
 )
-from unified_vae.data.cartoon.features import EYE_LINE, EYE_PLACE, MOUTH_LINE, NOSE_LINE, colour, ear_place
+from unified_vae.data.cartoon.features import EYE_LINE, EYE_PLACE, MOUTH_LINE, NOSE_LINE, color, ear_place
 from unified_vae.data.cartoon.figure import Figure
 
 _LENS_PLACE = 1.02 * EYE_PLACE
 
 
 def draw_beard(canvas: Canvas, figure: Figure) -> None:
-    """Moustache or full beard, in strands of the hair's colour."""
+    """Moustache or full beard, in strands of the hair's color."""
     beard = figure.only("facial_hair", "beard")
     if len(beard):
         _full_beard(canvas, beard)
@@ -57,12 +57,12 @@ def _moustache(canvas: Canvas, figure: Figure) -> None:
         distance, along = arc(side - 0.085, v, 0.095, 3.2)
         tip = np.maximum(along, 0)
         moustache = distance - 0.048 * (1 - 0.62 * tip * tip)
-        patch.paint(0.6 * glow(moustache, 0.035), 0.85 * figure.colours["skin"][2])
+        patch.paint(0.6 * glow(moustache, 0.035), 0.85 * figure.colors["skin"][2])
         _hairs(patch, figure, moustache, side + 0.6 * v, 60)
 
 
 def _hairs(patch: Patch, figure: Figure, hair: Array, flow: Array, strands: int) -> None:
-    light, base, dark = figure.colours["hair"]
+    light, base, dark = figure.colors["hair"]
     footprint = 1.2 * strands / figure.pixels
     tone = noise(flow * strands + 40, footprint) + 0.6 * noise(flow * (2.3 * strands) + 90, 2.3 * footprint)
     tone -= 0.9 * glow(-hair, 0.03)
@@ -74,13 +74,13 @@ def _hairs(patch: Patch, figure: Figure, hair: Array, flow: Array, strands: int)
 
 def draw_glasses(canvas: Canvas, figure: Figure) -> None:
     """Rims, lenses with a glint, bridge and temples."""
-    some = figure.only("glasses", "round", "square")
-    if len(some):
-        _bridge(canvas, some)
+    chosen = figure.only("glasses", "round", "square")
+    if len(chosen):
+        _bridge(canvas, chosen)
     for name in ("round", "square"):
-        some = figure.only("glasses", name)
-        if len(some):
-            _lenses(canvas, some, is_round=name == "round")
+        chosen = figure.only("glasses", name)
+        if len(chosen):
+            _lenses(canvas, chosen, is_round=name == "round")
 
 
 def _bridge(canvas: Canvas, figure: Figure) -> None:
@@ -95,7 +95,7 @@ def _bridge(canvas: Canvas, figure: Figure) -> None:
             length = np.maximum(side * (ear_place(figure, side) - start), 0.001)  # a far ear is hidden
             temple = segment((u - start) * side, v + 0.05, length, 0.05 * unit(length * 20))
             distance = np.minimum(distance, temple)
-        patch.paint(line_coverage(distance, 0.0145, figure.pixels), figure.colours["rims"][0])
+        patch.paint(line_coverage(distance, 0.0145, figure.pixels), figure.colors["rims"][0])
 
 
 def _lenses(canvas: Canvas, figure: Figure, is_round: bool) -> None:
@@ -103,33 +103,33 @@ def _lenses(canvas: Canvas, figure: Figure, is_round: bool) -> None:
     with patch:
         lens = circle(out, v, 0.188) if is_round else rounded_box(out, v - 0.01, 0.185, 0.145, 0.045)
         glint = coverage(np.abs(out * side + 0.75 * v + 0.03) - 0.03, figure.pixels)
-        patch.paint(coverage(lens, figure.pixels) * (0.12 + 0.28 * glint), colour(palette.WHITE))
-        patch.paint(line_coverage(np.abs(lens), 0.0185, figure.pixels), figure.colours["rims"][0])
+        patch.paint(coverage(lens, figure.pixels) * (0.12 + 0.28 * glint), color(palette.WHITE))
+        patch.paint(line_coverage(np.abs(lens), 0.0185, figure.pixels), figure.colors["rims"][0])
         shine = np.maximum(np.abs(lens + 0.004), v + 0.06)
-        patch.paint(0.5 * line_coverage(shine, 0.005, figure.pixels), colour(palette.WHITE))
+        patch.paint(0.5 * line_coverage(shine, 0.005, figure.pixels), color(palette.WHITE))
 
 
 def draw_earrings(canvas: Canvas, figure: Figure) -> None:
     """Studs with a sparkle, or hoops."""
     for name, jewel in (("studs", _stud), ("hoops", _hoop)):
-        some = figure.only("earrings", name)
-        for side in (-1, 1) if len(some) else ():
-            jewel(canvas, some, side)
+        chosen = figure.only("earrings", name)
+        for side in (-1, 1) if len(chosen) else ():
+            jewel(canvas, chosen, side)
 
 
 def _stud(canvas: Canvas, figure: Figure, side: int) -> None:
-    light, dark = figure.colours["metal"]
+    light, dark = figure.colors["metal"]
     patch, u, v = figure.at(canvas, ear_place(figure, side) + 0.03 * side, 0.205, 0.09, 0.09)
     with patch:
         away = np.sqrt(u * u + v * v)
         patch.paint(coverage(away - 0.052, figure.pixels), dark)
         patch.paint(coverage(away - 0.036, figure.pixels), light)
         sparkle = line_coverage(circle(u + 0.012, v + 0.014, 0.0), 0.015, figure.pixels)
-        patch.paint(sparkle, colour(palette.WHITE))
+        patch.paint(sparkle, color(palette.WHITE))
 
 
 def _hoop(canvas: Canvas, figure: Figure, side: int) -> None:
-    light, dark = figure.colours["metal"]
+    light, dark = figure.colors["metal"]
     patch, u, v = figure.at(canvas, ear_place(figure, side) + 0.035 * side, 0.30, 0.13, 0.15)
     with patch:
         ring = np.abs(ellipse(u, v, 0.085, 0.105))

@@ -28,15 +28,15 @@ _EARS_SHOW = ("cropped", "parted", "spiky", "curly", "bun", "braids")
 
 def draw_ears(canvas: Canvas, figure: Figure) -> None:
     """Behind the head; the far ear of a turned head nearly disappears."""
-    some = figure.only("hair_style", *_EARS_SHOW)
-    for side in (-1, 1) if len(some) else ():
-        _, base, shade, _ = some.colours["skin"]
-        patch, u, v = some.at(canvas, ear_place(some, side), 0.07, 0.16, 0.2)
+    chosen = figure.only("hair_style", *_EARS_SHOW)
+    for side in (-1, 1) if len(chosen) else ():
+        _, base, shade, _ = chosen.colors["skin"]
+        patch, u, v = chosen.at(canvas, ear_place(chosen, side), 0.07, 0.16, 0.2)
         with patch:
             lean = u + (0.25 * side) * v
-            patch.paint(coverage(ellipse(lean, v, 0.10, 0.135), some.pixels), base)
-            patch.paint(0.7 * coverage(ellipse(lean - 0.015 * side, v, 0.055, 0.085), some.pixels), shade)
-            patch.paint(0.8 * coverage(ellipse(lean, v - 0.02, 0.038, 0.06), some.pixels), base)
+            patch.paint(coverage(ellipse(lean, v, 0.10, 0.135), chosen.pixels), base)
+            patch.paint(0.7 * coverage(ellipse(lean - 0.015 * side, v, 0.055, 0.085), chosen.pixels), shade)
+            patch.paint(0.8 * coverage(ellipse(lean, v - 0.02, 0.038, 0.06), chosen.pixels), base)
 
 
 def ear_place(figure: Figure, side: int) -> Array:
@@ -48,7 +48,7 @@ def draw_head(canvas: Canvas, figure: Figure) -> None:
     """Skin, lit from the upper left."""
     patch, u, v = figure.at(canvas, 0.0, 0.0, 0.56, 0.6)
     with patch:
-        light, base, shade, _ = figure.colours["skin"]
+        light, base, shade, _ = figure.colors["skin"]
         distance = figure.head_distance(u, v)
         shape = coverage(distance, figure.pixels)
         tone = 0.62 * u + 0.42 * v
@@ -61,7 +61,7 @@ def draw_cheeks(canvas: Canvas, figure: Figure) -> None:
     """Blush."""
     patch, out, v, _ = figure.at_both(canvas, 0.52, 0.95, 0.205, 0.16, 0.12)
     with patch:
-        patch.paint(0.6 * spot(out, v, 0.14, 0.115), figure.colours["skin"][3])
+        patch.paint(0.6 * spot(out, v, 0.14, 0.115), figure.colors["skin"][3])
 
 
 _FRECKLES = (  # across and down the face, radius
@@ -75,15 +75,15 @@ _FRECKLES = (  # across and down the face, radius
 
 def draw_freckles(canvas: Canvas, figure: Figure) -> None:
     """Small dots over nose and cheeks."""
-    some = figure.only("freckles", "yes")
-    if not len(some):
+    chosen = figure.only("freckles", "yes")
+    if not len(chosen):
         return
-    middle, _ = some.front(0.0)
-    patch, u, v = some.at(canvas, middle, 0.165, 0.46, 0.13)
+    middle, _ = chosen.front(0.0)
+    patch, u, v = chosen.at(canvas, middle, 0.165, 0.46, 0.13)
     with patch:
         nearest: Array | None = None
         for across, down, radius in _FRECKLES:
-            place, narrow = some.front(across)
+            place, narrow = chosen.front(across)
             right, below = (
                 (u + (middle - place)) * (1 / (radius * narrow)),
                 (v + (0.165 - down)) * (1 / radius),
@@ -91,13 +91,13 @@ def draw_freckles(canvas: Canvas, figure: Figure) -> None:
             square = right * right + below * below
             nearest = square if nearest is None else np.minimum(nearest, square, out=nearest)
         assert nearest is not None
-        dots = line_coverage(np.sqrt(nearest) * 0.018, 0.018, some.pixels)
-        patch.paint(0.95 * dots, 0.66 * some.colours["skin"][2])
+        dots = line_coverage(np.sqrt(nearest) * 0.018, 0.018, chosen.pixels)
+        patch.paint(0.95 * dots, 0.66 * chosen.colors["skin"][2])
 
 
 def draw_nose(canvas: Canvas, figure: Figure) -> None:
     """A soft shadow beside, a line below, a light on the tip."""
-    light, _, shade, _ = figure.colours["skin"]
+    light, _, shade, _ = figure.colors["skin"]
     place, _ = figure.front(0.0, bulge=1.12)
     patch, u, v = figure.at(canvas, place, 0.14, 0.14, 0.12)
     with patch:
@@ -118,8 +118,8 @@ def draw_eyes(canvas: Canvas, figure: Figure) -> None:
         height = 0.128 - 0.066 * narrow
         white = ellipse(out, lowered, 0.128, height)
         shape = coverage(white, figure.pixels)
-        bright, dim = (colour(c) for c in palette.EYE_WHITE)
-        patch.paint(0.45 * glow(white, 0.05), figure.colours["skin"][2])
+        bright, dim = (color(c) for c in palette.EYE_WHITE)
+        patch.paint(0.45 * glow(white, 0.05), figure.colors["skin"][2])
         patch.paint(shape, bright + unit(0.1 - lowered * 8) * (dim - bright))
         gaze = figure.has("gaze", "right") - figure.has("gaze", "left")
         _iris(patch, figure, out * side - 0.056 * gaze, v - 0.008 - 0.008 * narrow, shape)
@@ -127,18 +127,18 @@ def draw_eyes(canvas: Canvas, figure: Figure) -> None:
 
 
 def _iris(patch: Patch, figure: Figure, right: Array, down: Array, shape: Array) -> None:
-    light, dark = figure.colours["eye"]
+    light, dark = figure.colors["eye"]
     away = np.sqrt(right * right + down * down)
     mix = unit(0.45 + down * 7) * (1 - glow(0.088 - away, 0.026))
     patch.paint(shape * coverage(away - 0.088, figure.pixels), dark + mix * (light - dark))
-    patch.paint(shape * coverage(away - 0.043, figure.pixels), 0.6 * colour(palette.LASH))
+    patch.paint(shape * coverage(away - 0.043, figure.pixels), 0.6 * color(palette.LASH))
     catch = coverage(circle(right + 0.034, down + 0.036, 0.028), figure.pixels)
     small = line_coverage(circle(right - 0.038, down - 0.036, 0.0), 0.014, figure.pixels)
-    patch.paint(shape * np.maximum(catch, 0.8 * small), colour(palette.WHITE))
+    patch.paint(shape * np.maximum(catch, 0.8 * small), color(palette.WHITE))
 
 
 def _lid(patch: Patch, figure: Figure, out: Array, v: Array, height: Array, white: Array) -> None:
-    shade = figure.colours["skin"][2]
+    shade = figure.colors["skin"][2]
     rim = np.abs(white)
     lower = line_coverage(np.maximum(rim, -v), 0.006, figure.pixels)
     crease = line_coverage(np.maximum(np.abs(white - 0.042), v + 0.45 * height), 0.008, figure.pixels)
@@ -147,7 +147,7 @@ def _lid(patch: Patch, figure: Figure, out: Array, v: Array, height: Array, whit
     for root, rise, far, up in ((0.112, 0.40, 0.055, -0.022), (0.086, 0.72, 0.046, -0.044)):
         lash = line_coverage(segment(out - root, v + rise * height, far, up), 0.009, figure.pixels)
         lashes = np.maximum(lashes, lash)
-    patch.paint(lashes, colour(palette.LASH))
+    patch.paint(lashes, color(palette.LASH))
 
 
 _BROWS = {  # height (head units), slope towards the outside, bend
@@ -162,7 +162,7 @@ def draw_brows(canvas: Canvas, figure: Figure) -> None:
     """Above the hair, as in drawn films, so that a fringe does not hide them."""
     kinds = np.array([_BROWS[name] for name in figure.names["brows"]], dtype=np.float32)
     rise, slope, bend = kinds[figure.values["brows"]].T[..., None, None]
-    _, base, dark = figure.colours["hair"]
+    _, base, dark = figure.colors["hair"]
     patch, out, v, _ = figure.at_both(canvas, EYE_PLACE * 1.02, 1.0, rise, 0.19, 0.12)
     with patch:
         distance, along = arc(out, v - slope * out, 0.125, bend)
@@ -174,43 +174,43 @@ def draw_brows(canvas: Canvas, figure: Figure) -> None:
 def draw_mouth(canvas: Canvas, figure: Figure) -> None:
     """From frown to grin."""
     for shape, names in _MOUTHS.items():
-        some = figure.only("mouth", *names)
-        if len(some):
-            place, narrow = some.front(0.0, bulge=0.92)
-            patch, u, v = some.at(canvas, place, MOUTH_LINE, 0.24, 0.14)
+        chosen = figure.only("mouth", *names)
+        if len(chosen):
+            place, narrow = chosen.front(0.0, bulge=0.92)
+            patch, u, v = chosen.at(canvas, place, MOUTH_LINE, 0.24, 0.14)
             with patch:
-                shape(patch, some, u / (narrow * (1 + 0.10 * some.variations["mouth_width"])), v)
+                shape(patch, chosen, u / (narrow * (1 + 0.10 * chosen.variations["mouth_width"])), v)
 
 
 def _lips(patch: Patch, figure: Figure, u: Array, v: Array) -> None:
     """A closed mouth: a line that bends up or down, thicker in the middle, with a soft lower lip."""
-    lip = 0.45 * figure.colours["skin"][3] + 0.55 * colour(palette.MOUTH[1])
+    lip = 0.45 * figure.colors["skin"][3] + 0.55 * color(palette.MOUTH[1])
     bend = 2.8 * (figure.has("mouth", "frown") - figure.has("mouth", "smile"))
     middle = v + 0.012 * bend
     below, along = arc(u, middle - 0.022, 0.10, bend)
     patch.paint(0.9 * coverage(below - (0.026 - 0.016 * along * along), figure.pixels), lip)
     distance, along = arc(u, middle, 0.15, bend)
     line = coverage(distance - (0.022 - 0.008 * along * along), figure.pixels)
-    patch.paint(line, colour(palette.MOUTH[0]))
+    patch.paint(line, color(palette.MOUTH[0]))
 
 
 def _grin(patch: Patch, figure: Figure, u: Array, v: Array) -> None:
-    inside, tongue, teeth = (colour(c) for c in palette.MOUTH)
+    inside, tongue, teeth = (color(c) for c in palette.MOUTH)
     top = v + 0.055 + 1.3 * u * u
     bottom = v - 0.115 + 4.8 * u * u
     mouth = np.maximum(-top, bottom * 0.62)
     shape = coverage(mouth, figure.pixels)
-    patch.paint(coverage(mouth - 0.014, figure.pixels), 0.72 * figure.colours["skin"][3])
+    patch.paint(coverage(mouth - 0.014, figure.pixels), 0.72 * figure.colors["skin"][3])
     patch.paint(shape, inside)
     patch.paint(shape * coverage(ellipse(u, v - 0.10, 0.085, 0.055), figure.pixels), tongue)
     patch.paint(shape * coverage(top - 0.062, figure.pixels), teeth)
 
 
 def _round(patch: Patch, figure: Figure, u: Array, v: Array) -> None:
-    inside, tongue, _ = (colour(c) for c in palette.MOUTH)
+    inside, tongue, _ = (color(c) for c in palette.MOUTH)
     hole = ellipse(u, v - 0.02, 0.068, 0.088)
     shape = coverage(hole, figure.pixels)
-    patch.paint(coverage(hole - 0.024, figure.pixels), 0.85 * figure.colours["skin"][3])
+    patch.paint(coverage(hole - 0.024, figure.pixels), 0.85 * figure.colors["skin"][3])
     patch.paint(shape, inside)
     patch.paint(shape * coverage(ellipse(u, v - 0.09, 0.05, 0.045), figure.pixels), tongue)
 
@@ -218,6 +218,6 @@ def _round(patch: Patch, figure: Figure, u: Array, v: Array) -> None:
 _MOUTHS = {_lips: ("frown", "straight", "smile"), _grin: ("grin",), _round: ("surprised",)}
 
 
-def colour(rgb: Array) -> Array:
-    """One colour for all pictures: [3] -> [3, 1, 1, 1]."""
+def color(rgb: Array) -> Array:
+    """One color for all pictures: [3] -> [3, 1, 1, 1]."""
     return rgb[:, None, None, None]

@@ -1,4 +1,4 @@
-"""One chunk of faces as numbers to draw with: pose, places on the turned head, colours.
+"""One chunk of faces as numbers to draw with: pose, places on the turned head, colors.
 
 The head is a ball in the middle and a flat picture at the rim: what sits on its front (eyes, nose,
 mouth) is placed by turning a sphere, so that a turned face is foreshortened on its far side.
@@ -41,7 +41,7 @@ class Figure:
         body_pixels: pixels per picture unit.
         cosine, sine: of the head's tilt.
         turn_cosine, turn_sine: of the head's turn; positive looks to the picture's right.
-        colours: name -> [shades, 3, n, 1, 1].
+        colors: name -> [shades, 3, n, 1, 1].
     """
 
     rows: Rows
@@ -57,7 +57,7 @@ class Figure:
     sine: Array
     turn_cosine: Array
     turn_sine: Array
-    colours: dict[str, Array]
+    colors: dict[str, Array]
 
     @classmethod
     def of(
@@ -67,7 +67,7 @@ class Figure:
         names: dict[str, list[str]],
         size: int,
     ) -> Figure:
-        """Work out the pose and the colours of a chunk of faces."""
+        """Work out the pose and the colors of a chunk of faces."""
         vary = {name: (2 * v - 1).astype(np.float32)[:, None, None] for name, v in variations.items()}
         side = {name: (values[name] - 1).astype(np.float32)[:, None, None] for name in ("turn", "tilt")}
         cosine, sine = _rotation(side["tilt"] * 0.105 + vary["tilt"] * 0.025)
@@ -88,7 +88,7 @@ class Figure:
             sine=sine,
             turn_cosine=turn_cosine,
             turn_sine=turn_sine,
-            colours=_colours(values, variations),
+            colors=_colors(values, variations),
         )
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class Figure:
             rows=_rows(rows[chosen]),
             values={name: v[chosen] for name, v in self.values.items()},
             variations={name: v[chosen] for name, v in self.variations.items()},
-            colours={name: c[:, :, chosen] for name, c in self.colours.items()},
+            colors={name: c[:, :, chosen] for name, c in self.colors.items()},
             **{name: getattr(self, name)[chosen] for name in _POSE},
         )
 
@@ -187,7 +187,7 @@ def _rotation(half_tangent: Array) -> tuple[Array, Array]:
     return (1 - square) / (1 + square), 2 * half_tangent / (1 + square)
 
 
-def _colours(
+def _colors(
     values: dict[str, npt.NDArray[np.int64]], variations: dict[str, npt.NDArray[np.float64]]
 ) -> dict[str, Array]:
     def shades(chosen: Array) -> Array:  # [n, shades, 3] -> [shades, 3, n, 1, 1]

@@ -26,21 +26,21 @@ from unified_vae.data.cartoon.figure import Figure
 def draw_hair_behind(canvas: Canvas, figure: Figure) -> None:
     """The hair that hangs behind the neck."""
     for name, bottom in (("bob", 0.47), ("long", 0.98)):
-        some = figure.only("hair_style", name)
-        if len(some):
-            patch, u, v = some.at(canvas, 0.0, bottom / 2, 0.72, bottom / 2 + 0.06)
+        chosen = figure.only("hair_style", name)
+        if len(chosen):
+            patch, u, v = chosen.at(canvas, 0.0, bottom / 2, 0.72, bottom / 2 + 0.06)
             with patch:
                 v = v + bottom / 2
-                outline = np.maximum(_curtain(some, u, v, bottom), -v)  # the head hides the rest
-                patch.paint(coverage(outline, some.pixels), 0.85 * some.colours["hair"][2])
+                outline = np.maximum(_curtain(chosen, u, v, bottom), -v)  # the head hides the rest
+                patch.paint(coverage(outline, chosen.pixels), 0.85 * chosen.colors["hair"][2])
 
 
 def draw_hair_in_front(canvas: Canvas, figure: Figure) -> None:
     """The hair round the face."""
     for name, style in _STYLES.items():
-        some = figure.only("hair_style", name)
-        if len(some):
-            style(canvas, some)
+        chosen = figure.only("hair_style", name)
+        if len(chosen):
+            style(canvas, chosen)
 
 
 # --- what the styles share ---
@@ -62,7 +62,7 @@ def _paint(
         shine: light on the hair, about 0 to 1.
         depth: shade in the hair, about 0 to 1.
     """
-    light, base, dark = figure.colours["hair"]
+    light, base, dark = figure.colors["hair"]
     strand, footprint = strands
     strand = strand + 31 * (figure.variations["strands"] + 1)
     tone = 0.38 * noise(strand, footprint) + 0.34 * noise(strand * 2.7 + 17, footprint * 2.7)
@@ -77,7 +77,7 @@ def _paint(
 def _shadow(patch: Patch, figure: Figure, u: Array, v: Array, hair: Array, width: float = 0.075) -> None:
     """The shadow of the hair on the skin."""
     skin = coverage(figure.head_distance(u, v), figure.pixels)
-    patch.paint(skin * (0.5 * glow(hair, width)), figure.colours["skin"][2])
+    patch.paint(skin * (0.5 * glow(hair, width)), figure.colors["skin"][2])
 
 
 def _crown(canvas: Canvas, figure: Figure, top: float, bottom: float) -> tuple[Patch, Array, Array]:
@@ -283,7 +283,7 @@ def _braid(canvas: Canvas, figure: Figure, side: int) -> None:
         shine = 0.45 * glow(np.abs(u + 0.02), 0.07)
         _paint(patch, figure, hair, (slant * 4 + u * 12, 46 / figure.pixels), shine, groove)
         band = coverage(rounded_box(u, v - 0.755, 0.075, 0.032, 0.02), figure.pixels)
-        patch.paint(band, figure.colours["clothes"][0])
+        patch.paint(band, figure.colors["clothes"][0])
 
 
 _STYLES: dict[str, Callable[[Canvas, Figure], None]] = {

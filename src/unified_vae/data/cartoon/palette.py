@@ -1,4 +1,4 @@
-"""The colours of the built-in faces, chosen to sit well together."""
+"""The colors of the built-in faces, chosen to sit well together."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 
-def _colours(*rows: str) -> npt.NDArray[np.float32]:
-    """Rows of '#rrggbb #rrggbb ...' as [rows, colours, 3] in [0, 1]."""
+def _colors(*rows: str) -> npt.NDArray[np.float32]:
+    """Rows of '#rrggbb #rrggbb ...' as [rows, colors, 3] in [0, 1]."""
     return np.array(
         [[[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in row.split()] for row in rows],
         dtype=np.float32,
@@ -63,15 +63,15 @@ BACKDROP = {
     "slate": "#a9b4c6 #7c8aa3 #536079",
 }
 
-RIMS = _colours("#26242f", "#7d3b22", "#b3303f", "#27477d")[:, 0]
-METAL = _colours("#ffdf7e #d79a2b", "#f4f7fb #9fadc0")
+RIMS = _colors("#26242f", "#7d3b22", "#b3303f", "#27477d")[:, 0]
+METAL = _colors("#ffdf7e #d79a2b", "#f4f7fb #9fadc0")
 
 WHITE = np.array([1.0, 1.0, 1.0], dtype=np.float32)
-EYE_WHITE = _colours("#fdfbf7 #cdd0e0")[0]
-LASH = _colours("#2a1c22")[0, 0]
-MOUTH = _colours("#6d1f2b #d9606a #ffffff")[0]  # inside, tongue, teeth
+EYE_WHITE = _colors("#fdfbf7 #cdd0e0")[0]
+LASH = _colors("#2a1c22")[0, 0]
+MOUTH = _colors("#6d1f2b #d9606a #ffffff")[0]  # inside, tongue, teeth
 
 
-def table(colours: dict[str, str]) -> npt.NDArray[np.float32]:
+def table(colors: dict[str, str]) -> npt.NDArray[np.float32]:
     """The palette as [values, shades, 3] in [0, 1]."""
-    return _colours(*colours.values())
+    return _colors(*colors.values())
