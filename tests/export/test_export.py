@@ -62,7 +62,7 @@ def test_exported_raw_weights_stay_raw_wherever_they_go(run, tmp_path):
     exported(run, "safetensors", output=first.folder, weights="raw", images=0)  # over what evaluate wrote
 
 
-def test_the_folder_of_the_same_weights_is_reported_by_the_weights(run, tmp_path):
+def test_the_folder_of_the_same_weights_is_recognized(run, tmp_path):
     """Not by its step, which raw and averaged weights share."""
     averaged, raw = (load_model(run, weights=weights) for weights in ("ema", "raw"))
     assert trained_model(averaged).folder == run / "model" and trained_model(raw) is None

@@ -184,7 +184,7 @@ def refused_at_once(run_dir):
 
 
 @pytest.mark.parametrize("name", ["run", "new/run", "new"])
-def test_a_place_that_cannot_be_written_is_reported_without_torch(tmp_path, name):
+def test_an_unwritable_folder_is_reported_without_torch(tmp_path, name):
     (tmp_path / "run").mkdir()
     for mode, code in ((0o755, 0), (0o555, 3)):
         for folder in (tmp_path / "run", tmp_path):

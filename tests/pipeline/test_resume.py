@@ -65,7 +65,7 @@ def test_more_epochs_continue_a_finished_run(run_dir, source):
     assert [row.weight for row in started.terms if row.name == "loss.kl"] == [3.0]
 
 
-def test_beta_and_every_weight_are_reported_at_start_and_on_resume(run_dir, source):
+def test_beta_and_weights_are_reported_at_start_and_resume(run_dir, source):
     (started,) = go(run_dir, source, {"training": {"epochs": 3}}).started
     terms = ("mse", "l1", "charbonnier", "laplacian", "focal_frequency", "perceptual", "lpips", "haarpsi", "ms_ssim")
     assert {row.name for row in started.terms} == {f"loss.{name}" for name in (*terms, "kl")}
