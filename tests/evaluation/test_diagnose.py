@@ -50,7 +50,7 @@ def loss(beta: float) -> dict:
 NO_FLIP = {"data": {"augment": {"horizontal_flip": False}}}
 ALONE = {"pca_init": False}  # the network without the PCA skip, so that it can be worse than PCA
 FAULTS = {  # cause -> images, settings of the run
-    causes.COLLAPSE: (lambda path: write_images(path, 160), {"training": training(30), "loss": loss(1e4)}),
+    causes.COLLAPSE: (lambda path: write_images(path, 160), {"training": training(12), "loss": loss(1e4)}),
     causes.FEW_LATENTS: (
         lambda path: rich(path, 2.0, 300),
         {"training": training(10, batch_size=16), "loss": loss(1.0), "model": {"latents": 2}},
@@ -74,6 +74,8 @@ FAULTS = {  # cause -> images, settings of the run
     causes.HEALTHY: (lambda path: write_images(path, 160), {"training": training(10), "loss": loss(1.0)}),
 }
 
+SLOW = (causes.FEW_LATENTS, causes.LOSS_BLUR, causes.MISMATCH)
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -94,7 +96,9 @@ def runs(tmp_path_factory):
     return run_of
 
 
-@pytest.mark.parametrize("cause", FAULTS)
+@pytest.mark.parametrize(
+    "cause", [pytest.param(cause, marks=pytest.mark.slow) if cause in SLOW else cause for cause in FAULTS]
+)
 def test_a_run_with_a_fault_is_diagnosed(cause, runs):
     run_dir, recorder = runs(cause)
     report = diagnosed(run_dir)

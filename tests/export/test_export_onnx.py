@@ -61,9 +61,8 @@ def test_fp16_has_fp16_weights_and_is_close(run, tmp_path):
     assert 1e-6 < max(one.relative for one in half.compared) < 0.03
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name == "spatial" else pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_and_any_batch(family, tmp_path):
     half, config = FAMILIES[family]
     model = build_model(config, seed=0).eval()

@@ -75,7 +75,9 @@ def begin_and_go_on(plan_of):
 @pytest.mark.parametrize(
     "mode",
     [
-        pytest.param(m, marks=[pytest.mark.slow] if m in ("ultra_high_quality", "balanced_high_quality") else [])
+        pytest.param(
+            m, marks=[pytest.mark.slow] if m in ("ultra_high_quality", "balanced_high_quality", "full_retrain") else []
+        )
         for m in MODES
     ],
 )
