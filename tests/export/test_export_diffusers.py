@@ -103,7 +103,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
     description = json.loads((model / "config.json").read_text())
     del description["latent_stats"]
     (model / "config.json").write_text(json.dumps(description))
-    with pytest.raises(ConfigError, match="measure it on with --data"):
+    with pytest.raises(ConfigError, match="measure them on with --data"):
         exported(model, output=tmp_path / "out")
     monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="uv sync --extra diffusers"):

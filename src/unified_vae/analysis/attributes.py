@@ -245,8 +245,8 @@ class Directions:
         if context is None:
             return change @ self.effects[attribute]
         effects, products, weights, spread = context
-        own = (np.eye(count)[now] - self._shares[attribute]) @ self.effects[attribute]
-        others = (latents - self._mean - own) @ weights.T / spread
+        contribution = (np.eye(count)[now] - self._shares[attribute]) @ self.effects[attribute]
+        others = (latents - self._mean - contribution) @ weights.T / spread
         return change @ effects + _products(change, others) @ products
 
     def _fit_context(self, attribute: str) -> tuple[Array, Array, Array, Array] | None:
@@ -258,16 +258,16 @@ class Directions:
             or the images are too few for so many products.
         """
         names = [name for name in self._indicators if name != attribute]
-        own = self._indicators[attribute]
-        count = own.shape[1] * sum(self._indicators[name].shape[1] for name in names)
-        if not 0 < count <= min(MAX_PRODUCTS, len(own) // IMAGES_PER_PRODUCT):
+        indicators = self._indicators[attribute]
+        count = indicators.shape[1] * sum(self._indicators[name].shape[1] for name in names)
+        if not 0 < count <= min(MAX_PRODUCTS, len(indicators) // IMAGES_PER_PRODUCT):
             return None
         others = np.concatenate([self._indicators[name] for name in names], axis=1)
         spread = np.maximum(others.std(0), 1e-9)
-        features = np.concatenate([own, others, _products(own, others / spread)], axis=1)
+        features = np.concatenate([indicators, others, _products(indicators, others / spread)], axis=1)
         fit = _ridge(features, self._latents, CONTEXT_RIDGE)
         weights = np.concatenate([self.weights[name] for name in names])
-        return fit[: own.shape[1]], fit[own.shape[1] + others.shape[1] :], weights, spread
+        return fit[: indicators.shape[1]], fit[indicators.shape[1] + others.shape[1] :], weights, spread
 
     def score(self, latents: Array, attribute: Attribute) -> Score | None:
         """How well the probe does on other images [n, latents]; None where none of them is labeled."""
@@ -292,9 +292,9 @@ def _against_others(count: int, value: int) -> Array:
     return weights
 
 
-def _products(own: Array, others: Array) -> Array:
-    """[n, values * others]: each of one with each of the others."""
-    return (own[:, :, None] * others[:, None, :]).reshape(len(own), -1)
+def _products(a: Array, b: Array) -> Array:
+    """[n, values * others]: each column of `a` with each of `b`."""
+    return (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)
 
 
 def roc_auc(outputs: Array, having: npt.NDArray[np.bool_]) -> float | None:

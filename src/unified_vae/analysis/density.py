@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified_vae.config.data import AugmentConfig
 from unified_vae.config.model import DensityConfig, DensityKind
 from unified_vae.core.distributions import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.core.errors import DataError
@@ -238,9 +237,3 @@ def encode_training_images(
             progress(start + len(batch), len(chosen))
     means, logvars = ([getattr(posterior, name).cpu() for posterior in encoded] for name in ("mean", "logvar"))
     return DiagonalGaussian(torch.cat(means), torch.cat(logvars))
-
-
-def num_views(model: VAE, split: PackedSplit, max_images: int, augment: AugmentConfig) -> int:
-    """Return how often to encode each image: 2 where the model learned mirror images too, and images are few."""
-    mirrored = augment.horizontal_flip and 2 * len(split) <= max_images and model.latents <= MOST_CORRELATED
-    return 2 if mirrored else 1

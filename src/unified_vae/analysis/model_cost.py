@@ -67,12 +67,12 @@ def model_cost(config: ModelConfig) -> ModelCost:
 
 def _forward(model: VAE, images: Tensor) -> tuple[VAEOutput, int, int]:
     """The output with its operations and the bytes that it keeps, weights apart."""
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in weights:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 

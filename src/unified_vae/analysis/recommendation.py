@@ -188,7 +188,7 @@ def _generalize(run: RunContext) -> Recommendation:
     """More images, else more from each, else less of a network to memorize them."""
     data, width = run.config.data, run.config.model.base_channels
     if data.max_images is not None and (run.images is None or run.images >= data.max_images):
-        return Recommendation("train on all images, not a part", run.train_again("--set", "data.max_images=null"))
+        return Recommendation("train on all images", run.train_again("--set", "data.max_images=null"))
     if not data.augment.horizontal_flip:
         advice = "more images; mirrored ones count where left and right may be exchanged"
         return Recommendation(advice, run.train_again("--set", "data.augment.horizontal_flip=true"))

@@ -1,6 +1,6 @@
 """The verb `diagnose`: measures a run's images through its averaged weights, and names the cause of its faults.
 
-It takes no lock and writes only its own two files, so it may look at a run that is training.
+It takes no lock and writes only its own two files, so it may read a run that is training.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def diagnose(
     with open_runtime(device or config.device, config.training.precision) as runtime:
         images = _open_images(loaded, data, observer)
         model, validation = loaded.model.to(runtime.device), images.validation
-        observer.phase("looking at the validation images", 0, None)
+        observer.phase("measuring the validation images", 0, None)
         sums, errors = _measure(model, validation, len(validation), runtime)
-        observer.phase("looking at as many training images", 0, None)
+        observer.phase("measuring as many training images", 0, None)
         training_sums, _ = _measure(model, images.train, len(validation), runtime)
 
         # what linear maps reach: from the run's own preflight, or computed now for other images
@@ -128,15 +128,21 @@ def diagnose(
         with torch.no_grad():
             samples = list(to_pixels(model.decode(noise)))
         strips = {
-            "median images: original, reconstruction": _pairs(
-                model, validation, order[middle : middle + SHOWN], runtime
-            ),
+            "median images: original, reconstruction": _pairs(model, validation, order[middle:][:SHOWN], runtime),
             "worst images: original, reconstruction": _pairs(model, validation, order[::-1][:SHOWN], runtime),
             "drawn from N(0, I)": samples,
         }
 
+    # what to do, in terms of this run
+    record, state, finished = loaded.record, loaded.progress, True
+    if state is not None and record is not None:
+        total = config.training.epochs * record.steps_per_epoch
+        finished = state.stopped_early or state.step >= min(total, config.training.max_steps or total)
+    source = config if data is None else config.replace(**{"data.source": data})
+    names = record.names if record else {}
+    recommendation = recommend(diagnosis, RunContext(source, loaded.run_dir, names, len(images.train), finished))
+
     # the files
-    recommendation = recommend(diagnosis, _run_context(loaded, data, images))
     plain = {name: value for name, value in asdict(diagnosis).items() if isinstance(value, int | float | None)}
     content = {
         "format": FORMAT,
@@ -169,7 +175,7 @@ def _open_images(loaded: LoadedModel, source: str | None, observer: Observer) ->
     except DataError as problem:
         if source is not None:
             raise
-        raise DataError(f"{problem} A diagnosis looks at the run's images: give their place with --data.") from problem
+        raise DataError(f"{problem} A diagnosis needs the run's images: name them with --data.") from problem
     check_channels(data, loaded)
     before = loaded.record.data["fingerprint"] if loaded.record else data.fingerprint
     if before != data.fingerprint:
@@ -191,17 +197,6 @@ def _measure(model: VAE, split: PackedSplit, limit: int, runtime: Runtime) -> tu
 def _pairs(model: VAE, split: PackedSplit, numbers: np.ndarray, runtime: Runtime) -> list[np.ndarray]:
     output, images = next(iter(reconstruct_batches(model, [gather(split, numbers)], runtime)))
     return list(to_pixels(torch.stack([images, output.reconstruction], dim=1).flatten(0, 1)))
-
-
-def _run_context(loaded: LoadedModel, source: str | None, data: DataSets) -> RunContext:
-    config, record, state = loaded.config, loaded.record, loaded.progress
-    finished = True
-    if state is not None and record is not None:
-        total = config.training.epochs * record.steps_per_epoch
-        finished = state.stopped_early or state.step >= min(total, config.training.max_steps or total)
-    if source is not None:
-        config = config.replace(**{"data.source": source})
-    return RunContext(config, loaded.run_dir, record.names if record else {}, len(data.train), finished)
 
 
 def _facts(model: Diagnosis, line: PCALine, metrics: dict[str, float]) -> list[tuple[str, str]]:

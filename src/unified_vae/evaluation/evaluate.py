@@ -1,6 +1,6 @@
 """Evaluates one model, or several on the same images with paired differences, and writes the report.
 
-It takes no lock and writes only its own files, so it may look at a run that is training.
+It takes no lock and writes only its own files, so it may read a run that is training.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from unified_vae.evaluation import Group, Weights
 from unified_vae.evaluation.bootstrap import LEVEL, Difference, MetricResult, paired_difference
 from unified_vae.evaluation.images import EvaluationImages, open_evaluation_images
 from unified_vae.evaluation.metrics import (
+    DISENTANGLEMENT,
     FITTED,
     EvaluationContext,
     build_context,
-    disentanglement_templates,
     measure,
 )
 from unified_vae.inference.image_grids import draw_grid, save_png, stack_vertically, to_pixels
@@ -124,10 +125,15 @@ def evaluate(
     single = len(targets) == 1
     if single and output is not None:
         raise ConfigError("--output is the folder for the files of several models: --json names the report of one")
+    notes: list[str] = []
     if single:
         loaded_models, notes = _read_weights(targets[0], data, checkpoint, weights, observer)
+    elif weights == "both":
+        raise ConfigError("--weights both is of one model: give --weights raw, or leave it out for the averaged ones")
     else:
-        loaded_models, notes = _read_models(targets, data, checkpoint, weights, observer), []
+        open_model = partial(load_model, data=data, weights=weights, require_data=False, on_message=observer.notice)
+        named = zip(unique_labels(targets), targets, strict=True)
+        loaded_models = {label: open_model(target, checkpoint) for label, target in named}
 
     # prove that the files can be written before any work is done
     first = next(iter(loaded_models.values()))
@@ -225,7 +231,7 @@ def check_writable(folder: Path, option: str) -> None:
         probe(folder)
     except OSError as problem:
         why = reason(problem)
-        raise EnvironmentProblem(f"{folder} cannot be written ({why}): name another place with {option}") from problem
+        raise EnvironmentProblem(f"{folder} cannot be written ({why}): choose another with {option}") from problem
 
 
 # --- which models ----------------------------------------------------------------------------------------
@@ -250,20 +256,6 @@ def _read_weights(
     # the raw weights of the same step, whatever becomes the best or last one of a run that is training
     raw = load_model(loaded.run_dir, str(loaded.step), data=data, weights="raw", require_data=False)
     return {"ema": loaded, "raw": raw}, []
-
-
-def _read_models(
-    targets: Sequence[Path], data: str | None, checkpoint: str | None, weights: Weights | None, observer: Observer
-) -> dict[str, LoadedModel]:
-    """Several models by their labels."""
-    if weights == "both":
-        raise ConfigError("--weights both is of one model: give --weights raw, or leave it out for the averaged ones")
-    return {
-        label: load_model(
-            target, checkpoint, data=data, weights=weights, require_data=False, on_message=observer.notice
-        )
-        for label, target in zip(unique_labels(targets), targets, strict=True)
-    }
 
 
 def unique_labels(targets: Sequence[Path]) -> list[str]:
@@ -300,7 +292,7 @@ def _measure_weights(candidate: Candidate, context: EvaluationContext, is_second
     loaded.model.to("cpu")
     if is_second and Group.FACTORS not in context.skip:
         reason = "where both weights are measured, it is of the averaged ones alone; --weights raw measures these"
-        results += [result.with_missing(reason) for result in disentanglement_templates()]
+        results += [result.with_missing(reason) for result in DISENTANGLEMENT]
     return results
 
 

@@ -127,7 +127,7 @@ def build_context(
         if done < count:
             kept.append(batch[: count - done].cpu())
         done += len(batch)
-        observer.phase("looking at the images", done, needed)
+        observer.phase("reading the images", done, needed)
     return EvaluationContext(
         images, lpips, network, torch.cat(features) if features else None, torch.cat(kept), device, observer,
         samples, draws, skip, seed,
@@ -302,7 +302,7 @@ def reconstruction_metrics(outputs: Mapping[str, Tensor], context: EvaluationCon
         if name in outputs:
             results.append(result.with_mean(outputs[name].numpy(), seed))
         else:
-            results.append(result.with_missing(f"images of {size} px have no room for its windows"))
+            results.append(result.with_missing(f"images of {size} px are smaller than its windows"))
     for net, network in context.lpips.items():
         title = ARCHITECTURES[net].title
         evaluator = f"LPIPS 0.1 with {title}, heads of torchmetrics"
@@ -478,18 +478,17 @@ def sample_metrics(model: VAE, density: LatentDensity, context: EvaluationContex
 # --- metrics of the group "factors" ----------------------------------------------------------------------
 
 
-def disentanglement_templates() -> list[MetricResult]:
-    """The metrics of disentanglement, without their values."""
-    library, trees = "as disentanglement_lib defines it", "boosted trees of scikit-learn"
-    metrics = (
+TREES = "boosted trees of scikit-learn"
+DISENTANGLEMENT = tuple(
+    MetricResult(name, title, Group.FACTORS, "", "higher", f"as disentanglement_lib defines it, {words}")
+    for name, title, words in (
         ("mig", "MIG", "20 bins"),
-        ("dci.disentanglement", "DCI, disentanglement", trees),
-        ("dci.completeness", "DCI, completeness", trees),
-        ("dci.informativeness", "DCI, informativeness", f"{trees}, accuracy on the other half"),
+        ("dci.disentanglement", "DCI, disentanglement", TREES),
+        ("dci.completeness", "DCI, completeness", TREES),
+        ("dci.informativeness", "DCI, informativeness", f"{TREES}, accuracy on the other half"),
     )
-    return [
-        MetricResult(name, title, Group.FACTORS, "", "higher", f"{library}, {words}") for name, title, words in metrics
-    ]
+)
+"""The metrics of disentanglement, without their values."""
 
 
 def disentanglement_metrics(
@@ -501,7 +500,7 @@ def disentanglement_metrics(
         means: posterior means, [images, latents].
         labels: factor -> its number in each image.
     """
-    mig, disentanglement, completeness, informativeness = disentanglement_templates()
+    mig, disentanglement, completeness, informativeness = DISENTANGLEMENT
     latents = means[:DCI_IMAGES]
     half = len(latents) // 2
     columns = [values[:DCI_IMAGES] for values in labels.values()]
@@ -513,7 +512,7 @@ def disentanglement_metrics(
     elif latents.shape[1] < 2:
         missing = "it needs two latents or more"
     if missing:
-        return [result.with_missing(missing) for result in disentanglement_templates()]
+        return [result.with_missing(missing) for result in DISENTANGLEMENT]
 
     factors, bins = np.stack(varied, 1), latent_metrics.bin_latents(latents)
     draws = resamples(len(bins), seed, mig.name, MEDIUM_RESAMPLES)

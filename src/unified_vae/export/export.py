@@ -1,4 +1,4 @@
-"""The verb `export`: write beside the final place, open in a fresh process, compare, and only then take the name.
+"""The verb `export`: write beside the final folder, open in a fresh process, compare, and only then take its name.
 
 Importing this does not import torch, so that mistakes are reported immediately.
 """
@@ -210,7 +210,8 @@ def export(
                 if to == "onnx":
                     formats.write_onnx(path, part, {name: str(value) for name, value in facts.items()})
                 elif to == "torch":
-                    formats.write_program(path, part)
+                    with formats.quiet():
+                        torch.export.save(part.traced(), path)
                 else:
                     formats.write_package(path, part, observer.notice)
             if to == "diffusers":
@@ -382,7 +383,7 @@ def _measure_stats(loaded: LoadedModel, data: str | None, device: str | None, ob
     from unified_vae.training.distributed import open_runtime
 
     if data is None and loaded.record is None:
-        raise ConfigError(f"{loaded.name} says nothing of its latents' scale: name images to measure it on with --data")
+        raise ConfigError(f"{loaded.name} has no statistics of its latents: name images to measure them on with --data")
     sets = _open_images(loaded, data, observer)
 
     def progress(done: int, total: int) -> None:

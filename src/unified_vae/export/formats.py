@@ -147,7 +147,7 @@ def write_onnx(path: Path, part: Part, facts: Mapping[str, str]) -> None:
     import onnx
     import onnx_ir
 
-    with _quiet():
+    with quiet():
         program: Any = torch.onnx.export(
             part.traced(), (part.example(2),), dynamo=True, opset_version=OPSET, verbose=False
         )
@@ -165,7 +165,7 @@ def write_onnx(path: Path, part: Part, facts: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters' remarks, which are for their developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -178,12 +178,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def write_program(path: Path, part: Part) -> None:
-    """Write one `torch.export` program."""
-    with _quiet():
-        torch.export.save(part.traced(), path)
-
-
 def write_package(path: Path, part: Part, notice: Callable[[str], None]) -> None:
     """Write one AOTInductor package, which holds machine code for this kind of machine.
 
@@ -192,7 +186,7 @@ def write_package(path: Path, part: Part, notice: Callable[[str], None]) -> None
     """
     started = time.monotonic()
     try:
-        with _quiet():
+        with quiet():
             torch._inductor.aoti_compile_and_package(part.traced(), package_path=str(path))
     except Exception as error:  # the compiler's errors are of many kinds
         raise EnvironmentProblem(

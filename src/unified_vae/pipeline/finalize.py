@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from unified_vae.analysis.density import FittedDensity, encode_training_images, fit_density, num_views
+from unified_vae.analysis.density import FittedDensity, encode_training_images, fit_density
 from unified_vae.analysis.diagnosis import HEALTHY, Diagnosis, History, PCALine
 from unified_vae.analysis.preflight import Preflight, largest_beta_where
 from unified_vae.analysis.recommendation import RunContext, recommend
@@ -19,7 +19,7 @@ from unified_vae.config.loss import PIXEL_TERMS, Capacity, Geco, KLConfig
 from unified_vae.config.model import DensityConfig
 from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core.checkpoint_format import load
-from unified_vae.core.distributions import DiagonalGaussian
+from unified_vae.core.distributions import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem, reason, uv_run
 from unified_vae.core.events import RunFinished
 from unified_vae.core.files import write_text
@@ -177,7 +177,9 @@ def _fit_density(job: TrainJob, model: VAE, encoded: DiagonalGaussian | Exceptio
         if isinstance(encoded, Exception):
             raise encoded
         seen = [encoded]
-        if num_views(model, job.data.train, config.density.max_images, config.data.augment) > 1:
+        # mirror images too, where the model learned them and images are few
+        is_few = 2 * len(job.data.train) <= config.density.max_images and model.latents <= MOST_CORRELATED
+        if config.data.augment.horizontal_flip and is_few:
             seen.append(_encode_training_images(job, model, mirrored=True))
         joined = DiagonalGaussian(torch.cat([p.mean for p in seen]), torch.cat([p.logvar for p in seen]))
         return fit_density(joined, config.density, config.seed, job.observer.phase, len(seen))

@@ -93,7 +93,7 @@ def render_run(run: RunData) -> str:
         evaluations=evaluations(run),
         evaluated=[text(part) for part in evaluated if part],
         latent_stats=latent_stats if all(map(is_number, latent_stats)) else None,
-        place=shell_quote(folder),
+        target=shell_quote(folder),
         resume=uv_run("train_unified.py", "--config", (run.root / "config.json").as_posix(), "--run-dir", folder),
         model=(run.root / "model").as_posix(),
         presets=", ".join(f"{kind} {text(name)}" for kind, name in mapping(run.record.get("names")).items()),

@@ -56,7 +56,7 @@ SMALLEST_IMAGE = 64  # pixels that an image is not made smaller than
 ACTIVE_NATS = 0.005  # KL of a unit at the threshold, Var[mu] = 0.01, in linear theory: -log(1 - 0.01) / 2
 MOST_BARS = 600
 SMALLEST = 1e-7  # on a logarithmic axis
-NO_COURSE = "no course of a run here"
+NO_CURVE = "no learning curve of a run here"
 
 Points = Sequence[tuple[float, float]]
 
@@ -166,15 +166,15 @@ def _chart(
             axes.axhline(level, color=INK, linestyle=(0, (2, 2)), linewidth=1, label=label)
         # a wild beginning must not flatten the rest
         reference = [*shown_levels.values(), *([0.0] if zero else [])]
-        values, settled = [*reference], [*reference]
+        values, later = [*reference], [*reference]
         for line in points.values():
             start = line[0][0] + BEGINNING * (line[-1][0] - line[0][0])
             values += [y for _, y in line]
-            settled += [y for x, y in line if x >= start]
-        clipped = over_steps and np.ptp(values) > SQUASHED * np.ptp(settled) > 0
-        low, high = min(settled if clipped else values), max(settled if clipped else values)
-        room = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
-        axes.set_ylim(low - room, high + room)
+            later += [y for x, y in line if x >= start]
+        clipped = over_steps and np.ptp(values) > SQUASHED * np.ptp(later) > 0
+        low, high = min(later if clipped else values), max(later if clipped else values)
+        margin = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
+        axes.set_ylim(low - margin, high + margin)
         axes.set_xlim(left=0 if x_label in (STEPS, HOURS) else None)
         axes.locator_params(axis="x", nbins=6)
         axes.xaxis.set_major_formatter(EngFormatter(sep="") if over_steps else "{x:.6g}")
@@ -229,11 +229,11 @@ def _inline(svg: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def embed_image(path: Path, room: int) -> tuple[str, int, int]:
+def embed_image(path: Path, max_bytes: int) -> tuple[str, int, int]:
     """Return an image as a data URI with its width and height: as it is where that fits, else as WebP, made smaller.
 
     Args:
-        room: bytes that the image may take; as text they are a third more.
+        max_bytes: of the image; as text they are a third more.
 
     Raises:
         OSError, SyntaxError, ValueError, Image.DecompressionBombError: it is damaged, or too large to be opened.
@@ -242,19 +242,19 @@ def embed_image(path: Path, room: int) -> tuple[str, int, int]:
         if file.width * file.height > MOST_PIXELS:
             raise ValueError(f"{file.width:,} x {file.height:,} pixels are too many")
         image, kind = file.convert("RGB"), "png"
-        fits = file.format == "PNG" and path.stat().st_size <= room and file.width <= WIDEST_IMAGE
+        fits = file.format == "PNG" and path.stat().st_size <= max_bytes and file.width <= WIDEST_IMAGE
     if fits:
         data = path.read_bytes()
     else:
-        kind, part = "webp", 1.0
+        kind, factor = "webp", 1.0
         image.thumbnail((WIDEST_IMAGE, WIDEST_IMAGE * 4), Image.Resampling.LANCZOS)
         for quality in itertools.chain((88,), itertools.repeat(65)):
-            image.thumbnail((image.width * part, image.height * part), Image.Resampling.LANCZOS)
+            image.thumbnail((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
             image.save(stream := io.BytesIO(), format="WEBP", quality=quality, method=2)
             data = stream.getvalue()
-            if len(data) <= room or (quality == 65 and max(image.size) <= SMALLEST_IMAGE):
+            if len(data) <= max_bytes or (quality == 65 and max(image.size) <= SMALLEST_IMAGE):
                 break
-            part = 1.0 if quality == 88 else max(0.3, 0.95 * math.sqrt(room / len(data)))
+            factor = 1.0 if quality == 88 else max(0.3, 0.95 * math.sqrt(max_bytes / len(data)))
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", image.width, image.height
 
 
@@ -266,15 +266,15 @@ def draw_comparison(path: Path, models: Mapping[str, tuple[Points, tuple[float, 
     """
     figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for index, (label, (trajectory, measured, course)) in enumerate(models.items()):
+    for index, (label, (path_of_run, measured, psnr)) in enumerate(models.items()):
         color, dash, marker = (cycle[index % len(cycle)] for cycle in (COLORS, DASHES, MARKERS))
         name = escape_name(label).lstrip("_") or "model"  # matplotlib hides names that begin with `_`
-        left.plot(*np.reshape(trajectory, (-1, 2)).T, color=color, linestyle=dash, linewidth=1, alpha=0.6)
+        left.plot(*np.reshape(path_of_run, (-1, 2)).T, color=color, linestyle=dash, linewidth=1, alpha=0.6)
         if measured is not None:
             left.plot(*measured, color=color, marker=marker, markersize=10, linestyle="", label=name)
-        if course:
+        if psnr:
             style: dict[str, Any] = {"color": color, "linestyle": dash, "marker": marker, "markersize": 4}
-            right.plot(*np.reshape(course, (-1, 2)).T, **style, label=name)
+            right.plot(*np.reshape(psnr, (-1, 2)).T, **style, label=name)
     left.set_title("Rate and PSNR: large marks as measured here, lines the way there", fontsize=11)
     right.set_title("PSNR over training", fontsize=11)
     for axes, x_label in ((left, "rate (nats per image)"), (right, "step")):
@@ -283,7 +283,7 @@ def draw_comparison(path: Path, models: Mapping[str, tuple[Points, tuple[float, 
             for text in axes.legend(fontsize=9).get_texts():
                 text.set_parse_math(False)  # a name may hold dollars
         else:
-            axes.text(0.5, 0.5, NO_COURSE, ha="center", va="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, NO_CURVE, ha="center", va="center", transform=axes.transAxes)
     _save_png(figure, path)
 
 
@@ -303,7 +303,7 @@ def draw_diagnosis(path: Path, content: Row, summary: str, detail: float, strips
     figure.text(0.012, 0.955, title, fontsize=16, fontweight="bold", parse_math=False)
     figure.text(0.012, 0.925, summary, fontsize=11, color=dark, parse_math=False)
     grid = figure.add_gridspec(2, 2, left=0.055, right=0.63, top=0.865, bottom=0.075, wspace=0.27, hspace=0.34)
-    units, components, sharpness, course = (figure.add_subplot(grid[i, j]) for i in (0, 1) for j in (0, 1))
+    units, components, sharpness, path_axes = (figure.add_subplot(grid[i, j]) for i in (0, 1) for j in (0, 1))
 
     # KL of each unit, in descending order; of thousands of units an even selection
     kl = np.maximum(content["kl_per_unit"], SMALLEST)
@@ -359,16 +359,16 @@ def draw_diagnosis(path: Path, content: Row, summary: str, detail: float, strips
     sharpness.legend(loc="upper right", frameon=False)
 
     # the path of the run
-    course.set(title="Path of the run, from light to dark", xlabel="rate (nats per image)")
-    course.set_ylabel("distortion (nats per image)")
+    path_axes.set(title="Path of the run, from light to dark", xlabel="rate (nats per image)")
+    path_axes.set_ylabel("distortion (nats per image)")
     if len(points := np.array(content["path"])):
         shades = np.linspace(0.25, 1.0, len(points)) if len(points) > 1 else np.ones(1)
-        course.plot(points[:, 0], points[:, 1], color=gray, linewidth=1, zorder=1)
-        course.scatter(points[:, 0], points[:, 1], c=shades, cmap="Blues", vmin=0, vmax=1.1, s=26, zorder=2)
-        course.locator_params(axis="x", nbins=6)
-        course.margins(0.08)
+        path_axes.plot(points[:, 0], points[:, 1], color=gray, linewidth=1, zorder=1)
+        path_axes.scatter(points[:, 0], points[:, 1], c=shades, cmap="Blues", vmin=0, vmax=1.1, s=26, zorder=2)
+        path_axes.locator_params(axis="x", nbins=6)
+        path_axes.margins(0.08)
     else:
-        course.text(0.5, 0.5, NO_COURSE, ha="center", va="center", transform=course.transAxes)
+        path_axes.text(0.5, 0.5, NO_CURVE, ha="center", va="center", transform=path_axes.transAxes)
 
     # strips of images below one another, each of rows of four
     columns, left, right, height = 4, 0.665, 0.99, 0.905 / len(strips)
