@@ -11,6 +11,8 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import pytest
+
 import unified_vae
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,7 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_source_tree_runs_without_being_installed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     done = subprocess.run(

@@ -275,7 +275,7 @@ def test_lost_runs_go_back_with_a_lower_rate(source, tmp_path):
 
 @pytest.mark.parametrize(
     ("lazily", "kills"),
-    [(False, 3), pytest.param(False, 60, marks=pytest.mark.long), pytest.param(True, 60, marks=pytest.mark.long)],
+    [(False, 1), pytest.param(False, 60, marks=pytest.mark.long), pytest.param(True, 60, marks=pytest.mark.long)],
 )
 def test_killed_runs_end_in_the_same_bits_through_rollbacks(source, tmp_path, lazily, kills):
     faults, rng = (Poison(BACK.steps, BACK.above, lazily=lazily), Poison((4, 21))), random.Random(5)

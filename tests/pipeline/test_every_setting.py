@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -104,6 +105,8 @@ CHANGES = {
     "data.augment.color_jitter.contrast": (0.2, {}),
     "data.augment.color_jitter.saturation": (0.3, {}),
 }
+ALIKE = [path for path in CHANGES if re.fullmatch(r"loss\.(?!mse|kl)\w+\.schedule", path)]
+"""Schedules of terms that all have the same field and code as that of `mse`: only in the slow tests."""
 ELSEWHERE = {
     "density.fit": "tests/pipeline/test_final_samples.py",
     "density.max_images": "tests/pipeline/test_final_samples.py",
@@ -184,7 +187,9 @@ def unchanged(folder):
     return result
 
 
-@pytest.mark.parametrize("path", CHANGES)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=pytest.mark.slow) if path in ALIKE else path for path in CHANGES]
+)
 def test_a_changed_field_changes_the_run(path, folder, unchanged, tmp_path):
     value, context = CHANGES[path]
     assert run_digest(folder, tmp_path / "run", context, nested(path, value)) != unchanged(context)
