@@ -129,6 +129,8 @@ ELSEWHERE = {
     "model.family": "has one member",
     "data.background": "tests/data/test_decode.py",
     "data.max_bad_fraction": "tests/data/test_sources.py",
+    "data.range": "tests/data/test_real_folders.py",
+    "data.split_by": "tests/data/test_real_folders.py",
     "data.cache_dir": "tests/data/test_cache.py",
     "data.allow_changed_data": "tests/pipeline/test_resume.py",
     "data.cache_on_device": "changes nothing by design: tests/data/test_batches.py",
