@@ -23,14 +23,14 @@ from unified_vae.analysis.preflight import run_preflight
 NAME = "overhead"
 PARTS = {
     "pre-flight": ("analysis/preflight.py",),
-    "self-test": ("training/self_test.py",),
+    "self-test": ("training/train_step.py:refuse_dead_terms",),
     "diagnosis in validation": ("metrics/latents.py", "metrics/images.py"),
     "diagnosis at the end": ("pipeline/finalize.py:diagnose_run", "analysis/diagnosis.py"),
 }
 OTHERS = {
     "all of validation": ("training/validation.py",),
     "latent density": ("pipeline/finalize.py:fit_latent_density",),
-    "sheets of pictures": ("training/sheets.py",),
+    "sample images": ("inference/image_grids.py",),
     "checkpoints": ("training/checkpointer.py",),
 }
 TARGET = 0.02

@@ -27,9 +27,9 @@ from unified_vae.pipeline.fit import INITIALIZERS
 from unified_vae.training.checkpointer import Checkpointer, JsonState, OptimizerState
 from unified_vae.training.loggers import MetricsLog
 from unified_vae.training.memory import MicroBatches
-from unified_vae.training.state import TrainState
+from unified_vae.training.state import TrainSchedule, TrainState
 from unified_vae.training.train_step import GradientUpdater, TrainStep, VAEStep, to_unit_range
-from unified_vae.training.trainer import Trainer, TrainSchedule
+from unified_vae.training.trainer import Trainer
 
 EXTENDING = Path(__file__).parents[2] / "docs" / "extending.md"
 STEPS, EVERY = 24, 4

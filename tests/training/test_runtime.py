@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from unified_vae.core.errors import ConfigError, EnvironmentProblem
+from unified_vae.training.control import TrainControl, handle_signals
 from unified_vae.training.distributed import open_runtime
-from unified_vae.training.signals import handle_signals
-from unified_vae.training.trainer import TrainControl
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 

@@ -12,7 +12,7 @@ from unified_vae.config.model import ConvConfig
 from unified_vae.config.optim import SGDConfig
 from unified_vae.core.errors import ConfigError
 from unified_vae.losses.build import build_objective
-from unified_vae.training.self_test import dead_terms, refuse_dead_terms
+from unified_vae.training.train_step import dead_terms, refuse_dead_terms
 
 MODEL = ConvConfig(image_size=16, latents=5, base_channels=8, channels=3)
 LOSS = LossConfig(mse=MSEConfig(weight=1.0), l1=L1Config(weight=0.2), kl=KLConfig(weight=2.0))

@@ -21,8 +21,8 @@ from unified_vae.models.build import build_model
 from unified_vae.optim.build import build_optimizers, freeze_parameters
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.ema import EMA
+from unified_vae.training.state import TrainSchedule
 from unified_vae.training.train_step import VAEStep
-from unified_vae.training.trainer import TrainSchedule
 
 
 @dataclass(frozen=True)

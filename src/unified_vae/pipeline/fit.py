@@ -12,9 +12,9 @@ from unified_vae.pipeline.errors import translate_runtime_errors
 from unified_vae.pipeline.plan import RunRequest
 from unified_vae.pipeline.run_header import announce
 from unified_vae.pipeline.setup import StepBuilder, TrainJob, cache_images, setup, write_run_files
+from unified_vae.training.control import handle_signals
 from unified_vae.training.distributed import open_runtime
 from unified_vae.training.run_lock import locked
-from unified_vae.training.signals import handle_signals
 
 Initializer = Callable[[TrainJob], None]
 """Changes the untrained weights of a new run, on every rank; runs before the first step, never on resume."""

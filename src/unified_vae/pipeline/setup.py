@@ -43,12 +43,12 @@ from unified_vae.pipeline import autotune, resume
 from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, make_schedule, mean_over_batch, with_shared_batch
 from unified_vae.pipeline.plan import RunRequest
 from unified_vae.training.checkpointer import Checkpointer
+from unified_vae.training.control import TrainControl
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.memory import MicroBatches, available_memory
-from unified_vae.training.self_test import refuse_dead_terms
-from unified_vae.training.state import TrainState
-from unified_vae.training.train_step import VAEStep, to_unit_range
-from unified_vae.training.trainer import TrainControl, Trainer, TrainSchedule
+from unified_vae.training.state import TrainSchedule, TrainState
+from unified_vae.training.train_step import VAEStep, refuse_dead_terms, to_unit_range
+from unified_vae.training.trainer import Trainer
 
 SELF_TEST_IMAGES = 8
 GIB = 2**30

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from unified_vae.config.training import RecoveryConfig, TrainingConfig
 from unified_vae.core.errors import Diverged
 from unified_vae.core.events import Observer, RolledBack, StepSkipped
-from unified_vae.data.batches import TrainBatch
+from unified_vae.data.batches import TrainBatch, batch_indices, gather
+from unified_vae.data.dataset import PackedSplit
 from unified_vae.training.checkpointer import Checkpointer
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.loggers import SKIPPED_FILE, MetricsLog
 from unified_vae.training.memory import try_or_none_on_oom
-from unified_vae.training.state import TrainState
+from unified_vae.training.state import TrainSchedule, TrainState
 from unified_vae.training.train_step import GRADIENT_NORM, TrainStep
 
 NORM_WINDOW = 64  # gradient norms that the running median is taken of
@@ -133,36 +136,29 @@ class MetricAccumulator:
 
 
 class AnomalyHandler:
-    """Reports skipped steps and gradient spikes, and rolls a run with NaN/Inf back to its last good checkpoint.
-
-    Args:
-        read_batch: the whole batch of a step (counted from 0), over all ranks.
-        image_names: names of the training images, by their number.
-    """
+    """Reports skipped steps and gradient spikes, and rolls a run with NaN/Inf back to its last good checkpoint."""
 
     def __init__(
         self,
         training: TrainingConfig,
-        steps_per_epoch: int,
+        schedule: TrainSchedule,
+        train: PackedSplit,
         state: TrainState,
         train_step: TrainStep,
         checkpointer: Checkpointer,
         metrics_log: MetricsLog | None,
         observer: Observer,
         runtime: Runtime,
-        read_batch: Callable[[int], TrainBatch],
-        image_names: Sequence[str],
     ) -> None:
         self.training = training
-        self.steps_per_epoch = steps_per_epoch
+        self.schedule = schedule
+        self.train_split = train
         self.state = state
         self.train_step = train_step
         self.checkpointer = checkpointer
         self.metrics_log = metrics_log
         self.observer = observer
         self.runtime = runtime
-        self.read_batch = read_batch
-        self.image_names = image_names
         self._num_reported = 0
         self._spike_epoch = -1
 
@@ -173,7 +169,7 @@ class AnomalyHandler:
             NonFiniteError: too many steps in a row were skipped.
         """
         for event in events:
-            epoch = (event.step - 1) // self.steps_per_epoch
+            epoch = (event.step - 1) // self.schedule.steps_per_epoch
             if isinstance(event, GradientSpike):
                 if epoch == self._spike_epoch:  # one line per epoch; all are counted
                     continue
@@ -187,8 +183,10 @@ class AnomalyHandler:
                     f"({self.state.grad_spikes:,} so far)"
                 )
                 continue
-            names, rollbacks = self._images(event.step), self.state.rollbacks
-            self.observer.step_skipped(StepSkipped(event.step, epoch, rollbacks, tuple(event.metrics), tuple(names)))
+            names = [str(self.train_split.names[index]) for index in self._indices(event.step)]
+            self.observer.step_skipped(
+                StepSkipped(event.step, epoch, self.state.rollbacks, tuple(event.metrics), tuple(names))
+            )
             self._num_reported += 1
             if self._num_reported <= MAX_REPORTED:
                 last = f" Further ones are only listed in {SKIPPED_FILE}." if self._num_reported == MAX_REPORTED else ""
@@ -200,16 +198,18 @@ class AnomalyHandler:
                 where = f"in {event.consecutive} steps in a row, up to step {event.step:,}"
                 raise NonFiniteError(event.step, event.metrics, where)
 
-    def _images(self, step: int) -> list[str]:
-        """Names of the images of a step (counted from 1), over all ranks."""
-        return [str(self.image_names[index]) for index in self.read_batch(step - 1).indices]
+    def _indices(self, step: int) -> npt.NDArray[np.int64]:
+        """The images of a step (counted from 1), over all ranks."""
+        return batch_indices(self.schedule.seed, step - 1, len(self.train_split), self.schedule.batch_size)
 
     def _culprits(self, step: int) -> tuple[str, list[str], list[str]]:
         """A sentence on the images of a step that give NaN/Inf with the weights as they are, or else on its batch;
         the names of these images, if they are some of the batch, and of the metrics."""
-        names, bad = self._images(step), None
+        indices, bad = self._indices(step), None
+        names = [str(self.train_split.names[index]) for index in indices]
         if self.runtime.is_main:
-            batch = self.read_batch(step - 1)
+            epoch = (step - 1) // self.schedule.steps_per_epoch
+            batch = TrainBatch(indices, epoch, gather(self.train_split, indices))
             bad = try_or_none_on_oom(lambda: self.train_step.find_non_finite(batch, step - 1), self.runtime)
         if bad:
             images = torch.stack(list(bad.values())).any(0).tolist()

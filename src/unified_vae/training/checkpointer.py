@@ -103,10 +103,10 @@ class OptimizerState:
                 # fused kernels take the values in the order in which they lie in memory: it has to be the weights' own
                 value = torch.empty_like(parameters[name], dtype=value.dtype, requires_grad=False).copy_(value)
             slots.setdefault(name, {})[slot] = value
+        names = {id(parameter): name for name, parameter in parameters.items()}
         known = set()
         for optimizer in self.optimizers:
             updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            names = {id(parameter): name for name, parameter in parameters.items()}
             state = {n: slots[names[id(p)]] for n, p in enumerate(updated) if names[id(p)] in slots}
             known |= {names[id(p)] for p in updated}
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -131,10 +131,10 @@ class PinnedStaging:
         """The values at this moment. What an earlier call returned is overwritten."""
         previous, self._staged = self._staged, {}
         for name, tensors in groups.items():
-            room = previous.get(name, {})
+            buffers = previous.get(name, {})
             self._staged[name] = {
-                key: room[key]
-                if key in room and (room[key].shape, room[key].dtype) == (value.shape, value.dtype)
+                key: buffers[key]
+                if key in buffers and (buffers[key].shape, buffers[key].dtype) == (value.shape, value.dtype)
                 else torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=value.is_cuda)
                 for key, value in tensors.items()
             }
@@ -154,12 +154,12 @@ class _Save:
     """A save in the background, and what became of it.
 
     Attributes:
-        wanted: the checkpoints to write, oldest first.
+        checkpoints: those to write, oldest first.
         saved: the folders of those that were written.
         seconds: of writing.
     """
 
-    wanted: list[Checkpoint]
+    checkpoints: list[Checkpoint]
     saved: list[Path]
     problem: CheckpointError | None = None
     remark: str | None = None
@@ -272,9 +272,8 @@ class Checkpointer:
         values = {name: entry.state_dict() for name, entry in self.stateful.items() if isinstance(entry, JsonState)}
         values = {"record": self.record, "train": state.to_json(), **values}
         newest = Checkpoint(state.step, self._staging.copy_(self._tensors()), values)
-        late, self._best_step, self._good_step = self._best_unsaved, state.best_step, state.good_step
-        wanted = [late, newest] if late and late.step == state.best_step != state.step else [newest]
-        self._running = _Save(wanted, [])
+        best, self._best_step, self._good_step = self._best_unsaved, state.best_step, state.good_step
+        self._running = _Save([best, newest] if best and best.step == state.best_step != state.step else [newest], [])
         # no daemon: a process that ends in any ordinary way finishes the save first
         self._thread = threading.Thread(target=self._write, args=(self._running, before_write), name="saving")
         self._thread.start()
@@ -287,25 +286,23 @@ class Checkpointer:
             retention.sweep(self.root)  # a folder that was read-only may have kept an earlier attempt
             if before_write:
                 before_write()
-            for checkpoint in save.wanted:
+            for checkpoint in save.checkpoints:
                 save.saved.append(checkpoint_format.save(self.root, checkpoint))
+            kept = (self._best_step, self._good_step)
             try:
-                retention.prune(self.root, self.policy.keep_last, self._is_kept)
+                retention.prune(self.root, self.policy.keep_last, lambda s: self.is_permanent(s) or s in kept)
             except (OSError, CheckpointError) as error:
                 save.remark = f"old checkpoints in {self.root} cannot be deleted ({reason(error)})"
         except CheckpointError as error:
             save.problem = error
         except OSError as error:
             save.problem = CheckpointError(
-                f"the checkpoint of step {save.wanted[-1].step:,} could not be saved: {error.filename} cannot be "
+                f"the checkpoint of step {save.checkpoints[-1].step:,} could not be saved: {error.filename} cannot be "
                 f"written ({reason(error)})"
             )
         except BaseException as error:  # raised again by `wait`
             save.error = error
         save.seconds = time.monotonic() - begun
-
-    def _is_kept(self, step: int) -> bool:
-        return self.is_permanent(step) or step in (self._best_step, self._good_step)
 
     def report(self) -> None:
         """Report a save that has ended in the meantime. Cheap enough for every step."""
@@ -321,12 +318,12 @@ class Checkpointer:
         if save.error is not None:
             raise save.error
         self.problem = save.problem
-        for path, checkpoint in zip(save.saved, save.wanted, strict=False):
+        for path, checkpoint in zip(save.saved, save.checkpoints, strict=False):
             self.observer.checkpoint_saved(CheckpointSaved(checkpoint.step, path, save.seconds, self._stalled))
         if save.remark:
             self.observer.notice(save.remark)
         # hold on to the best weights that could not be written, so that the next save has them too
-        missing = [c for c in save.wanted[len(save.saved) :] if c.step == self._best_step]
+        missing = [c for c in save.checkpoints[len(save.saved) :] if c.step == self._best_step]
         if missing and missing[0] is not self._best_unsaved:
             self._staging.release()
         self._best_unsaved = missing[0] if missing else None
@@ -371,7 +368,7 @@ class Checkpointer:
         """Load every registered entry; returns the run's training state.
 
         Raises:
-            CheckpointError: it is of another model.
+            CheckpointError: it is of another model, or holds no training state of its step.
         """
         for name, entry in self.stateful.items():
             if isinstance(entry, nn.Module):
@@ -381,7 +378,9 @@ class Checkpointer:
                 entry.load_state_dict(read(name))
         if self.after_restore:
             self.after_restore(checkpoint.state.get("record") or {})
-        state = train_state(checkpoint)
+        state = TrainState.from_json(checkpoint.entry("train"))
+        if state.step != checkpoint.step:
+            raise CheckpointError(f"the checkpoint of step {checkpoint.step:,} holds the state of step {state.step:,}.")
         self._seconds_before = state.seconds
         return state
 
@@ -420,15 +419,3 @@ class Checkpointer:
                 retention.delete_after(self.root, step)
         except (OSError, CheckpointError) as error:
             self.observer.notice(f"checkpoints after step {step:,} cannot be deleted ({reason(error)})")
-
-
-def train_state(checkpoint: Checkpoint) -> TrainState:
-    """The training state that a checkpoint holds.
-
-    Raises:
-        CheckpointError: it is not there, or that of another step.
-    """
-    state = TrainState.from_json(checkpoint.entry("train"))
-    if state.step != checkpoint.step:
-        raise CheckpointError(f"the checkpoint of step {checkpoint.step:,} holds the state of step {state.step:,}.")
-    return state

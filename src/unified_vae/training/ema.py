@@ -25,9 +25,16 @@ class EMA(Generic[Model]):
     def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._pairs = _trained_pairs(self.model, model)
-        self._copies = _other_pairs(self.model, model)
-        self._versions = [-1] * len(self._copies[0])
+        # trained parameters are averaged; these are the live tensors, so their values are always current
+        pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        self._averaged = [average.data for average, current in pairs if current.requires_grad]
+        self._current = [current.data for _, current in pairs if current.requires_grad]
+        # buffers and fixed parameters are copied: an average of a counter or of a statistic means nothing
+        self._copies = [
+            *zip(self.model.buffers(), model.buffers(), strict=True),
+            *((copied.data, source) for copied, source in pairs if not source.requires_grad),
+        ]
+        self._versions = [-1] * len(self._copies)
 
     @torch.no_grad()
     def update(self, step: int, skip: Tensor | None = None) -> None:
@@ -40,61 +47,29 @@ class EMA(Generic[Model]):
             skip: float32 scalar on the device, 1 where the average is to stay as it is, else 0; None means 0.
         """
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay > 0 else 0.0
-        averaged, current = self._pairs
         if skip is None or decay == 0.0:  # a copy of weights that a skipped step has not changed changes nothing
-            torch._foreach_lerp_(averaged, current, 1.0 - decay)
-        else:
-            _approach_unless(skip, averaged, current, 1.0 - decay)
-        self._follow_the_rest()
-
-    def _follow_the_rest(self) -> None:
-        """Copy what is not averaged, where it was written since the last time: on most steps nothing was."""
-        for place, (mine, theirs) in enumerate(zip(*self._copies, strict=True)):
-            if self._versions[place] != theirs._version:
-                mine.copy_(theirs)
-                self._versions[place] = theirs._version
-
-
-def _approach_unless(skip: Tensor, averaged: list[Tensor], current: list[Tensor], part: float) -> None:
-    """The same where `skip` is 0, and nothing where it is 1, decided on the device where there are kernels for that.
-
-    An average is gradient descent on half the squared distance, and fused SGD heeds a flag: with weight decay 1 and
-    the weights for the negative gradient it computes averaged -= part * (averaged - current). No copy is made.
-    """
-    if skip.device.type not in ("cpu", "cuda"):
-        if not bool(skip):
-            torch._foreach_lerp_(averaged, current, part)
-        return
-    torch._fused_sgd_(
-        averaged,
-        current,
-        [],
-        weight_decay=1.0,
-        momentum=0.0,
-        lr=part,
-        dampening=0.0,
-        nesterov=False,
-        maximize=True,
-        is_first_step=False,
-        found_inf=skip,
-    )
-
-
-Pairs = tuple[list[torch.Tensor], list[torch.Tensor]]
-
-
-def _trained_pairs(averaged: nn.Module, model: nn.Module) -> Pairs:
-    """Trained parameters, which are averaged. They are the live tensors, so their values are always current."""
-    pairs = zip(averaged.parameters(), model.parameters(), strict=True)
-    trained = [(mine.data, theirs.data) for mine, theirs in pairs if theirs.requires_grad]
-    return [mine for mine, _ in trained], [theirs for _, theirs in trained]
-
-
-def _other_pairs(averaged: nn.Module, model: nn.Module) -> Pairs:
-    """Buffers and fixed parameters, which are copied: an average of a counter or of a statistic means nothing."""
-    pairs = zip(averaged.parameters(), model.parameters(), strict=True)
-    fixed = [(mine.data, theirs) for mine, theirs in pairs if not theirs.requires_grad]
-    return (
-        [*averaged.buffers(), *(mine for mine, _ in fixed)],
-        [*model.buffers(), *(theirs for _, theirs in fixed)],
-    )
+            torch._foreach_lerp_(self._averaged, self._current, 1.0 - decay)
+        elif skip.device.type in ("cpu", "cuda"):
+            # the device itself decides: an average is gradient descent on half the squared distance, and fused SGD
+            # heeds a flag. With weight decay 1 and the weights for the negative gradient it computes
+            # averaged -= lr * (averaged - current). No copy is made.
+            torch._fused_sgd_(
+                self._averaged,
+                self._current,
+                [],
+                weight_decay=1.0,
+                momentum=0.0,
+                lr=1.0 - decay,
+                dampening=0.0,
+                nesterov=False,
+                maximize=True,
+                is_first_step=False,
+                found_inf=skip,
+            )
+        elif not bool(skip):
+            torch._foreach_lerp_(self._averaged, self._current, 1.0 - decay)
+        # what is not averaged is copied where it was written since the last time: on most steps nothing was
+        for number, (copied, source) in enumerate(self._copies):
+            if self._versions[number] != source._version:
+                copied.copy_(source)
+                self._versions[number] = source._version

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,15 +129,12 @@ class TimingLog(Observer):
 
     def _truncate(self, step: int) -> None:
         """Drop rows after `step`, and one that a kill has cut."""
-
-        def step_of(line: str) -> float:
-            try:
-                return float(json.loads(line)["step"])
-            except (ValueError, KeyError, TypeError):
-                return math.inf
-
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if step_of(line) <= step]
+        kept = []
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):
+                if float(json.loads(line)["step"]) <= step:
+                    kept.append(line)
         if len(kept) != len(lines):
             write_text(self.path, "".join(f"{line}\n" for line in kept))
 

@@ -52,11 +52,11 @@ class MicroBatches:
         self.runtime = runtime
         self.count = count
 
-    def run_with_oom_retry(self, share: int, work: Callable[[int], T]) -> T:
+    def run_with_oom_retry(self, local_batch: int, work: Callable[[int], T]) -> T:
         """Return `work(count)`, retried with twice as many micro-batches until memory suffices on all ranks.
 
         Args:
-            share: images on this rank, the most micro-batches there can be.
+            local_batch: images on this rank, the most micro-batches there can be.
             work: may be cut short and called again; it must not talk to other ranks.
 
         Raises:
@@ -64,20 +64,20 @@ class MicroBatches:
         """
         errors: list[str] = []
         while True:
-            count = min(self.count, share)
+            count = min(self.count, local_batch)
             result = try_or_none_on_oom(lambda: work(count), self.runtime, errors.append)  # noqa: B023  # called at once
             (ran_out,) = self.runtime.all_reduce_max([int(result is None)])
             if not ran_out:
                 assert result is not None
                 return result
-            if self.count >= share:
+            if self.count >= local_batch:
                 details = f" ({errors[-1]})" if errors else ""
                 raise EnvironmentProblem(
                     f"out of memory with one image at a time{details}. Use a smaller model (a model preset, or "
                     "--set model.base_channels), smaller images, --precision bf16, or close what else uses the device. "
                     "Saved checkpoints are kept."
                 )
-            self.count = min(2 * self.count, share)
+            self.count = min(2 * self.count, local_batch)
 
 
 def available_memory(root: Path = CGROUP_ROOT) -> int:

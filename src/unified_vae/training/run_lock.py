@@ -33,8 +33,12 @@ def locked(run_dir: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
+        user = "another process"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            entry = json.loads(holder.read_text(encoding="utf-8"))
+            user = f"process {entry['pid']} on {entry['host']}"
         raise EnvironmentProblem(
-            f"{run_dir} is in use by {_who(holder)}: two runs would spoil each other's files. "
+            f"{run_dir} is in use by {user}: two runs would spoil each other's files. "
             "Wait for it, stop it, or give another --run-dir."
         ) from None
     except OSError as problem:
@@ -50,11 +54,3 @@ def locked(run_dir: Path) -> Iterator[None]:
         with suppress(OSError):  # the folder may be read-only by now
             holder.unlink(missing_ok=True)
         lock.release()
-
-
-def _who(holder: Path) -> str:
-    try:
-        entry = json.loads(holder.read_text(encoding="utf-8"))
-        return f"process {entry['pid']} on {entry['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"

@@ -1,4 +1,4 @@
-"""Training state other than tensors: plain numbers, saved as JSON. Importing this does not import torch."""
+"""How long a run is, and how far it is: plain numbers; the state is saved as JSON. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,32 @@ RENAMED = {
     "spikes": "grad_spikes",
 }
 """Names in checkpoints of earlier versions -> names of today."""
+
+
+@dataclass(frozen=True)
+class TrainSchedule:
+    """How long a run is, in numbers.
+
+    Attributes:
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: steps that see every training image once.
+        batch_size: images per step over all ranks.
+        selection_start_step: step at which every warm-up has ended, from which the best weights are selected.
+    """
+
+    seed: int
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    selection_start_step: int
+
+    def progress(self, step: int) -> float:
+        """Part of the run that is done after `step` steps."""
+        return step / self.total_steps
+
+    def micro_batch_size(self, world_size: int, num_micro_batches: int) -> int:
+        """The most images that a rank computes at once."""
+        return math.ceil(self.batch_size / world_size / num_micro_batches)
 
 
 @dataclass

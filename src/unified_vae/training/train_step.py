@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from unified_vae.config.data import AugmentConfig
 from unified_vae.config.loss import LIKELIHOOD_METRICS
 from unified_vae.core.distributions import VAEOutput
+from unified_vae.core.errors import ConfigError
 from unified_vae.core.rng import latent_noise
 from unified_vae.data.augment import augment
 from unified_vae.data.batches import TrainBatch
@@ -328,6 +329,43 @@ def forward_and_measure(
     """All of a step that is computed of tensors alone, whatever its number: what may be compiled."""
     output = model(images, noise)
     return output, objective.measure(output, images)
+
+
+def dead_terms(model: VAE, objective: Objective, images: Tensor, noise: Tensor) -> list[str]:
+    """Names of enabled terms whose gradient is zero or missing: at the decoder, or for `kl` at the encoder.
+
+    Guards against loss terms computed without gradients, a bug found in two published trainers. The gradients are those
+    of the raw terms, so a warm-up that starts at 0 does not hide one. A frozen encoder or decoder is left out.
+
+    Args:
+        images: [batch, channels, size, size] in [0, 1], on the model's device.
+        noise: [batch, latents].
+    """
+
+    def moves(value: Tensor, parameters: list[nn.Parameter]) -> bool:
+        if not value.requires_grad:
+            return False
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        return any(bool((gradient != 0).any()) for gradient in gradients if gradient is not None)
+
+    output = model(images, noise)
+    decoder = [p for p in model.decoder.parameters() if p.requires_grad]
+    encoder = [p for p in model.encoder.parameters() if p.requires_grad]
+    values = objective.measure(output, images)
+    dead = [f"loss.{name}" for name, value in values.items() if not moves(value, decoder or encoder)]
+    if encoder and objective.config.kl.weight > 0 and not moves(output.posterior.kl_per_unit().sum(1).mean(), encoder):
+        dead.append("loss.kl")
+    return dead
+
+
+def refuse_dead_terms(model: VAE, objective: Objective, images: Tensor, noise: Tensor) -> None:
+    """Raise ConfigError where a term is enabled and has no effect."""
+    dead = dead_terms(model, objective, images, noise)
+    if dead:
+        raise ConfigError(
+            f"{' and '.join(dead)} is enabled but does not move the weights it should (its gradient is zero), "
+            "so this run would ignore it. Set its weight to 0, or report this."
+        )
 
 
 def scale_learning_rates(optimizers: Iterable[Optimizer], *factors: float) -> None:

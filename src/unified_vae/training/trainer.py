@@ -10,7 +10,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -19,15 +18,16 @@ from torch.amp import GradScaler
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.errors import reason
 from unified_vae.core.events import ImagesWritten, LossesLogged, Observer, StepDone, Validated
-from unified_vae.data.batches import TrainBatch, batch_indices, gather, train_batches
+from unified_vae.data.batches import TrainBatch, train_batches
 from unified_vae.data.dataset import PackedSplit
 from unified_vae.optim.lr import lr_factor
 from unified_vae.training.anomalies import AnomalyHandler, MetricAccumulator, NonFiniteError
 from unified_vae.training.checkpointer import Checkpointer, JsonState
+from unified_vae.training.control import TrainControl
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.loggers import MetricsLog
 from unified_vae.training.memory import try_or_none_on_oom
-from unified_vae.training.state import TrainState
+from unified_vae.training.state import TrainSchedule, TrainState
 from unified_vae.training.train_step import GRADIENT_NORM, TrainStep, scale_learning_rates
 from unified_vae.training.validation import ValidationResult
 
@@ -39,53 +39,6 @@ Validator = Callable[[TrainState], ValidationResult]
 
 ImageWriter = Callable[[int, str], Mapping[str, Path]]
 """(step, start of the file names) -> tag -> image file."""
-
-
-@dataclass(frozen=True)
-class TrainSchedule:
-    """How long a run is, in numbers.
-
-    Attributes:
-        total_steps: optimizer steps of the whole run.
-        steps_per_epoch: steps that see every training image once.
-        batch_size: images per step over all ranks.
-        selection_start_step: step at which every warm-up has ended, from which the best weights are selected.
-    """
-
-    seed: int
-    total_steps: int
-    steps_per_epoch: int
-    batch_size: int
-    selection_start_step: int
-
-    def progress(self, step: int) -> float:
-        """Part of the run that is done after `step` steps."""
-        return step / self.total_steps
-
-    def micro_batch_size(self, world_size: int, num_micro_batches: int) -> int:
-        """The most images that a rank computes at once."""
-        return math.ceil(self.batch_size / world_size / num_micro_batches)
-
-
-class TrainControl:
-    """The one way to stop a run early or to ask for a save: the trainer acts on it after the step, on all ranks.
-
-    Attributes:
-        stop_reason: why the run is to stop, e.g. the name of a signal; empty where it is not.
-        save_requested: whether a checkpoint was asked for.
-    """
-
-    def __init__(self) -> None:
-        self.stop_reason = ""
-        self.save_requested = False
-
-    def stop(self, reason: str) -> None:
-        """Save a checkpoint and stop after the current step."""
-        self.stop_reason = reason
-
-    def request_save(self) -> None:
-        """Save a checkpoint after the current step."""
-        self.save_requested = True
 
 
 class Trainer:
@@ -138,16 +91,7 @@ class Trainer:
         scaled = any(scaler.is_enabled() for scaler in self.scalers)
         self.accumulator = MetricAccumulator(train_step.names, state, training.recovery, scaled)
         self.anomalies = AnomalyHandler(
-            training,
-            schedule.steps_per_epoch,
-            state,
-            train_step,
-            checkpointer,
-            metrics_log,
-            observer,
-            runtime,
-            self.read_batch,
-            train.names,
+            training, schedule, train, state, train_step, checkpointer, metrics_log, observer, runtime
         )
         self._clock = 0.0
         self._clock_step = 0
@@ -222,12 +166,6 @@ class Trainer:
                     return
                 self._waited += time.monotonic() - begun
                 yield batch
-
-    def read_batch(self, step: int) -> TrainBatch:
-        """The whole batch of a step (counted from 0), over all ranks."""
-        schedule = self.schedule
-        indices = batch_indices(schedule.seed, step, len(self.train_split), schedule.batch_size)
-        return TrainBatch(indices, step // schedule.steps_per_epoch, gather(self.train_split, indices))
 
     # --- metrics -------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: they set a flag, and the trainer acts on it after the step.
+"""Stopping a run early or asking for a save, by a call or by a signal: both set flags that the trainer reads.
 
 SIGTERM, SIGINT and SIGHUP save and stop; SIGUSR1 saves and goes on. A second SIGINT stops at once.
 """
@@ -12,10 +12,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from unified_vae.training.trainer import TrainControl
-
 STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")
 SAVING = ("SIGUSR1",)  # absent on Windows, as is SIGHUP
+
+
+class TrainControl:
+    """The one way to stop a run early or to ask for a save: the trainer acts on it after the step, on all ranks.
+
+    Attributes:
+        stop_reason: why the run is to stop, e.g. the name of a signal; empty where it is not.
+        save_requested: whether a checkpoint was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.stop_reason = ""
+        self.save_requested = False
+
+    def stop(self, reason: str) -> None:
+        """Save a checkpoint and stop after the current step."""
+        self.stop_reason = reason
+
+    def request_save(self) -> None:
+        """Save a checkpoint after the current step."""
+        self.save_requested = True
 
 
 @contextmanager
