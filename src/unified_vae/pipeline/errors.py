@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from unified_vae.core.device import is_out_of_memory
 from unified_vae.core.errors import EnvironmentProblem, reason
-from unified_vae.training.distributed import is_nondeterministic, is_peer_lost
+from unified_vae.training.distributed import is_peer_lost
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def translate_runtime_errors() -> Iterator[None]:
                 "another process of this run has ended or cannot be reached. See its output; then run the same command "
                 "to resume from the newest checkpoint."
             ) from error
-        if is_nondeterministic(error):
+        if isinstance(error, RuntimeError) and "deterministic" in str(error):
             raise EnvironmentProblem(
                 f"training.deterministic: this device has no deterministic kernel for a part of this run "
                 f"({reason(error)}). Leave the setting out, or train on the CPU."

@@ -1,1 +1,1 @@
-"""How a step is taken: runtime, loop, checkpoints, EMA, signals; and observers, which only watch."""
+"""Training: the loop, its steps, averaged weights, validation, checkpoints, logs, and the ranks of a run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ class NonFiniteError(Exception):
     Attributes:
         step: the last one that was looked at.
         metrics: names of those that are NaN/Inf there.
-        where: in words.
+        where: the end of the sentence, e.g. `in the validation of step 40`.
     """
 
     def __init__(self, step: int, metrics: Sequence[str], where: str) -> None:
@@ -205,21 +206,22 @@ class AnomalyHandler:
     def _culprits(self, step: int) -> tuple[str, list[str], list[str]]:
         """A sentence on the images of a step that give NaN/Inf with the weights as they are, or else on its batch;
         the names of these images, if they are some of the batch, and of the metrics."""
-        indices, bad = self._indices(step), None
-        names = [str(self.train_split.names[index]) for index in indices]
+        indices = self._indices(step)
+        names, bad = [str(self.train_split.names[index]) for index in indices], None
         if self.runtime.is_main:
             epoch = (step - 1) // self.schedule.steps_per_epoch
             batch = TrainBatch(indices, epoch, gather(self.train_split, indices))
             bad = try_or_none_on_oom(lambda: self.train_step.find_non_finite(batch, step - 1), self.runtime)
+        bad = bad or {}
+        metrics = [name for name, is_bad in bad.items() if bool(is_bad.any())]
+        culprits: list[str] = []
         if bad:
             images = torch.stack(list(bad.values())).any(0).tolist()
             culprits = [name for name, is_bad in zip(names, images, strict=True) if is_bad]
-            metrics = [name for name, is_bad in bad.items() if bool(is_bad.any())]
-            if 0 < len(culprits) < len(names):
-                sentence = f"Caused by {join_names(culprits)}, of {len(names):,} images ({join_names(metrics, 9)})."
-                return sentence, culprits, metrics
-        sentence = f"Images of step {step:,}: {join_names(names)} ({SKIPPED_FILE} names all)."
-        return sentence, [], [name for name, is_bad in bad.items() if bool(is_bad.any())] if bad else []
+        if 0 < len(culprits) < len(names):
+            sentence = f"Caused by {join_names(culprits)}, of {len(names):,} images ({join_names(metrics, 9)})."
+            return sentence, culprits, metrics
+        return f"Images of step {step:,}: {join_names(names)} ({SKIPPED_FILE} names all).", [], metrics
 
     # --- rolling back --------------------------------------------------------------------------------
 
@@ -235,7 +237,6 @@ class AnomalyHandler:
         earlier = self.checkpointer.rollback(state.good_step)
         if earlier is None:
             self._abort(error, "There is no checkpoint to go back to. ")
-            return
         state.roll_back_to(earlier, error.step, config.lr_factor)
         if self.metrics_log:
             self.metrics_log.truncate(state.metrics_rows)
@@ -246,7 +247,7 @@ class AnomalyHandler:
             f"of {config.max_rollbacks})"
         )
 
-    def _abort(self, error: NonFiniteError, problem: str) -> None:
+    def _abort(self, error: NonFiniteError, problem: str) -> NoReturn:
         state = self.state
         self.checkpointer.delete_after(state.good_step)
         tried = (

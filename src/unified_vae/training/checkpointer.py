@@ -131,15 +131,12 @@ class PinnedStaging:
         """The values at this moment. What an earlier call returned is overwritten."""
         previous, self._staged = self._staged, {}
         for name, tensors in groups.items():
-            buffers = previous.get(name, {})
-            self._staged[name] = {
-                key: buffers[key]
-                if key in buffers and (buffers[key].shape, buffers[key].dtype) == (value.shape, value.dtype)
-                else torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=value.is_cuda)
-                for key, value in tensors.items()
-            }
+            self._staged[name] = {}
             for key, value in tensors.items():
-                self._staged[name][key].copy_(value.detach(), non_blocking=value.is_cuda)
+                buffer = previous.get(name, {}).get(key)
+                if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+                    buffer = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=value.is_cuda)
+                self._staged[name][key] = buffer.copy_(value.detach(), non_blocking=value.is_cuda)
         if any(value.is_cuda for tensors in groups.values() for value in tensors.values()):
             torch.cuda.current_stream().synchronize()
         return self._staged

@@ -124,11 +124,6 @@ def is_peer_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "by peer"))
 
 
-def is_nondeterministic(error: BaseException) -> bool:
-    """Whether an operation failed because torch has no deterministic kernel for it on this device."""
-    return isinstance(error, RuntimeError) and "deterministic" in str(error)
-
-
 @contextmanager
 def open_runtime(device: str, precision: str, deterministic: bool = False) -> Iterator[Runtime]:
     """The runtime of this process; joins the other ranks under `torchrun`, and leaves them at the end.

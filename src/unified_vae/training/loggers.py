@@ -61,11 +61,7 @@ class MetricsLog:
         """Cut off all but the first `rows` complete rows; what was written after them is made anew."""
         self._write_pending()
         self._pending = b""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines[:rows] if line.endswith(b"\n")]
-        if len(kept) != len(lines):
-            write_bytes(self.path, b"".join(kept))
-        self.rows = len(kept)
+        self.rows = _keep_rows(self.path, rows)
         self._bytes = self.path.stat().st_size if self.path.exists() else 0
 
     def write(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
@@ -167,9 +163,7 @@ class SkippedLog(Observer):
         """
         self.path = path
         self.writes = str(path)
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if len(lines) > rows:
-            write_bytes(path, b"".join(lines[:rows]))
+        _keep_rows(path, rows)
 
     def step_skipped(self, event: StepSkipped) -> None:
         row = {
@@ -180,6 +174,15 @@ class SkippedLog(Observer):
             "images": list(event.images),
         }
         append(self.path, (json.dumps(row) + "\n").encode())
+
+
+def _keep_rows(path: Path, rows: int) -> int:
+    """Cut off all but the first `rows` complete lines of a file that need not exist; returns how many are left."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines[:rows] if line.endswith(b"\n")]
+    if len(kept) != len(lines):
+        write_bytes(path, b"".join(kept))
+    return len(kept)
 
 
 def tensorboard_problem(folder: Path) -> str | None:

@@ -42,10 +42,10 @@ def try_or_none_on_oom(
 
 
 class MicroBatches:
-    """How many micro-batches each rank splits its share of a batch into: more after out-of-memory, for good.
+    """How many micro-batches each rank splits its local batch into: more after out-of-memory, for good.
 
     Attributes:
-        count: micro-batches per share.
+        count: micro-batches per local batch.
     """
 
     def __init__(self, runtime: Runtime, count: int = 1) -> None:
@@ -80,9 +80,9 @@ class MicroBatches:
             self.count = min(2 * self.count, local_batch)
 
 
-def available_memory(root: Path = CGROUP_ROOT) -> int:
+def available_memory() -> int:
     """Bytes of main memory that this machine, or the container it is, has left."""
-    free, left = psutil.virtual_memory().available, memory_left_in_container(root)
+    free, left = psutil.virtual_memory().available, memory_left_in_container()
     return free if left is None else min(free, left)
 
 

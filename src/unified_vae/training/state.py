@@ -72,7 +72,7 @@ class TrainState:
         log_count: steps in those sums.
         metrics_rows: rows of the metrics file that belong to this state.
         seconds: time spent training, over all starts of the run.
-        num_micro_batches: micro-batches of a rank's share after out-of-memory; 0 where there was enough.
+        num_micro_batches: micro-batches of a local batch after out-of-memory; 0 where there was enough.
         validation_micro_batches: the same of a micro-batch in validation.
         good_step: step of the checkpoint that a run with NaN/Inf rolls back to.
         skipped_steps: steps that were skipped because of NaN/Inf, also those since undone.

@@ -59,7 +59,7 @@ class TrainStep(Protocol):
         names: names of the metrics that a call returns, in order; the last is a gradient norm.
         optimizers: by name; the trainer multiplies each group's `initial_lr` by the schedule's factor.
         stateful: what a checkpoint has to hold, by the name of its file or entry.
-        micro_batches: how many micro-batches each rank splits its share of a batch into.
+        micro_batches: how many micro-batches each rank splits its local batch into.
     """
 
     @property
@@ -206,7 +206,7 @@ class VAEStep:
         optimizers: by name; `build_optimizers` makes them.
         total_steps: of the whole run, for the schedules of the objective's weights.
         augment: settings of the augmentation; None for none.
-        num_micro_batches: of each rank's share of a batch. It changes no result but for rounding.
+        num_micro_batches: of each rank's local batch. It changes no result but for rounding.
         max_grad_norm: bound on the gradient norm; None for none.
         """
         self.runtime = runtime
