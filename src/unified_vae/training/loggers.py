@@ -212,7 +212,6 @@ class TensorBoardLogger(Observer):
         self.writes = str(folder)
         self.hyperparameters = dict(hyperparameters)
         self._writer: SummaryWriter | None = None
-        self._failed = False
 
     @contextmanager
     def _open_writer(self, reopen_at: int | None = None) -> Iterator[SummaryWriter | None]:
@@ -223,10 +222,10 @@ class TensorBoardLogger(Observer):
             if reopen_at is not None:
                 if not self.folder.parent.is_dir():  # the writer would make it, perhaps on another disk
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder.parent))
-                self._writer, self._failed = SummaryWriter(str(self.folder), purge_step=reopen_at), False
+                self._writer = SummaryWriter(str(self.folder), purge_step=reopen_at)
             yield self._writer
         except OSError:
-            self._writer, self._failed = None, True
+            self._writer = None
             raise
 
     def run_started(self, event: RunStarted) -> None:
@@ -256,9 +255,8 @@ class TensorBoardLogger(Observer):
                 writer.add_scalar(name, value, event.step)
 
     def validated(self, event: Validated) -> None:
-        with self._open_writer(event.step if self._failed else None) as writer:
-            if writer is None:
-                return
+        with self._open_writer(event.step if self._writer is None else None) as writer:
+            assert writer is not None
             for name, value in event.values.items():
                 writer.add_scalar(f"validation/{name}", value, event.step)
             writer.add_histogram("latents/kl_per_unit", np.asarray(event.kl_per_unit), event.step)
