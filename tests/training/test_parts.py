@@ -9,11 +9,12 @@ from torch import nn
 
 from unified_vae.config.optim import AdamWConfig, SGDConfig
 from unified_vae.core.errors import CheckpointError
+from unified_vae.core.events import RolledBack, StepSkipped
 from unified_vae.core.rng import fixed_noise, latent_noise
 from unified_vae.optim.build import build_optimizers
 from unified_vae.training.checkpointer import OptimizerState
 from unified_vae.training.ema import EMA
-from unified_vae.training.loggers import MetricsLog
+from unified_vae.training.loggers import MetricsLog, SkippedLog, TimingLog
 from unified_vae.training.state import TrainState
 
 CPU = torch.device("cpu")
@@ -100,6 +101,26 @@ def test_the_metrics_file_is_cut_to_the_kept_rows(tmp_path):
     again.write("train", 3, 1.0, {"loss": 0.3})
     again.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_the_file_of_skipped_steps_is_cut_to_complete_rows(tmp_path):
+    path = tmp_path / "skipped.jsonl"
+    log = SkippedLog(path, 0)
+    for step in (3, 5, 8):
+        log.step_skipped(StepSkipped(step, 0, 0, ["loss.mse"], ["a.png"]))
+    whole = path.read_bytes().splitlines(keepends=True)
+    SkippedLog(path, 2)
+    assert path.read_bytes() == b"".join(whole[:2])
+    path.write_bytes(b"".join(whole)[:-4])  # the last row is cut by the kill
+    SkippedLog(path, 3)
+    assert path.read_bytes() == b"".join(whole[:2])
+
+
+def test_the_timing_file_is_cut_by_step_and_loses_broken_rows(tmp_path):
+    path = tmp_path / "timing.jsonl"
+    path.write_text('{"step": 1}\n[]\n{"step": "x"}\n{"other": 1}\n{"step": 4}\n{"step": 5}\n{"st')
+    TimingLog(path).rolled_back(RolledBack(4))
+    assert path.read_text() == '{"step": 1}\n{"step": 4}\n'
 
 
 def test_noise_depends_on_seed_and_step_and_not_on_ranks():
