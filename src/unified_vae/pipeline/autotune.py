@@ -80,7 +80,7 @@ def with_batch_size(resolved: ResolvedConfig, data: DataSets, runtime: Runtime, 
         trial = with_shared_batch(config, unit, len(data.train), runtime.world_size)
         trial = trial.replace(**{"training.compile": False})
         step = build_vae_step(trial, data, runtime)
-        images = to_unit_range(_images(data, 1, runtime))
+        images = to_unit_range(_trial_batch(data, 1, runtime).images)
         calibrate(step, images, torch.zeros(1, step.model.latents, device=runtime.device))
         if runtime.device.type == "cuda":
             micro_batch, reason = _largest_that_fits(step, data, max(most, 1))
@@ -94,13 +94,10 @@ def with_batch_size(resolved: ResolvedConfig, data: DataSets, runtime: Runtime, 
     return ResolvedConfig(config, resolved.substitutions, {**resolved.reasons, "training.batch_size": reason})
 
 
-def _images(data: DataSets, count: int, runtime: Runtime) -> Tensor:
-    """Some training images, uint8, on the device."""
-    return gather(data.train, np.arange(count) % len(data.train)).to(runtime.device)
-
-
 def _trial_batch(data: DataSets, count: int, runtime: Runtime) -> TrainBatch:
-    return TrainBatch(np.arange(count) % len(data.train), 0, _images(data, count, runtime))
+    """The first training images, repeated where they are fewer, on the device."""
+    indices = np.arange(count) % len(data.train)
+    return TrainBatch(indices, 0, gather(data.train, indices).to(runtime.device))
 
 
 def _largest_that_fits(step: VAEStep, data: DataSets, most: int) -> tuple[int, str]:
@@ -130,7 +127,7 @@ def _largest_that_fits(step: VAEStep, data: DataSets, most: int) -> tuple[int, s
 
 def _by_rule(step: VAEStep, data: DataSets, most: int) -> tuple[int, str]:
     """MAX_CPU_BATCH images, or less where half of the available memory does not hold them or the set is small."""
-    runtime, images = step.runtime, to_unit_range(_images(data, 2, step.runtime))
+    runtime, images = step.runtime, to_unit_range(_trial_batch(data, 2, step.runtime).images)
     weights = {parameter.untyped_storage().data_ptr() for parameter in step.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -256,10 +253,9 @@ def _choose_format(
     usual_time, other_time = times[usual], times[other]
     if usual_time is None or other_time is None:
         return usual, f"{known}; {NO_ROOM}", usual_time or NO_ROOM
-    taken = other if other_time < GAIN * usual_time else usual
     text = ", ".join(f"{1e3 * took:.1f} ms per step {name}" for name, took in times.items() if took is not None)
     reason = f"auto: measured {text}{', compiled' if compiled else ''}"
-    return taken, reason, other_time if taken == other else usual_time
+    return (other, reason, other_time) if other_time < GAIN * usual_time else (usual, reason, usual_time)
 
 
 def _seconds_per_step(
@@ -267,12 +263,12 @@ def _seconds_per_step(
 ) -> float | None:
     """Median seconds per step of this rank's share of a batch, on weights of its own; None on out-of-memory."""
     single = runtime.with_memory_format(memory_format).single_process()
-    share = config.training.images_per_step // runtime.world_size
-    trial = config.replace(**{"training.batch_size": share, "training.compile": compiled})
+    local_batch = config.training.images_per_step // runtime.world_size
+    trial = config.replace(**{"training.batch_size": local_batch, "training.compile": compiled})
 
     def timed() -> float:
         step = build_vae_step(trial, data, single)
-        batch = _trial_batch(data, share, single)
+        batch = _trial_batch(data, local_batch, single)
         noise = torch.zeros(1, step.model.latents, device=single.device)
         calibrate(step, to_unit_range(batch.images[:1], single.memory_format), noise)
         scale_learning_rates(step.optimizers.values(), 0.0)

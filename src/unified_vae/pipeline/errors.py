@@ -21,18 +21,20 @@ def translate_runtime_errors() -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_peer_lost(error):
-            raise EnvironmentProblem(
+            message = (
                 "another process of this run has ended or cannot be reached. See its output; then run the same command "
                 "to resume from the newest checkpoint."
-            ) from error
-        if isinstance(error, RuntimeError) and "deterministic" in str(error):
-            raise EnvironmentProblem(
+            )
+        elif isinstance(error, RuntimeError) and "deterministic" in str(error):
+            message = (
                 f"training.deterministic: this device has no deterministic kernel for a part of this run "
                 f"({reason(error)}). Leave the setting out, or train on the CPU."
-            ) from error
-        if not is_out_of_memory(error):
+            )
+        elif is_out_of_memory(error):
+            message = (
+                f"out of memory outside of a training step ({reason(error)}). Use a smaller model or smaller images, "
+                "or close what else uses the memory. Saved checkpoints are kept."
+            )
+        else:
             raise
-        raise EnvironmentProblem(
-            f"out of memory outside of a training step ({reason(error)}). Use a smaller model or smaller images, or "
-            "close what else uses the memory. Saved checkpoints are kept."
-        ) from error
+        raise EnvironmentProblem(message) from error

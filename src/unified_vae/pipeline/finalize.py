@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
+import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,17 +14,14 @@ from safetensors import SafetensorError
 
 from unified_vae.analysis.density import FittedDensity, encode_training_images, fit_density
 from unified_vae.analysis.diagnosis import HEALTHY, Diagnosis, History, PCALine
-from unified_vae.analysis.preflight import Preflight, largest_beta_where
 from unified_vae.analysis.recommendation import RunContext, recommend
-from unified_vae.config.loss import PIXEL_TERMS, Capacity, Geco, KLConfig
-from unified_vae.config.model import DensityConfig
+from unified_vae.config.loss import PIXEL_TERMS, Geco, KLConfig
 from unified_vae.config.upgrade import upgrade_part
 from unified_vae.core.checkpoint_format import load
 from unified_vae.core.distributions import MOST_CORRELATED, DiagonalGaussian
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem, reason, uv_run
 from unified_vae.core.events import RunFinished
 from unified_vae.core.files import write_text
-from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.batches import gather, rank_slice
 from unified_vae.inference.hub import FIGURES, write_card
 from unified_vae.inference.image_grids import write_density_grid
@@ -42,7 +40,6 @@ from unified_vae.models.pretrained import (
 )
 from unified_vae.models.vae import VAE
 from unified_vae.pipeline.setup import TrainJob
-from unified_vae.training.state import TrainState
 from unified_vae.training.validation import reconstruct_batches
 
 SAMPLES_FILE = "final-samples.png"
@@ -133,8 +130,8 @@ def fit_latent_density(job: TrainJob) -> None:
             "note": fitted.note,
         }
         save_density(folder.model, fitted.density, figures)  # last: with it the export is complete
-        lines = [_describe_density(fitted, seconds), *([fitted.note] if fitted.note else [])]
-        return [*lines, *([] if sheet is None else [f"new samples: {sheet.as_posix()}"])]
+        lines = [_describe_density(fitted, seconds), fitted.note, sheet and f"new samples: {sheet.as_posix()}"]
+        return [line for line in lines if line]
 
     job.findings += _on_main(job, work)
 
@@ -159,12 +156,8 @@ def _on_main(job: TrainJob, work: Callable[[], list[str]]) -> list[str]:
 
 
 def _encode_training_images(job: TrainJob, model: VAE, mirrored: bool) -> DiagonalGaussian:
-    of = "mirrored training images" if mirrored else "training images"
-
-    def progress(done: int, total: int) -> None:
-        job.observer.phase(f"encoding {of} for the latent density", done, total)
-
-    config = job.config
+    config, subject = job.config, "mirrored training images" if mirrored else "training images"
+    progress = partial(job.observer.phase, f"encoding {subject} for the latent density")
     return encode_training_images(model, job.data.train, config.density.max_images, config.seed, progress, mirrored)
 
 
@@ -266,11 +259,6 @@ def _psnr_on_training_images(job: TrainJob) -> float:
     return sums.psnr()
 
 
-def report_geco_warnings(job: TrainJob) -> None:
-    """Say at the end of a run where GECO did not reach the error it was asked for."""
-    job.findings += geco_warnings(job.config.loss.kl, History.read(job.folder.metrics))
-
-
 def write_report(job: TrainJob) -> None:
     """Keep the diagnosis and write the run's report page. Whatever goes wrong is only a notice: the model is
     complete."""
@@ -298,7 +286,9 @@ def write_report(job: TrainJob) -> None:
     job.findings.append(f"report: {path.as_posix()} (written in {time.monotonic() - start:.1f} s)")
 
 
-# --- GECO and capacity in words --------------------------------------------------------------------------
+def report_geco_warnings(job: TrainJob) -> None:
+    """Say at the end of a run where GECO did not reach the error it was asked for."""
+    job.findings += geco_warnings(job.config.loss.kl, History.read(job.folder.metrics))
 
 
 def geco_warnings(kl: KLConfig, history: History) -> list[str]:
@@ -311,40 +301,13 @@ def geco_warnings(kl: KLConfig, history: History) -> list[str]:
     geco, reached = kl.constraint, history.training[-1][1]
     if abs(reached - geco.psnr) < GECO_TOLERANCE:
         return []
-    words = f"GECO did not converge: training images are at {reached:.1f} dB, the target is {geco.psnr:g}"
+    message = f"GECO did not converge: training images are at {reached:.1f} dB, the target is {geco.psnr:g}"
     if history.beta <= geco.min_beta * (1 + ROUNDING):
-        return [f"{words}, and beta is at its floor. Use more latents, train longer, or lower the target"]
+        return [f"{message}, and beta is at its floor. Use more latents, train longer, or lower the target"]
     if history.beta >= geco.max_beta * (1 - ROUNDING):
-        return [f"{words}, and beta is at its ceiling: --set loss.kl.constraint.max_beta={10 * geco.max_beta:g}"]
+        return [f"{message}, and beta is at its ceiling: --set loss.kl.constraint.max_beta={10 * geco.max_beta:g}"]
     speed = f"--set loss.kl.constraint.speed={min(1.0, 4 * geco.speed):g}"
-    return [f"{words}, and beta ({history.beta:.3g}) is still moving. Train longer, or let it move faster: {speed}"]
-
-
-def constraint_facts(theory: Preflight, kl: KLConfig) -> list[tuple[str, str]]:
-    """What linear theory says about a constraint on the KL; empty where there is nothing to say."""
-    match kl.constraint:
-        case Capacity(capacity=nats) if theory.planned_beta(kl) == kl.weight:
-            expected = theory.linear(kl.weight).rate
-            text = (
-                f"beta {kl.weight:g} is too low to hold the KL at {nats:g} nats: linear theory expects {expected:.0f}"
-            )
-            return [("capacity", f"{text}. Use a higher --beta, ten times as much say")]
-        case Geco() as geco:
-            best = theory.linear(geco.min_beta)
-            if best.sigma**2 > geco.target:  # the error of training images, decoded from drawn latents
-                reached = -20 * math.log10(best.sigma)
-                text = (
-                    f"linear theory reaches {reached:.1f} dB with {theory.latents} latents: unless the network adds "
-                    f"the rest to {geco.psnr:g} dB, beta falls to {geco.min_beta:g} and the KL grows without need. Use "
-                    "more latents or a lower psnr"
-                )
-                return [("geco", text)]
-            beta = largest_beta_where(lambda beta: theory.linear(beta).sigma ** 2 <= geco.target)
-            beta = min(beta, geco.max_beta)
-            rate = theory.linear(beta).rate
-            return [("geco", f"linear theory meets {geco.psnr:g} dB at beta {beta:.3g}, with KL {rate:.0f} nats")]
-        case _:
-            return []
+    return [f"{message}, and beta ({history.beta:.3g}) is still moving. Train longer, or let it move faster: {speed}"]
 
 
 # --- how a run ends --------------------------------------------------------------------------------------
@@ -354,28 +317,26 @@ def is_over(job: TrainJob) -> bool:
     """Whether nothing is left to do. A run that was interrupted before its export still has that to do, and one that is
     asked for another latent density has that to fit."""
     state = job.state
-    trained = state.step >= job.schedule.total_steps or state.stopped_early
-    return trained and is_exported(job.folder, state, job.request.run.config.density)
-
-
-def is_exported(folder: RunFolder, state: TrainState, density: DensityConfig) -> bool:
-    """Whether the exported model is that of this very state, with the latent density that is asked for."""
+    if state.step < job.schedule.total_steps and not state.stopped_early:
+        return False
+    folder, density = job.folder.model, job.request.run.config.density
     try:
-        about = json.loads((folder.model / CONFIG).read_text(encoding="utf-8"))
-        complete = all((folder.model / name).is_file() for name in (WEIGHTS, DENSITY_FILE))
-        complete = complete and upgrade_part("density", about[DENSITY]["asked"]) == density.model_dump()
-        complete = complete and about[DENSITY]["kind"] != "flow"  # no longer supported, so another one is fitted
-        return bool(about["run"]["trained_steps"] == state.step) and complete
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return bool(
+            about["run"]["trained_steps"] == state.step
+            and upgrade_part("density", about[DENSITY]["asked"]) == density.model_dump()
+            and about[DENSITY]["kind"] != "flow"  # no longer supported, so another one is fitted
+            and all((folder / name).is_file() for name in (WEIGHTS, DENSITY_FILE))
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def interrupted(job: TrainJob, stop_reason: str) -> RunFinished:
     """A signal, or somebody else, stopped the run; everything is saved."""
-    from unified_vae.pipeline.fit import exit_code_of
-
+    number = getattr(signal, stop_reason, None) if stop_reason.startswith("SIG") else None
     advice = (f"saved at step {job.state.step:,}. To resume: {job.request.command}",)
-    return _finished(job, "interrupted", advice, signal=stop_reason, exit_code=exit_code_of(stop_reason))
+    return _finished(job, "interrupted", advice, stop_reason, exit_code=0 if number is None else 128 + int(number))
 
 
 def already_finished(job: TrainJob) -> RunFinished:
@@ -408,12 +369,13 @@ def _finished(
     job: TrainJob,
     outcome: str,
     advice: Sequence[str],
-    signal: str = "",
+    stop_reason: str = "",
     exit_code: int = 0,
     seconds: float | None = None,
 ) -> RunFinished:
+    """Tell the observers that the run is over, and how."""
     state, folder = job.state, job.folder
-    return RunFinished(
+    event = RunFinished(
         outcome=outcome,
         run_dir=folder.root,
         step=state.step,
@@ -421,7 +383,9 @@ def _finished(
         best_step=state.best_step,
         seconds=time.monotonic() - job.started if seconds is None else seconds,
         model_dir=folder.model if folder.model.is_dir() else None,
-        signal=signal,
+        signal=stop_reason,
         exit_code=exit_code,
         advice=tuple(advice),
     )
+    job.observer.run_finished(event)
+    return event

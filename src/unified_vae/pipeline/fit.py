@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -69,7 +68,7 @@ def fit(
         if prepare:
             prepare(job)
         if finalize.is_over(job):
-            return job.finish(finalize.already_finished(job))
+            return finalize.already_finished(job)
         announce(job)
         if job.resumed_from is None:
             for initializer in initializers or (REPAIR if request.fix_from else INITIALIZERS):
@@ -88,13 +87,7 @@ def fit(
         complete = job.state.stopped_early or job.state.validated_step == job.state.step >= job.schedule.total_steps
         if stopped_by and not complete:
             job.checkpointer.raise_if_unsaved()
-            return job.finish(finalize.interrupted(job, stopped_by))
+            return finalize.interrupted(job, stopped_by)
         for finalizer in finalizers:
             finalizer(job)
-        return job.finish(finalize.finished(job))
-
-
-def exit_code_of(stop_reason: str) -> int:
-    """128 + the number of a signal; 0 for any other reason to stop."""
-    number = getattr(signal, stop_reason, None)
-    return 128 + int(number) if stop_reason.startswith("SIG") and number is not None else 0
+        return finalize.finished(job)

@@ -9,6 +9,7 @@ from unified_vae.core.rng import key, permutation
 from unified_vae.data.batches import gather, validation_batches
 from unified_vae.inference.image_grids import FITTED_IMAGES, GridWriter
 from unified_vae.pipeline.build import calibrate
+from unified_vae.pipeline.run_header import run_header
 from unified_vae.pipeline.setup import TrainJob
 from unified_vae.training.loggers import MetricsLog, SkippedLog, TensorBoardLogger, TimingLog, tensorboard_problem
 from unified_vae.training.trainer import Trainer
@@ -29,8 +30,6 @@ def calibrate_scale(job: TrainJob) -> None:
 
 def make_trainer(job: TrainJob) -> Trainer:
     """The trainer of a job; the main process opens the log files and tells the observers that the run starts."""
-    from unified_vae.pipeline.run_header import run_header
-
     config, state, folder, runtime = job.config, job.state, job.folder, job.runtime
     metrics_log, grid_writer = None, None
     header = run_header(job)  # on every rank: the first losses are a mean over all of them
@@ -39,13 +38,16 @@ def make_trainer(job: TrainJob) -> Trainer:
         if problem := tensorboard_problem(folder.tensorboard):
             job.observer.notice(problem)
         else:
-            plain = {
-                path: value if isinstance(value, bool | int | float | str) else str(value)
-                for path, value in config.by_path().items()
-            }
+            values = config.by_path().items()
+            plain = {path: v if isinstance(v, bool | int | float | str) else str(v) for path, v in values}
             job.observer.members.append(TensorBoardLogger(folder.tensorboard, plain))
         metrics_log = MetricsLog(folder.metrics, state.metrics_rows, job.observer.notice)
-        grid_writer = _make_grid_writer(job)
+        # sample images are drawn of the first validation images and of a few training images
+        seed, samples, train, validation = config.seed, config.training.samples, job.data.train, job.data.validation
+        count = min(samples.count, len(validation))
+        first = next(iter(validation_batches(validation, batch_size=count, rank=0, world_size=1)))
+        subset = np.sort(permutation(key(seed, "sheets"), len(train))[:FITTED_IMAGES])
+        grid_writer = GridWriter(folder.samples, first, samples.count, seed, gather(train, subset))
     job.observer.run_started(header)
     ema = job.train_step.ema
     job.trainer = Trainer(
@@ -70,12 +72,3 @@ def make_trainer(job: TrainJob) -> Trainer:
         cached_images=job.cached_images,
     )
     return job.trainer
-
-
-def _make_grid_writer(job: TrainJob) -> GridWriter:
-    """Draws the sample images of a run, of its first validation images."""
-    seed, samples = job.schedule.seed, job.config.training.samples
-    count = min(samples.count, len(job.data.validation))
-    first = next(iter(validation_batches(job.data.validation, batch_size=count, rank=0, world_size=1)))
-    subset = np.sort(permutation(key(seed, "sheets"), len(job.data.train))[:FITTED_IMAGES])
-    return GridWriter(job.folder.samples, first, samples.count, seed, gather(job.data.train, subset))

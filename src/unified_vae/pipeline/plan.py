@@ -75,7 +75,8 @@ def plan_mode(book: PresetBook, name: str, command_line: Settings, run_dir: Path
     mode = book.mode(name)
     if mode.fixes is None:
         run = book.compose(mode.presets, command_line, mode=mode)
-        return RunRequest(run, run_dir or _default_run_dir(book, mode.name))
+        default = RUNS / mode.name if book.record is None else _beside(book.record.path.parent, "-again")
+        return RunRequest(run, run_dir or default)
     source_run = run_dir or Path(mode.fixes)
     refuse_model_folder(source_run)
     record = source_run / RECORD
@@ -102,11 +103,11 @@ def plan_presets(
     Args:
         chosen: kind of preset -> name; None takes the default, or what the record says.
     """
-    given = {kind: name for kind, name in chosen.items() if name is not None}
+    requested = {kind: name for kind, name in chosen.items() if name is not None}
     if book.record is not None:
-        run = book.compose(given, command_line, names={**(book.record.presets or {}), **given})
-        return RunRequest(run, run_dir or _default_run_dir(book, ""))
-    presets = DEFAULT_PRESETS | given
+        run = book.compose(requested, command_line, names={**(book.record.presets or {}), **requested})
+        return RunRequest(run, run_dir or _beside(book.record.path.parent, "-again"))
+    presets = DEFAULT_PRESETS | requested
     run = book.compose(presets, command_line)
     kinds = [kind for kind in presets if kind != "augment" or presets[kind] != DEFAULT_PRESETS[kind]]
     return RunRequest(run, run_dir or RUNS / "-".join(presets[kind] for kind in kinds))
@@ -152,14 +153,12 @@ def refuse_model_folder(run_dir: Path) -> None:
         return
     parent = Path(os.path.normpath(run_dir / os.pardir)) if run_dir.name else run_dir.resolve().parent
     is_of_run = is_file(parent / RECORD) and (parent / "checkpoints").is_dir()
-    way = f"name its run, {truncate(str(parent))}" if is_of_run else "name the folder of a run, which has checkpoints"
-    raise ConfigError(f"{truncate(str(run_dir))} is the folder of a model, not of a run: {way}, with --run-dir")
-
-
-def _default_run_dir(book: PresetBook, name: str) -> Path:
-    """`runs/<name>`; for the repetition of a recorded run, a folder beside that run, never the run's own."""
-    return RUNS / name if book.record is None else _beside(book.record.path.parent, "-again")
+    advice = (
+        f"name its run, {truncate(str(parent))}" if is_of_run else "name the folder of a run, which has checkpoints"
+    )
+    raise ConfigError(f"{truncate(str(run_dir))} is the folder of a model, not of a run: {advice}, with --run-dir")
 
 
 def _beside(run_dir: Path, suffix: str) -> Path:
+    """A folder beside a run's, for its repetition or repair: never the run's own."""
     return with_affixes(run_dir if run_dir.name else run_dir.resolve(), after=suffix)

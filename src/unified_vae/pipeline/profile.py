@@ -32,7 +32,7 @@ from unified_vae.training.distributed import Runtime, open_runtime
 from unified_vae.training.train_step import PARTS, VAEStep, forward_and_measure, scale_learning_rates
 
 WARM_UP_STEPS, TRACED_STEPS = 3, 2
-MIN_STEPS, MAX_STEPS, WANTED_SECONDS = 3, 50, 10.0
+MIN_STEPS, MAX_STEPS, TIMED_SECONDS = 3, 50, 10.0
 SUFFIX = "-profile"  # of the folder: it holds neither config.json nor checkpoints, so nothing takes it for a run
 DATA, FORWARD, OTHER = "data: images", "forward", "noise, checks, and the rest"
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1536}
@@ -130,7 +130,7 @@ def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observe
 
         observer.phase("warming up", 0, None)
         pace = [take_step() for _ in range(WARM_UP_STEPS)][-1]
-        count = int(min(max(WANTED_SECONDS / max(pace, 1e-6), MIN_STEPS), MAX_STEPS))
+        count = int(min(max(TIMED_SECONDS / max(pace, 1e-6), MIN_STEPS), MAX_STEPS))
         observer.phase(f"timing {count} steps as a whole, {count} in parts", 0, None)
         seconds = statistics.median(take_step() for _ in range(count))
         memory = runtime.memory()
@@ -141,14 +141,14 @@ def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observe
         if not step.compiled:
             _name_modules(step)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if runtime.device.type == "cuda" else [])]
-        with torch_profile(activities=activities) as seen:
+        with torch_profile(activities=activities) as trace:
             total = sum(take_step() for _ in range(count))
-        parts = _seconds_by_part(seen, total, count)
-        with torch_profile(activities=activities) as seen:
+        parts = _seconds_by_part(trace, total, count)
+        with torch_profile(activities=activities) as trace:
             for _ in range(TRACED_STEPS):
                 take_step()
         folder.mkdir(parents=True, exist_ok=True)
-        seen.export_chrome_trace(str(folder / "trace.json"))
+        trace.export_chrome_trace(str(folder / "trace.json"))
     observer.phase("measuring the machine's peak", 0, None)
     return Profile(
         device=runtime.describe(),
@@ -169,23 +169,13 @@ def _name_modules(step: VAEStep) -> None:
     backbones = [module for module in step.objective.modules() if isinstance(module, Backbone)]
     modules |= {f"loss: features of {ARCHITECTURES[backbone.net].title}": backbone for backbone in backbones}
     for name, module in modules.items():
-        open_records: list[Any] = []
-
-        def enter(*_: Any, name: str = name, records: list[Any] = open_records) -> None:
-            records.append(record_function(name))
-            records[-1].__enter__()
-
-        def leave(*_: Any, records: list[Any] = open_records) -> None:
-            records.pop().__exit__(None, None, None)
-
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
+        module.forward = record_function(name)(module.forward)
 
 
-def _seconds_by_part(seen: Any, total: float, count: int) -> dict[str, float]:
+def _seconds_by_part(trace: Any, total: float, count: int) -> dict[str, float]:
     """Seconds per step of each named part, without the parts inside of it; what is left of `total` is the last."""
     seconds: dict[str, float] = {}
-    for event in seen.key_averages():
+    for event in trace.key_averages():
         if event.key in PARTS or event.key == DATA or event.key.startswith(("forward: ", "loss: ")):
             on_device = getattr(event, "device_time_total", 0.0)
             seconds[event.key] = max(seconds.get(event.key, 0.0), 1e-6 * (on_device or event.cpu_time_total) / count)

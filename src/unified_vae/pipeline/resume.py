@@ -50,14 +50,6 @@ def find_checkpoint(
     return checkpoint, RunRecord.from_json(checkpoint.entry("record"), folder.root)
 
 
-def refuse_without_checkpoint(source: Path) -> None:
-    """Raise CheckpointError where the run that `resume_fix` is to repair has saved nothing."""
-    if not retention.saved_steps(RunFolder(source).checkpoints):
-        raise CheckpointError(
-            f"{source} holds no checkpoint, so there is nothing to fix. Name a run that has trained with --run-dir."
-        )
-
-
 def reject_pickle_checkpoints(run_dir: Path, checkpoints: Path) -> None:
     """Raise CheckpointError where checkpoints of another program are in the folder of a run, and none of ours.
 
@@ -67,13 +59,8 @@ def reject_pickle_checkpoints(run_dir: Path, checkpoints: Path) -> None:
     advice = "name another folder with --run-dir. Only runs of this program can be continued."
     if run_dir.is_file():
         raise CheckpointError(f"{run_dir} is a file, and a run is a folder: {advice}")
-    foreign = [
-        path
-        for place in (checkpoints, run_dir)
-        if place.is_dir()
-        for path in place.iterdir()
-        if path.name == DCP_METADATA or path.suffix.lower() in PICKLE_SUFFIXES
-    ]
+    files = [path for folder in (checkpoints, run_dir) if folder.is_dir() for path in folder.iterdir()]
+    foreign = [path for path in files if path.name == DCP_METADATA or path.suffix.lower() in PICKLE_SUFFIXES]
     if foreign:
         raise CheckpointError(
             f"{min(foreign)} is a checkpoint of another program, which is not opened because that could run code "
@@ -112,13 +99,17 @@ def refuse_impossible(
     Raises:
         ConfigError: there are such settings.
     """
-    fatal = [difference for difference in differences if _why_fixed(difference.path)]
+    fatal, rows = [], [("setting", "checkpoint", "now", "why it cannot change")]
+    for difference in differences:
+        path = difference.path
+        for start, why in FIXED.items():
+            if path == start or (start.endswith(".") and path.startswith(start)):
+                fatal.append(difference)
+                rows.append((path, str(difference.before), str(difference.now), why))
     if not fatal:
         return
     paths = [difference.path for difference in fatal]
     listed = ", ".join(paths[:MAX_NAMED]) + (f" and {len(paths) - MAX_NAMED} more" if paths[MAX_NAMED:] else "")
-    rows = [("setting", "checkpoint", "now", "why it cannot change")]
-    rows += [(each.path, str(each.before), str(each.now), _why_fixed(each.path) or "") for each in fatal]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = [
         "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
@@ -131,14 +122,6 @@ def refuse_impossible(
         "afresh with --no-resume (the old run is moved aside, not deleted).",
         table,
     )
-
-
-def _why_fixed(path: str) -> str | None:
-    """Why a setting cannot change; None where it can."""
-    matches = (
-        reason for start, reason in FIXED.items() if path == start or (start.endswith(".") and path.startswith(start))
-    )
-    return next(matches, None)
 
 
 def _advice(
@@ -195,17 +178,17 @@ def refuse_other_data(record: RunRecord, data: Mapping[str, Any], accept: bool, 
     Raises:
         DataError: the images are not those of the checkpoint, and that was not accepted.
     """
-    before, now = record.data, data
-    if before["fingerprint"] == now["fingerprint"]:
+    before, now = record.data["description"], data["description"]
+    if record.data["fingerprint"] == data["fingerprint"]:
         return None
     details = f": {changes}" if changes else ""
     if not accept:
         raise DataError(
-            f"the images changed since the checkpoint{details}. It was trained on {before['description']}; now there "
-            f"is {now['description']}. Give a --run-dir of its own to another set, restore the images, continue with "
-            "--set data.allow_changed_data=true, or start afresh with --no-resume."
+            f"the images changed since the checkpoint{details}. It was trained on {before}; now there is {now}. Give a "
+            "--run-dir of its own to another set, restore the images, continue with --set data.allow_changed_data=true,"
+            " or start afresh with --no-resume."
         )
-    return Difference("data (accepted)", before["description"], f"{now['description']}{details}")
+    return Difference("data (accepted)", before, f"{now}{details}")
 
 
 def refuse_other_counts(record: RunRecord, now: RunConfig, steps_per_epoch: int, run_dir: object) -> None:

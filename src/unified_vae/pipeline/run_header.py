@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from unified_vae.analysis.preflight import check_collapse_risk, preflight_facts
+import math
+
+import torch
+from torch import Tensor
+
+from unified_vae.analysis.preflight import Preflight, check_collapse_risk, largest_beta_where, preflight_facts
 from unified_vae.config import schedule
 from unified_vae.config.data import AugmentConfig
-from unified_vae.config.loss import Geco, KLConfig, TermConfig
+from unified_vae.config.loss import Capacity, Geco, KLConfig, TermConfig
+from unified_vae.core.distributions import VAEOutput
 from unified_vae.core.events import RunStarted, TermRow
 from unified_vae.data.augment import describe
 from unified_vae.losses.kl import describe_constraint
-from unified_vae.losses.objective import Objective
 from unified_vae.pipeline.autotune import NOT_TIMED
-from unified_vae.pipeline.finalize import constraint_facts
-from unified_vae.pipeline.setup import TrainJob, first_losses, self_test
+from unified_vae.pipeline.build import mean_over_batch
+from unified_vae.pipeline.setup import TrainJob
+from unified_vae.training.memory import MicroBatches
+from unified_vae.training.train_step import refuse_dead_terms
 from unified_vae.training.validation import in_bits
 
+SELF_TEST_IMAGES = 8
 FEW_IMAGES = 50_000
 MANY_EPOCHS = 10  # fewer do not overfit
 
@@ -43,13 +51,21 @@ def announce(job: TrainJob) -> None:
     beta = job.preflight.planned_beta(config.loss.kl)
     if warning := check_collapse_risk(job.preflight, beta, config.preflight == "strict", in_nats):
         notice(warning)
-    self_test(job.train_step, job.images, job.noise)
+
+    # every term needs a gradient; a few images suffice to see it
+    count = min(len(job.images), SELF_TEST_IMAGES)
+
+    def self_test(num_micro_batches: int) -> bool:
+        size = math.ceil(count / num_micro_batches)
+        refuse_dead_terms(job.train_step.model, job.train_step.objective, job.images[:size], job.noise[:size])
+        return True
+
+    MicroBatches(job.runtime).run_with_oom_retry(count, self_test)
 
 
 def run_header(job: TrainJob) -> RunStarted:
     """The event that starts a run, new or resumed. Every rank takes part."""
-    config, state, schedule_, step = job.config, job.state, job.schedule, job.train_step
-    point = first_losses(step, job.images, job.noise, schedule_.progress(state.step))
+    config, state, schedule_ = job.config, job.state, job.schedule
     planned = job.preflight.planned_beta(config.loss.kl)
     return RunStarted(
         run_dir=job.folder.root,
@@ -62,7 +78,7 @@ def run_header(job: TrainJob) -> RunStarted:
             *_model_facts(job),
             ("images", job.data_location),
             *_resolved_facts(job),
-            _first_batch_fact(point, step.objective),
+            _first_batch_fact(job),
             *preflight_facts(job.preflight, planned),
             *constraint_facts(job.preflight, config.loss.kl),
         ],
@@ -104,10 +120,8 @@ def _resolved_facts(job: TrainJob) -> list[tuple[str, str]]:
         facts.append(("batch size", f"{job.schedule.batch_size}, {reason}"))
     if training.precision == "auto" and job.runtime.supports_bf16:
         facts.append(("precision", "fp32; this CPU has bf16 too, often 1.5 times as fast: --precision bf16"))
-    for name, value in (
-        ("memory_format", training.memory_format),
-        ("compile", "on" if training.compile is True else "off"),
-    ):
+    compiled = "on" if training.compile is True else "off"
+    for name, value in (("memory_format", training.memory_format), ("compile", compiled)):
         reason = reasons.get(f"training.{name}", "")
         if reason and not reason.startswith(("as asked", "auto: as when")) and NOT_TIMED not in reason:
             facts.append((name.replace("_", " "), f"{value}, {reason}"))
@@ -115,9 +129,8 @@ def _resolved_facts(job: TrainJob) -> list[tuple[str, str]]:
         size = job.schedule.micro_batch_size(job.runtime.world_size, state.num_micro_batches)
         facts.append(("memory", f"micro-batches of at most {size} images, after out-of-memory"))
     if state.lr_scale != 1:
-        facts.append(
-            ("learning rate", f"{state.lr_scale:g} times what the schedule says, since a rollback after NaN/Inf")
-        )
+        text = f"{state.lr_scale:g} times what the schedule says, since a rollback after NaN/Inf"
+        facts.append(("learning rate", text))
     if state.skipped_steps:
         facts.append(("skipped steps", f"{state.skipped_steps:,}, listed in skipped.jsonl"))
     return facts
@@ -134,9 +147,16 @@ def augmentation_text(config: AugmentConfig, images: int, epochs: float) -> str:
     )
 
 
-def _first_batch_fact(point: tuple[float, float], objective: Objective) -> tuple[str, str]:
-    """KL of the model as it stands, and its distortion where that is a likelihood."""
-    nll, kl = point
+@torch.no_grad()
+def _first_batch_fact(job: TrainJob) -> tuple[str, str]:
+    """KL of the model as it stands with drawn latents, and its distortion where that is a likelihood."""
+    objective, progress = job.train_step.objective, job.schedule.progress(job.state.step)
+
+    def losses(output: VAEOutput, images: Tensor) -> Tensor:
+        value = objective(output, images, progress)
+        return torch.stack([value.nll, value.rate])
+
+    nll, kl = mean_over_batch(job.train_step, job.images, job.noise, losses).tolist()
     bits = in_bits(kl, nll, objective.dimensions)
     if not objective.is_likelihood:
         return "first batch", f"KL {kl:,.1f} nats per image ({bits['rate.bits_per_dim']:.4f} bits per dimension)"
@@ -150,7 +170,12 @@ def term_rows(job: TrainJob, progress: float) -> list[TermRow]:
     loss, objective = job.config.loss, job.train_step.objective
     notes = {entry.term: f"replaced by {entry.replacement}" for entry in job.resolved.substitutions}
     notes |= {name: f"{share:.0%} of the distortion" for name, share in objective.shares(progress).items()}
-    notes["kl"] = _beta_note(loss.kl, objective, progress)
+    parts = ["beta, per nat of KL"]
+    if bound := describe_constraint(loss.kl.constraint, progress):
+        parts.append(bound)
+    if isinstance(loss.kl.constraint, Geco):
+        parts.append(f"beta now {objective.beta(progress):.3g}")
+    notes["kl"] = "; ".join(parts)
     terms: dict[str, TermConfig | KLConfig] = {name: getattr(loss, name) for name in type(loss).model_fields}
     return [
         TermRow(
@@ -168,10 +193,28 @@ def term_rows(job: TrainJob, progress: float) -> list[TermRow]:
     ]
 
 
-def _beta_note(kl: KLConfig, objective: Objective, progress: float) -> str:
-    parts = ["beta, per nat of KL"]
-    if bound := describe_constraint(kl.constraint, progress):
-        parts.append(bound)
-    if isinstance(kl.constraint, Geco):
-        parts.append(f"beta now {objective.beta(progress):.3g}")
-    return "; ".join(parts)
+def constraint_facts(theory: Preflight, kl: KLConfig) -> list[tuple[str, str]]:
+    """What linear theory says about a constraint on the KL; empty where there is nothing to say."""
+    match kl.constraint:
+        case Capacity(capacity=nats) if theory.planned_beta(kl) == kl.weight:
+            expected = theory.linear(kl.weight).rate
+            text = (
+                f"beta {kl.weight:g} is too low to hold the KL at {nats:g} nats: linear theory expects {expected:.0f}"
+            )
+            return [("capacity", f"{text}. Use a higher --beta, ten times as much say")]
+        case Geco() as geco:
+            best = theory.linear(geco.min_beta)
+            if best.sigma**2 > geco.target:  # the error of training images, decoded from drawn latents
+                reached = -20 * math.log10(best.sigma)
+                text = (
+                    f"linear theory reaches {reached:.1f} dB with {theory.latents} latents: unless the network adds "
+                    f"the rest to {geco.psnr:g} dB, beta falls to {geco.min_beta:g} and the KL grows without need. Use "
+                    "more latents or a lower psnr"
+                )
+                return [("geco", text)]
+            beta = largest_beta_where(lambda beta: theory.linear(beta).sigma ** 2 <= geco.target)
+            beta = min(beta, geco.max_beta)
+            rate = theory.linear(beta).rate
+            return [("geco", f"linear theory meets {geco.psnr:g} dB at beta {beta:.3g}, with KL {rate:.0f} nats")]
+        case _:
+            return []

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from unified_vae.analysis.diagnosis import Diagnosis
 from unified_vae.analysis.preflight import Preflight, run_preflight
 from unified_vae.config.data import DataConfig
-from unified_vae.config.loss import LossConfig
 from unified_vae.config.run import ComposedRun, RunConfig, RunRecord, resolved_origins
 from unified_vae.core import retention
 from unified_vae.core.device import environment, is_out_of_memory
-from unified_vae.core.distributions import VAEOutput
-from unified_vae.core.errors import EnvironmentProblem
-from unified_vae.core.events import Difference, Observers, RunFinished
+from unified_vae.core.errors import CheckpointError, EnvironmentProblem
+from unified_vae.core.events import Difference, Observers
 from unified_vae.core.files import write_text
 from unified_vae.core.linear_vae import PrincipalComponents
 from unified_vae.core.run_dir import RunFolder
@@ -40,17 +36,16 @@ from unified_vae.data.sources.find import absolute_source
 from unified_vae.losses.build import Substitution, resolve_terms
 from unified_vae.losses.kl import equivalent_linear_vae
 from unified_vae.pipeline import autotune, resume
-from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, make_schedule, mean_over_batch, with_shared_batch
+from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, make_schedule, with_shared_batch
 from unified_vae.pipeline.plan import RunRequest
 from unified_vae.training.checkpointer import Checkpointer
 from unified_vae.training.control import TrainControl
 from unified_vae.training.distributed import Runtime
-from unified_vae.training.memory import MicroBatches, available_memory
+from unified_vae.training.memory import available_memory
 from unified_vae.training.state import TrainSchedule, TrainState
-from unified_vae.training.train_step import VAEStep, refuse_dead_terms, to_unit_range
+from unified_vae.training.train_step import VAEStep, to_unit_range
 from unified_vae.training.trainer import Trainer
 
-SELF_TEST_IMAGES = 8
 GIB = 2**30
 
 StepBuilder = Callable[[RunConfig, DataSets, Runtime], VAEStep]
@@ -71,7 +66,7 @@ class TrainJob:
         cached_images: the training images on the device, where they fit.
         data_location: where the training images are, in words.
         findings: lines to show at the end, which finalizers add.
-        diagnosis: what the finalizer of that name found.
+        diagnosis: the result of the finalizer of that name.
     """
 
     request: RunRequest
@@ -104,11 +99,6 @@ class TrainJob:
         """The resolved settings."""
         return self.resolved.config
 
-    def finish(self, event: RunFinished) -> RunFinished:
-        """Tell the observers that the run is over."""
-        self.observer.run_finished(event)
-        return event
-
 
 def setup(
     request: RunRequest, runtime: Runtime, observer: Observers, build_step: StepBuilder | None = None
@@ -134,12 +124,13 @@ def setup(
         checkpoint, record, differences = None, None, []
     if record:
         resume.refuse_impossible(differences, record, run.names, folder.root, run.origins)
-
         if run.config.data.split_by == "auto":
             run = replace(run, config=run.config.replace(**{"data.split_by": record.resolved.data.split_by}))
-
-    if checkpoint is None and request.fix_from:
-        resume.refuse_without_checkpoint(request.fix_from)
+    elif request.fix_from and not retention.saved_steps(RunFolder(request.fix_from).checkpoints):
+        raise CheckpointError(
+            f"{request.fix_from} holds no checkpoint, so there is nothing to fix. Name a run that has trained with "
+            "--run-dir."
+        )
 
     # images, and what linear theory says of them
     data = open_images(run, runtime, observer)
@@ -280,7 +271,13 @@ def resolve(
         reasons[f"loss.{entry.replacement}"] = f"in place of {entry.term}"
     if loss.kl.reduction != "nats":
         reasons["loss.kl"] = f"{loss.kl.weight:g} in {loss.kl.reduction}, converted for these images"
-        loss = _kl_in_nats(loss, theory)
+        # the same KL and distortion, in linear theory, with beta in this project's unit
+        spectrum, latents = theory.spectrum, theory.latents
+        rest = theory.rest + float(spectrum[latents:].sum())
+        linear = equivalent_linear_vae(
+            loss.kl.reduction, loss.kl.weight, spectrum[:latents], rest, theory.dimensions, latents
+        )
+        loss = loss.replace(**{"kl.weight": linear.beta, "kl.reduction": "nats"})
     resolved = run.config.replace(**{"loss": loss, "model.channels": data.channels})
     requested = run.config.training.batch_size
     if requested != "auto":
@@ -290,16 +287,6 @@ def resolve(
     return ResolvedConfig(resolved, tuple(substitutions), reasons)
 
 
-def _kl_in_nats(loss: LossConfig, theory: Preflight) -> LossConfig:
-    """The same KL and distortion, in linear theory, with beta in this project's unit."""
-    spectrum, kl = theory.spectrum, loss.kl
-    rest = theory.rest + float(spectrum[theory.latents :].sum())
-    linear = equivalent_linear_vae(
-        kl.reduction, kl.weight, spectrum[: theory.latents], rest, theory.dimensions, theory.latents
-    )
-    return loss.replace(**{"kl.weight": linear.beta, "kl.reduction": "nats"})
-
-
 def cache_images(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tuple[Tensor | None, str]:
     """The training images on the device, or None where they are read from the pack; and where they are, in words.
 
@@ -307,8 +294,8 @@ def cache_images(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tu
         EnvironmentProblem: they were to be on the device, which has no room.
     """
     size, forced = int(np.prod(split.shape)) / GIB, config.cache_on_device is True
-    wanted = config.cache_on_device == "auto" and runtime.device.type == "cuda"
-    if forced or (wanted and fits_on_device(split, runtime.free_device_memory())):
+    useful = config.cache_on_device == "auto" and runtime.device.type == "cuda"
+    if forced or (useful and fits_on_device(split, runtime.free_device_memory())):
         try:
             return cache_on_device(split, runtime.device), f"all {size:.2g} GiB in the memory of {runtime.device}"
         except (RuntimeError, MemoryError) as error:
@@ -333,30 +320,6 @@ def first_batch(train_step: VAEStep, data: DataSets, schedule: TrainSchedule) ->
     indices = batch_indices(schedule.seed, 0, len(data.train), schedule.batch_size)[local]
     images, noise = train_step.inputs(TrainBatch(indices, 0, gather(data.train, indices)), 0)
     return to_unit_range(images, runtime.memory_format), noise
-
-
-def self_test(train_step: VAEStep, images: Tensor, noise: Tensor) -> None:
-    """Refuse to train with a loss term that has no gradient. A few images suffice."""
-    count = min(len(images), SELF_TEST_IMAGES)
-
-    def test(num_micro_batches: int) -> bool:
-        size = math.ceil(count / num_micro_batches)
-        refuse_dead_terms(train_step.model, train_step.objective, images[:size], noise[:size])
-        return True
-
-    MicroBatches(train_step.runtime).run_with_oom_retry(count, test)
-
-
-@torch.no_grad()
-def first_losses(train_step: VAEStep, images: Tensor, noise: Tensor, progress: float) -> tuple[float, float]:
-    """Distortion and KL of the model as it stands, in nats per image, on one batch with drawn latents."""
-
-    def losses(output: VAEOutput, chunk: Tensor) -> Tensor:
-        value = train_step.objective(output, chunk, progress)
-        return torch.stack([value.nll, value.rate])
-
-    nll, kl = mean_over_batch(train_step, images, noise, losses).tolist()
-    return nll, kl
 
 
 def write_run_files(job: TrainJob) -> None:
