@@ -114,23 +114,23 @@ def fit_latent_density(job: TrainJob) -> None:
         fitted = _fit_density(job, model, encoded)
         seconds = time.monotonic() - started
         model.use_density(fitted.density)
-        sheet = None
+        grid = None
         try:
             samples = config.training.samples
-            sheet = write_density_grid(model, folder.samples / SAMPLES_FILE, samples.count, config.seed)
+            grid = write_density_grid(model, folder.samples / SAMPLES_FILE, samples.count, config.seed)
         except OSError as error:
             observer.notice(f"{folder.samples / SAMPLES_FILE} cannot be written ({reason(error)})")
         except torch.OutOfMemoryError:
             observer.notice("out of memory: skipping the images of new samples; reduce training.samples.count")
         _write_stats_and_card(job, model, encoded)
-        figures = {
+        metadata = {
             "asked": config.density.model_dump(),
             "log_likelihood": dict(fitted.nats),
             "images": fitted.images,
             "note": fitted.note,
         }
-        save_density(folder.model, fitted.density, figures)  # last: with it the export is complete
-        lines = [_describe_density(fitted, seconds), fitted.note, sheet and f"new samples: {sheet.as_posix()}"]
+        save_density(folder.model, fitted.density, metadata)  # last: with it the export is complete
+        lines = [_describe_density(fitted, seconds), fitted.note, grid and f"new samples: {grid.as_posix()}"]
         return [line for line in lines if line]
 
     job.findings += _on_main(job, work)
@@ -169,13 +169,13 @@ def _fit_density(job: TrainJob, model: VAE, encoded: DiagonalGaussian | Exceptio
     try:
         if isinstance(encoded, Exception):
             raise encoded
-        seen = [encoded]
-        # mirror images too, where the model learned them and images are few
+        views = [encoded]
+        # mirror images too, where the model was trained on them and images are few
         is_few = 2 * len(job.data.train) <= config.density.max_images and model.latents <= MOST_CORRELATED
         if config.data.augment.horizontal_flip and is_few:
-            seen.append(_encode_training_images(job, model, mirrored=True))
-        joined = DiagonalGaussian(torch.cat([p.mean for p in seen]), torch.cat([p.logvar for p in seen]))
-        return fit_density(joined, config.density, config.seed, job.observer.phase, len(seen))
+            views.append(_encode_training_images(job, model, mirrored=True))
+        joined = DiagonalGaussian(torch.cat([p.mean for p in views]), torch.cat([p.logvar for p in views]))
+        return fit_density(joined, config.density, config.seed, job.observer.phase, len(views))
     except Exception as error:
         note = f"no latent density could be fitted ({_first_line(error)}), so new images are sampled from N(0, I)"
         return FittedDensity(NormalDensity(model.latents), {}, 0, note)

@@ -24,7 +24,6 @@ from unified_vae.core.events import Memory, Observer, Observers
 from unified_vae.core.files import with_affixes, write_text
 from unified_vae.data.batches import train_batches
 from unified_vae.losses.perceptual import ARCHITECTURES, Backbone
-from unified_vae.pipeline import autotune
 from unified_vae.pipeline.build import build_vae_step, calibrate, make_schedule
 from unified_vae.pipeline.errors import translate_runtime_errors
 from unified_vae.pipeline.setup import cache_images, first_batch, open_images, resolve
@@ -93,11 +92,10 @@ def profile(run: ComposedRun, folder: Path, observer: Observer) -> Profile:
 def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observer) -> Profile:
     # the step of the run as at its start
     data = open_images(run, runtime, Observers([observer]))
-    cached, _ = cache_images(data.train, run.config.data, runtime)  # first, as in a run
     observer.phase("computing the PCA of the training images", 0, None)
     theory, _ = run_preflight(run.config, data, runtime.device)
-    resolved = autotune.with_batch_size(resolve(run, data, runtime, None, theory), data, runtime, None)
-    resolved = autotune.with_kernels(resolved, data, runtime, None, observer)
+    cached, _ = cache_images(data.train, run.config.data, runtime)  # before anything is measured, as in a run
+    resolved = resolve(run, data, runtime, observer, theory)
     runtime = runtime.with_memory_format(resolved.config.training.memory_format)
     step = build_vae_step(resolved.config, data, runtime)
     schedule = make_schedule(resolved.config, data, step.objective)

@@ -13,7 +13,6 @@ from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import Checkpoint
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, shell_quote, uv_run
 from unified_vae.core.events import Difference, Observer
-from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.sources.find import same_source
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState
@@ -36,18 +35,16 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".bin", ".distcp",
 DCP_METADATA = ".metadata"  # of a folder that torch.distributed.checkpoint wrote
 
 
-def find_checkpoint(
-    folder: RunFolder, runtime: Runtime, observer: Observer
-) -> tuple[Checkpoint | None, RunRecord | None]:
-    """The checkpoint to continue from and its run's record; the same on every rank, None for a new run."""
-    newest = None
-    if runtime.is_main:
-        newest = retention.newest_good(folder.checkpoints, observer.notice)
+def newest_checkpoint(root: Path, runtime: Runtime, observer: Observer, set_aside: bool = True) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, the same on every rank; None where it has none.
+
+    Args:
+        root: folder of the checkpoints.
+        set_aside: rename damaged ones.
+    """
+    newest = retention.newest_good(root, observer.notice, set_aside) if runtime.is_main else None
     step = runtime.broadcast_object(newest.step if newest else None)
-    if step is None:
-        return None, None
-    checkpoint = newest or checkpoint_format.load(folder.checkpoints, step)
-    return checkpoint, RunRecord.from_json(checkpoint.entry("record"), folder.root)
+    return newest if step is None or newest else checkpoint_format.load(root, step)
 
 
 def reject_pickle_checkpoints(run_dir: Path, checkpoints: Path) -> None:

@@ -12,12 +12,12 @@ import torch
 
 from unified_vae.analysis.diagnosis import Diagnosis, PCALine
 from unified_vae.analysis.preflight import init_from_pca
-from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.checkpoint_format import load_weights
 from unified_vae.core.errors import CheckpointError
 from unified_vae.core.rng import key
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.models.build import build_model
+from unified_vae.pipeline import resume
 from unified_vae.pipeline.build import calibrate
 from unified_vae.pipeline.setup import TrainJob
 from unified_vae.training.validation import ValidationResult, validate
@@ -50,12 +50,8 @@ def load_weights_from_run(job: TrainJob) -> None:
     """Load the averaged weights of the source run into both models, the same ones on every rank."""
     source = job.request.fix_from
     assert source is not None, "only for a run that repairs another"
-    root, newest = RunFolder(source).checkpoints, None
-    if job.runtime.is_main:
-        newest = retention.newest_good(root, job.observer.notice, set_aside=False)
-        assert newest, "refuse_without_checkpoint comes first"
-    step = job.runtime.broadcast_object(newest.step if newest else 0)
-    saved = newest or checkpoint_format.load(root, step)
+    saved = resume.newest_checkpoint(RunFolder(source).checkpoints, job.runtime, job.observer, set_aside=False)
+    assert saved is not None, "setup refuses a run without checkpoints"
     for model in (job.train_step.model, job.train_step.ema.model):
         load_weights(model, saved.tensors("ema"), "model")
     job.observer.notice(f"resume_fix: weights of {source} at step {saved.step:,}; that run itself is not changed")

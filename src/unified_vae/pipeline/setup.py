@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +18,7 @@ from unified_vae.config.run import ComposedRun, RunConfig, RunRecord, resolved_o
 from unified_vae.core import retention
 from unified_vae.core.device import environment, is_out_of_memory
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
-from unified_vae.core.events import Difference, Observers
+from unified_vae.core.events import Difference, Observer, Observers
 from unified_vae.core.files import write_text
 from unified_vae.core.linear_vae import PrincipalComponents
 from unified_vae.core.run_dir import RunFolder
@@ -118,7 +119,8 @@ def setup(
     _prepare_folder(request, folder, runtime, observer)
 
     # an earlier run in this folder, and what changed since
-    checkpoint, record = resume.find_checkpoint(folder, runtime, observer)
+    checkpoint = resume.newest_checkpoint(folder.checkpoints, runtime, observer)
+    record = RunRecord.from_json(checkpoint.entry("record"), folder.root) if checkpoint else None
     differences = resume.differences(record, run.config) if record else []
     if checkpoint is not None and checkpoint.step == 0 and differences:  # nothing was trained yet
         checkpoint, record, differences = None, None, []
@@ -144,18 +146,14 @@ def setup(
     else:
         observer.phase("computing the PCA of the training images", 0, None)
         result = run_preflight(run.config, data, runtime.device) if runtime.is_main else None
-        shared = runtime.broadcast_object(result)
-        assert shared is not None
-        theory, pca = shared
+        result = runtime.broadcast_object(result)
+        assert result is not None
+        theory, pca = result
 
     # settings: every `auto` gets an answer, the one of the record where there is one
-    known = [Substitution(*entry) for entry in record.substitutions] if record else None
-    resolved = resolve(run, data, runtime, known, theory)
-    recorded = record.resolved.training if record else None
-    # before anything is measured, so that it is measured with the memory they leave; a resumed run measures none
-    cached, location = (None, "") if record else cache_images(data.train, resolved.config.data, runtime)
-    resolved = autotune.with_batch_size(resolved, data, runtime, recorded.images_per_step if recorded else None)
-    resolved = autotune.with_kernels(resolved, data, runtime, recorded, observer)
+    # the images take their memory before anything is measured in what they leave; a resumed run measures none
+    cached, location = (None, "") if record else cache_images(data.train, run.config.data, runtime)
+    resolved = resolve(run, data, runtime, observer, theory, record)
     runtime = runtime.with_memory_format(resolved.config.training.memory_format)
     if record:
         per_epoch = steps_per_epoch(len(data.train), resolved.config.training.images_per_step)
@@ -176,9 +174,9 @@ def setup(
         theory.to_json(theory.planned_beta(resolved.config.loss.kl)),
     )
 
-    def keep_beta(saved: dict[str, object]) -> None:
+    def keep_beta(saved: Mapping[str, Any]) -> None:
         """Where GECO moved beta from another `kl.weight`, the checkpoint has the factor; it is beta that stays."""
-        kl = saved["config"]["loss"]["kl"] if saved else {}  # type: ignore[index]
+        kl = saved["config"]["loss"]["kl"] if saved else {}
         if kl.get("constraint", {}).get("kind") == "geco":
             train_step.objective.keep_beta(kl["weight"])
 
@@ -190,7 +188,7 @@ def setup(
         runtime=runtime,
         observer=observer,
         record=new_record.to_json(),
-        after_restore=keep_beta,  # type: ignore[arg-type]
+        after_restore=keep_beta,
     )
     state = checkpointer.restore(checkpoint) if checkpoint else TrainState()
     resume.adopt_changes(state, [difference.path for difference in differences])
@@ -250,18 +248,25 @@ def open_images(run: ComposedRun, runtime: Runtime, observer: Observers) -> Data
 
 
 def resolve(
-    run: ComposedRun, data: DataSets, runtime: Runtime, known: Sequence[Substitution] | None, theory: Preflight
+    run: ComposedRun,
+    data: DataSets,
+    runtime: Runtime,
+    observer: Observer,
+    theory: Preflight,
+    record: RunRecord | None = None,
 ) -> ResolvedConfig:
-    """Answer what the settings left open, but for what autotune finds: batch size, memory format, compilation.
+    """Answer everything that the settings left open; batch size, memory format and compilation may be measured.
 
     Args:
-        known: on resume, the terms that were replaced when the run began; None for a new run.
         theory: the spectrum of the images, for a KL weight in another trainer's convention.
+        record: on resume, what was answered when the run began.
 
     Raises:
         ConfigError: the batch cannot be shared by the ranks.
-        EnvironmentProblem: a `strict` term's pretrained weights are missing.
+        EnvironmentProblem: a `strict` term's pretrained weights are missing, or not one image fits in memory.
     """
+    known = [Substitution(*entry) for entry in record.substitutions] if record else None
+    recorded = record.resolved.training if record else None
     reasons = {"model.channels": "the data"}
     # the main process looks for pretrained weights, and may download them; the others do as it did
     loss, substitutions = resolve_terms(run.config.loss, known) if runtime.is_main else (run.config.loss, [])
@@ -278,13 +283,15 @@ def resolve(
             loss.kl.reduction, loss.kl.weight, spectrum[:latents], rest, theory.dimensions, latents
         )
         loss = loss.replace(**{"kl.weight": linear.beta, "kl.reduction": "nats"})
-    resolved = run.config.replace(**{"loss": loss, "model.channels": data.channels})
+    config = run.config.replace(**{"loss": loss, "model.channels": data.channels})
     requested = run.config.training.batch_size
     if requested != "auto":
-        resolved = with_shared_batch(resolved, requested, len(data.train), runtime.world_size)
-        if resolved.training.batch_size != requested:
+        config = with_shared_batch(config, requested, len(data.train), runtime.world_size)
+        if config.training.batch_size != requested:
             reasons["training.batch_size"] = f"the set has {len(data.train)} training images"
-    return ResolvedConfig(resolved, tuple(substitutions), reasons)
+    resolved = ResolvedConfig(config, tuple(substitutions), reasons)
+    resolved = autotune.with_batch_size(resolved, data, runtime, recorded.images_per_step if recorded else None)
+    return autotune.with_kernels(resolved, data, runtime, recorded, observer)
 
 
 def cache_images(split: PackedSplit, config: DataConfig, runtime: Runtime) -> tuple[Tensor | None, str]:
