@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 
 import numpy as np
 import torch
@@ -53,48 +53,70 @@ EXPORT_ERRORS = (OSError, SafetensorError, EnvironmentProblem)
 # --- finalizers ------------------------------------------------------------------------------------------
 
 
-def export_model(job: TrainJob) -> None:
+def _on_main(work: Callable[[TrainJob], list[str]]) -> Callable[[TrainJob], None]:
+    """Make a finalizer of what the main process alone does; all ranks get its lines, or learn why it failed."""
+
+    @wraps(work)
+    def finalizer(job: TrainJob) -> None:
+        lines: list[str] = []
+        problem: str | None = None
+        if job.runtime.is_main:
+            try:
+                lines = work(job)
+            except EXPORT_ERRORS as error:
+                problem = (
+                    f"training is over, but the model could not be written to {job.folder.model} "
+                    f"({reason(error).rstrip('.')}). {job.checkpointer.describe_last_checkpoint()} Free space or fix "
+                    f"the permissions; this finishes the run: {job.request.command}"
+                )
+        lines, problem = job.runtime.broadcast_object((lines, problem))
+        if problem is not None:
+            raise EnvironmentProblem(problem)
+        job.findings += lines
+
+    return finalizer
+
+
+@_on_main
+def export_model(job: TrainJob) -> list[str]:
     """Write the averaged weights of the best validation as a folder that loads without this run.
 
     Raises:
         EnvironmentProblem: it could not be written; the sentence has the command that finishes the run.
     """
-
-    def work() -> list[str]:
-        state, folder, config = job.state, job.folder, job.config
-        weights, step, psnr = job.train_step.ema.model.state_dict(), state.step, state.best_psnr
-        if state.best_step is not None and state.best_step != state.step:
-            try:
-                best = job.checkpointer.best_unsaved(state.best_step) or load(folder.checkpoints, state.best_step)
-                weights, step = job.train_step.model.upgrade_state_dict(best.tensors("ema")), best.step
-            except CheckpointError as error:
-                job.observer.notice(f"the best weights cannot be read, so the last ones are exported: {error}")
-                psnr = None  # of the best, which these are not
-        row = History.read(folder.metrics, until=step).last
-        validation = {name: row[name] for name in FIGURES if row.get("step") == step and name in row}
-        about = {
-            "run": {
-                "name": folder.root.absolute().name,
-                "names": dict(job.request.run.names),
-                "data": job.data.description,
-                "license": config.license,
-                "step": step,
-                "psnr": psnr,
-                "trained_steps": state.step,
-                "validation": validation,
-            },
-            "loss": config.loss.model_dump(mode="json"),
-            "pixels": "float in [0, 1], channels first",
-            "background": config.data.background,
-            "range": config.data.range,
-        }
-        save_pretrained(folder.model, config.model, weights, about)
-        return []
-
-    job.findings += _on_main(job, work)
+    state, folder, config = job.state, job.folder, job.config
+    weights, step, psnr = job.train_step.ema.model.state_dict(), state.step, state.best_psnr
+    if state.best_step is not None and state.best_step != state.step:
+        try:
+            best = job.checkpointer.best_unsaved(state.best_step) or load(folder.checkpoints, state.best_step)
+            weights, step = job.train_step.model.upgrade_state_dict(best.tensors("ema")), best.step
+        except CheckpointError as error:
+            job.observer.notice(f"the best weights cannot be read, so the last ones are exported: {error}")
+            psnr = None  # of the best, which these are not
+    row = History.read(folder.metrics, until=step).last
+    validation = {name: row[name] for name in FIGURES if row.get("step") == step and name in row}
+    about = {
+        "run": {
+            "name": folder.root.absolute().name,
+            "names": dict(job.request.run.names),
+            "data": job.data.description,
+            "license": config.license,
+            "step": step,
+            "psnr": psnr,
+            "trained_steps": state.step,
+            "validation": validation,
+        },
+        "loss": config.loss.model_dump(mode="json"),
+        "pixels": "float in [0, 1], channels first",
+        "background": config.data.background,
+        "range": config.data.range,
+    }
+    save_pretrained(folder.model, config.model, weights, about)
+    return []
 
 
-def fit_latent_density(job: TrainJob) -> None:
+@_on_main
+def fit_latent_density(job: TrainJob) -> list[str]:
     """Fit what new images are sampled from, store it with the model with statistics and a card, and draw samples.
 
     The model is complete before this begins, and nothing here changes it. Where no density can be fitted, N(0, I) is
@@ -103,56 +125,33 @@ def fit_latent_density(job: TrainJob) -> None:
     Raises:
         EnvironmentProblem: it could not be written; the sentence has the command that finishes the run.
     """
-
-    def work() -> list[str]:
-        started, folder, config, observer = time.monotonic(), job.folder, job.config, job.observer
-        model = load_pretrained(folder.model, job.runtime.device)
-        try:
-            encoded: DiagonalGaussian | Exception = _encode_training_images(job, model, mirrored=False)
-        except Exception as error:  # the model is good without a density
-            encoded = error
-        fitted = _fit_density(job, model, encoded)
-        seconds = time.monotonic() - started
-        model.use_density(fitted.density)
-        grid = None
-        try:
-            samples = config.training.samples
-            grid = write_density_grid(model, folder.samples / SAMPLES_FILE, samples.count, config.seed)
-        except OSError as error:
-            observer.notice(f"{folder.samples / SAMPLES_FILE} cannot be written ({reason(error)})")
-        except torch.OutOfMemoryError:
-            observer.notice("out of memory: skipping the images of new samples; reduce training.samples.count")
-        _write_stats_and_card(job, model, encoded)
-        metadata = {
-            "asked": config.density.model_dump(),
-            "log_likelihood": dict(fitted.nats),
-            "images": fitted.images,
-            "note": fitted.note,
-        }
-        save_density(folder.model, fitted.density, metadata)  # last: with it the export is complete
-        lines = [_describe_density(fitted, seconds), fitted.note, grid and f"new samples: {grid.as_posix()}"]
-        return [line for line in lines if line]
-
-    job.findings += _on_main(job, work)
-
-
-def _on_main(job: TrainJob, work: Callable[[], list[str]]) -> list[str]:
-    """Let the main process work; all ranks learn how it ended."""
-    lines: list[str] = []
-    problem: str | None = None
-    if job.runtime.is_main:
-        try:
-            lines = work()
-        except EXPORT_ERRORS as error:
-            problem = (
-                f"training is over, but the model could not be written to {job.folder.model} "
-                f"({reason(error).rstrip('.')}). {job.checkpointer.describe_last_checkpoint()} Free space or fix the "
-                f"permissions; this finishes the run: {job.request.command}"
-            )
-    lines, problem = job.runtime.broadcast_object((lines, problem))
-    if problem is not None:
-        raise EnvironmentProblem(problem)
-    return lines
+    started, folder, config, observer = time.monotonic(), job.folder, job.config, job.observer
+    model = load_pretrained(folder.model, job.runtime.device)
+    try:
+        encoded: DiagonalGaussian | Exception = _encode_training_images(job, model, mirrored=False)
+    except Exception as error:  # the model is good without a density
+        encoded = error
+    fitted = _fit_density(job, model, encoded)
+    seconds = time.monotonic() - started
+    model.use_density(fitted.density)
+    grid = None
+    try:
+        samples = config.training.samples
+        grid = write_density_grid(model, folder.samples / SAMPLES_FILE, samples.count, config.seed)
+    except OSError as error:
+        observer.notice(f"{folder.samples / SAMPLES_FILE} cannot be written ({reason(error)})")
+    except torch.OutOfMemoryError:
+        observer.notice("out of memory: skipping the images of new samples; reduce training.samples.count")
+    _write_stats_and_card(job, model, encoded)
+    metadata = {
+        "asked": config.density.model_dump(),
+        "log_likelihood": dict(fitted.nats),
+        "images": fitted.images,
+        "note": fitted.note,
+    }
+    save_density(folder.model, fitted.density, metadata)  # last: with it the export is complete
+    lines = [_describe_density(fitted, seconds), fitted.note, grid and f"new samples: {grid.as_posix()}"]
+    return [line for line in lines if line]
 
 
 def _encode_training_images(job: TrainJob, model: VAE, mirrored: bool) -> DiagonalGaussian:

@@ -29,8 +29,15 @@ def repair(job: TrainJob) -> None:
     Raises:
         CheckpointError: the source run has no whole checkpoint, or none that fits.
     """
-    step = job.train_step
-    load_weights_from_run(job)
+    source, step = job.request.fix_from, job.train_step
+    assert source is not None, "only for a run that repairs another"
+    saved = resume.newest_checkpoint(RunFolder(source).checkpoints, job.runtime, job.observer, set_aside=False)
+    assert saved is not None, "setup refuses a run without checkpoints"
+    for model in (step.model, step.ema.model):
+        load_weights(model, saved.tensors("ema"), "model")
+    job.observer.notice(f"resume_fix: weights of {source} at step {saved.step:,}; that run itself is not changed")
+
+    # a diagnosis needs a calibrated scale; new units change the terms, so it is calibrated anew from the same start
     uncalibrated = {name: value.clone() for name, value in step.objective.state_dict().items()}
     calibrate(step, job.images, job.noise)
     before, result = examine(job)
@@ -44,17 +51,6 @@ def repair(job: TrainJob) -> None:
     )
     if job.runtime.is_main:
         before.write(job.folder.before)
-
-
-def load_weights_from_run(job: TrainJob) -> None:
-    """Load the averaged weights of the source run into both models, the same ones on every rank."""
-    source = job.request.fix_from
-    assert source is not None, "only for a run that repairs another"
-    saved = resume.newest_checkpoint(RunFolder(source).checkpoints, job.runtime, job.observer, set_aside=False)
-    assert saved is not None, "setup refuses a run without checkpoints"
-    for model in (job.train_step.model, job.train_step.ema.model):
-        load_weights(model, saved.tensors("ema"), "model")
-    job.observer.notice(f"resume_fix: weights of {source} at step {saved.step:,}; that run itself is not changed")
 
 
 def examine(job: TrainJob) -> tuple[Diagnosis, ValidationResult]:
