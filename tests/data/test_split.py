@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from tests.helpers.images import names, opened, png, write_files
 from unified_vae.core.errors import DataError
-from unified_vae.data.prepare import fill_empty_split, split_limits, split_of, subset_order
+from unified_vae.data.prepare import exact_split, fill_empty_split, split_limits, split_of, subset_order
 
 FILES = {f"{number}.png": png(number) for number in range(40)}
 
 
 def test_adding_and_renaming_move_nothing(tmp_path: Path) -> None:
-    before = names(opened(write_files(tmp_path / "a", FILES), tmp_path / "cache", validation_fraction=0.3))
-    more = {f"renamed {name}": data for name, data in FILES.items()} | {f"new/{n}.png": png(100 + n) for n in range(20)}
+    files = {f"{number}.png": png(number) for number in range(330)}  # fewer are split exactly, so that a border moves
+    before = names(opened(write_files(tmp_path / "a", files), tmp_path / "cache", validation_fraction=0.3))
+    more = {f"renamed {name}": data for name, data in files.items()} | {f"new/{n}.png": png(999 + n) for n in range(20)}
     after = names(opened(write_files(tmp_path / "b", more), tmp_path / "cache", validation_fraction=0.3))
     for split, members in before.items():
         assert {f"renamed {name}" for name in members} <= after[split]
@@ -50,7 +51,17 @@ def test_tiny_sets_have_both_splits(count: int, fraction: float, tmp_path: Path)
     data = opened(folder, tmp_path / "cache", validation_fraction=fraction)
     assert len(data.train) >= 1 and len(data.validation) >= 1
     assert len(data.train) + len(data.validation) == count
-    assert any("was moved" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(8, 2), (31, 7), (32, 16), (50, 16), (200, 20), (320, 32)])
+def test_small_sets_are_split_exactly(count: int, kept: int) -> None:
+    contents = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
+    splits = exact_split(contents, 0.1)
+    assert splits.count("validation") == kept
+    order = sorted(contents)
+    assert {c for c, split in zip(contents, splits, strict=True) if split == "validation"} == set(order[:kept])
+    copies = exact_split(contents * 2, 0.1)
+    assert copies[:count] == copies[count:]
 
 
 @given(
@@ -99,12 +110,12 @@ def test_a_subset_is_part_of_larger_ones_and_only_it_is_opened(tmp_path: Path) -
 
 
 def test_a_subset_of_a_hash_split_keeps_the_splits(tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "a", {f"{n}.png": png(n) for n in range(300)})
+    folder = write_files(tmp_path / "a", {f"{n}.png": png(n) for n in range(400)})
     all_of_it = names(opened(folder, tmp_path / "cache", validation_fraction=0.4))
     part = names(opened(folder, tmp_path / "cache", validation_fraction=0.4, max_images=10))
     assert (len(part["train"]), len(part["validation"])) == (10, 64)
     assert part["train"] < all_of_it["train"] and part["validation"] < all_of_it["validation"]
-    assert sorted(subset_order([str(n) for n in range(300)])) == list(range(300))
+    assert sorted(subset_order([str(n) for n in range(400)])) == list(range(400))
 
 
 def test_the_limits_of_splits_follow_the_subset() -> None:

@@ -157,7 +157,7 @@ def test_images_that_were_trained_on_are_named(run, tmp_path):
     assert "the run's validation images" in images and not notices
     np.save(tmp_path / "copy.npy", np.load(folder / "images.npy")[::-1])
     images, notices = notices_of(tmp_path / "copy.npy")
-    assert "all images of 80" in images and "was trained on 74 of these 80 images" in notices[0]
+    assert "all images of 80" in images and "was trained on 64 of these 80 images" in notices[0]
     np.save(tmp_path / "others.npy", np.random.default_rng(8).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
     assert notices_of(tmp_path / "others.npy")[1] == []
 

@@ -38,7 +38,7 @@ def merged(base: dict, change: dict) -> dict:
     return both
 
 
-def write_images(path: Path, count: int = 44, size: int = 16, channels: int = 3, seed: int = 0) -> Path:
+def write_images(path: Path, count: int = 60, size: int = 16, channels: int = 3, seed: int = 0) -> Path:
     """Pictures of three degrees of freedom as an array file: ramps along x and y, and a spot, of random strengths."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size))

@@ -56,7 +56,7 @@ CHANGES = {
     "loss.kl.reduction": ("mean_sum", {}),
     "loss.kl.schedule": ({"kind": "cyclical", "cycles": 2, "ramp": 0.7}, {}),
     "loss.kl.constraint": ({"kind": "geco"}, {}),
-    "loss.kl.constraint.nats_per_unit": (3.0, constrained(kind="free_bits")),
+    "loss.kl.constraint.nats_per_unit": (30.0, constrained(kind="free_bits")),
     "loss.kl.constraint.capacity": (3.0, CAPACITY),
     "loss.kl.constraint.initial_capacity": (20.0, CAPACITY),
     "loss.kl.constraint.warmup": (1.0, CAPACITY),
@@ -146,8 +146,8 @@ def nested(path, value):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("settings")
-    write_images(path / "images.npy", count=32, seed=0)
-    write_images(path / "other.npy", count=32, seed=1)
+    write_images(path / "images.npy", count=44, seed=0)
+    write_images(path / "other.npy", count=44, seed=1)
     return path
 
 

@@ -48,6 +48,7 @@ from unified_vae.data.sources.find import BUILTIN, find_source
 
 LOW_PEAK = 0.5  # of white: images that get no brighter were probably stored with fewer bits
 NO_PIXELS = np.zeros((0, 0, 0), np.uint8)
+MAX_EXACT_SPLIT, MIN_EXACT_VALIDATION = 320, 16
 MIN_VALIDATION_IMAGES = 64
 """`max_images` keeps at least this many validation images: fewer would make a noisy metric."""
 
@@ -136,6 +137,10 @@ def pack_source(
     """
     with quiet_pillow():
         result = scan(source, config.max_images, config.validation_fraction, progress)
+        is_whole = config.split_by != "bytes" and config.max_images is None and not result.has_own_split
+        if is_whole and 2 <= len(result.candidates) <= MAX_EXACT_SPLIT:
+            splits = exact_split([c.content for c in result.candidates], config.validation_fraction)
+            result.candidates = [replace(c, split=split) for c, split in zip(result.candidates, splits, strict=True)]
         while True:
             _check_usable(source, result, config)
 
@@ -182,7 +187,11 @@ def pack_source(
                     f"{sum(counts.values()):,} images from {source.name} ({counts['train']:,} to train, "
                     f"{counts['validation']:,} to validate; {'its own split' if result.has_own_split else origin})"
                 )
-                notes = [*result.listing.notes, *([note] if note else []), *_remarks(result, config, form.size, looks)]
+                notes = [
+                    *result.listing.notes,
+                    *([note] if note else []),
+                    *_remarks(result, config, form.size, looks),
+                ]
                 facts = result.facts(source.name) | {"description": description, "notes": notes}
                 return writer.commit(form.background, facts)
 
@@ -385,6 +394,18 @@ def subset_order(names: Sequence[str]) -> list[int]:
     """Return the order in which a subset is filled: by the hash of the name, so that it is fair and stays."""
     hashes = [hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names]
     return sorted(range(len(names)), key=lambda index: (hashes[index], names[index]))
+
+
+def exact_split(content_sha256: Sequence[str], validation_fraction: float) -> list[Split]:
+    """Keep the contents of the smallest hashes for validation: the fraction, and at least 16 of 32 images or more.
+
+    For small sets, where the hash of each image alone would keep anything from none to three times as many.
+    """
+    total = len(content_sha256)
+    least = MIN_EXACT_VALIDATION if total >= 2 * MIN_EXACT_VALIDATION else total // 4
+    count = min(max(round(validation_fraction * total), least, 1), total - 1)
+    validation = set(sorted(set(content_sha256))[:count])
+    return ["validation" if content in validation else "train" for content in content_sha256]
 
 
 def fill_empty_split(splits: Sequence[Split], content_sha256: Sequence[str]) -> tuple[list[Split], str | None]:

@@ -48,6 +48,7 @@ from unified_vae.training.train_step import VAEStep, to_unit_range
 from unified_vae.training.trainer import Trainer
 
 GIB = 2**30
+FEW_VALIDATION_IMAGES = 16
 
 StepBuilder = Callable[[RunConfig, DataSets, Runtime], VAEStep]
 """Makes the step of a run: `build_vae_step`, or what a `TrainStep` of one's own adds to it."""
@@ -149,6 +150,11 @@ def setup(
         result = runtime.broadcast_object(result)
         assert result is not None
         theory, pca = result
+        if len(data.validation) <= FEW_VALIDATION_IMAGES:
+            observer.notice(
+                f"{len(data.train):,} images to train, {len(data.validation)} to validate: with so few, figures of "
+                "quality are rough"
+            )
 
     # settings: every `auto` gets an answer, the one of the record where there is one
     # the images take their memory before anything is measured in what they leave; a resumed run measures none
