@@ -22,31 +22,31 @@ def source(tmp_path_factory):
 
 
 def test_a_run_with_images_in_memory_ends_in_the_same_bits(source, tmp_path):
-    ends, words = [], []
-    for held in ("auto", True):
-        run = tmp_path / str(held)
+    ends, locations = [], []
+    for cached in ("auto", True):
+        run = tmp_path / str(cached)
         train(
-            request(run, source, {"training": {"epochs": 2}, "data": {"cache_on_device": held}}),
+            request(run, source, {"training": {"epochs": 2}, "data": {"cache_on_device": cached}}),
             [recorder := Recorder()],
         )
         ends.append(outcome(run))
-        words.append(dict(recorder.started[0].facts)["images"])
+        locations.append(dict(recorder.started[0].facts)["images"])
         shares = [row["data_share"] for row in map(json.loads, (run / "timing.jsonl").open()) if "data_share" in row]
         assert shares and all(0 <= share < 1 for share in shares)
     assert ends[0] == ends[1]
-    assert "mapped from the disk" in words[0] and "in the memory of cpu" in words[1]
+    assert "mapped from the disk" in locations[0] and "in the memory of cpu" in locations[1]
 
 
 def test_images_take_their_place_before_the_batch_is_measured(source, tmp_path, monkeypatch):
     order = []
 
-    def noted(module, name):
+    def record_calls(module, name):
         function = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *given: (order.append((module, name)), function(*given))[1])
+        monkeypatch.setattr(module, name, lambda *args: (order.append((module, name)), function(*args))[1])
 
-    noted(setup, "cache_images")
-    noted(profile, "cache_images")
-    noted(autotune, "with_batch_size")
+    record_calls(setup, "cache_images")
+    record_calls(profile, "cache_images")
+    record_calls(autotune, "with_batch_size")
     run_request = request(tmp_path / "run", source, {"training": {"max_steps": 1}, "data": {"cache_on_device": True}})
     train(run_request, [Recorder()])
     monkeypatch.setattr(profile, "MAX_STEPS", 1)

@@ -28,7 +28,7 @@ from unified_vae.pipeline.build import build_vae_step, calibrate, make_schedule
 from unified_vae.pipeline.errors import translate_runtime_errors
 from unified_vae.pipeline.setup import cache_images, first_batch, open_images, resolve
 from unified_vae.training.distributed import Runtime, open_runtime
-from unified_vae.training.train_step import PARTS, VAEStep, forward_and_measure, scale_learning_rates
+from unified_vae.training.train_step import PARTS, forward_and_measure, scale_learning_rates
 
 WARM_UP_STEPS, TRACED_STEPS = 3, 2
 MIN_STEPS, MAX_STEPS, TIMED_SECONDS = 3, 50, 10.0
@@ -136,8 +136,14 @@ def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observe
         with FlopCounterMode(display=False) as counter:
             take_step()
         step._forward = forward
+        # let the parts of the forward pass show up by name
         if not step.compiled:
-            _name_modules(step)
+            modules = {"forward: encoder": step.model.encoder, "forward: decoder": step.model.decoder}
+            modules |= {f"loss: {name}": term for name, term in step.objective.terms.items()}
+            backbones = [module for module in step.objective.modules() if isinstance(module, Backbone)]
+            modules |= {f"loss: features of {ARCHITECTURES[backbone.net].title}": backbone for backbone in backbones}
+            for name, module in modules.items():
+                module.forward = record_function(name)(module.forward)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if runtime.device.type == "cuda" else [])]
         with torch_profile(activities=activities) as trace:
             total = sum(take_step() for _ in range(count))
@@ -158,16 +164,6 @@ def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observe
         peak_flops=peak_flops(runtime),
         memory=memory,
     )
-
-
-def _name_modules(step: VAEStep) -> None:
-    """Let the parts of the forward pass show up by name."""
-    modules = {"forward: encoder": step.model.encoder, "forward: decoder": step.model.decoder}
-    modules |= {f"loss: {name}": term for name, term in step.objective.terms.items()}
-    backbones = [module for module in step.objective.modules() if isinstance(module, Backbone)]
-    modules |= {f"loss: features of {ARCHITECTURES[backbone.net].title}": backbone for backbone in backbones}
-    for name, module in modules.items():
-        module.forward = record_function(name)(module.forward)
 
 
 def _seconds_by_part(trace: Any, total: float, count: int) -> dict[str, float]:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from unified_vae.analysis.preflight import Preflight, check_collapse_risk, largest_beta_where, preflight_facts
-from unified_vae.config import schedule
 from unified_vae.config.data import AugmentConfig
 from unified_vae.config.loss import Capacity, Geco, KLConfig, TermConfig
+from unified_vae.config.schedule import describe as describe_schedule
+from unified_vae.config.schedule import factor
 from unified_vae.core.distributions import VAEOutput
 from unified_vae.core.events import RunStarted, TermRow
-from unified_vae.data.augment import describe
+from unified_vae.data.augment import describe as describe_augmentation
 from unified_vae.losses.kl import describe_constraint
 from unified_vae.pipeline.autotune import NOT_TIMED
 from unified_vae.pipeline.build import mean_over_batch
@@ -65,14 +66,14 @@ def announce(job: TrainJob) -> None:
 
 def run_header(job: TrainJob) -> RunStarted:
     """The event that starts a run, new or resumed. Every rank takes part."""
-    config, state, schedule_ = job.config, job.state, job.schedule
+    config, state, schedule = job.config, job.state, job.schedule
     planned = job.preflight.planned_beta(config.loss.kl)
     return RunStarted(
         run_dir=job.folder.root,
         start_step=state.step,
-        total_steps=schedule_.total_steps,
-        steps_per_epoch=schedule_.steps_per_epoch,
-        batch_size=schedule_.batch_size,
+        total_steps=schedule.total_steps,
+        steps_per_epoch=schedule.steps_per_epoch,
+        batch_size=schedule.batch_size,
         resumed=state.step > 0,
         facts=[
             *_model_facts(job),
@@ -82,29 +83,27 @@ def run_header(job: TrainJob) -> RunStarted:
             *preflight_facts(job.preflight, planned),
             *constraint_facts(job.preflight, config.loss.kl),
         ],
-        terms=term_rows(job, schedule_.progress(state.step)),
+        terms=term_rows(job, schedule.progress(state.step)),
         differences=tuple(job.differences),
     )
 
 
 def _model_facts(job: TrainJob) -> list[tuple[str, str]]:
-    schedule_, model, data = job.schedule, job.train_step.model, job.data
+    schedule, model, data = job.schedule, job.train_step.model, job.data
     count = sum(parameter.numel() for parameter in model.parameters())
     fixed = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-    fixed_words = f", {fixed:,} of them fixed" if fixed else ""
-    epochs = schedule_.total_steps / schedule_.steps_per_epoch
-    selection = f"selected by validation PSNR from step {schedule_.selection_start_step:,} on, after all warm-ups"
-    if schedule_.selection_start_step == schedule_.total_steps:
+    fixed_text = f", {fixed:,} of them fixed" if fixed else ""
+    epochs = schedule.total_steps / schedule.steps_per_epoch
+    selection = f"selected by validation PSNR from step {schedule.selection_start_step:,} on, after all warm-ups"
+    if schedule.selection_start_step == schedule.total_steps:
         selection = "those of the last step: the objective changes until then, and early stopping is inactive"
+    length = f"{schedule.total_steps:,} of {schedule.batch_size} images, {schedule.steps_per_epoch:,} per epoch"
     facts = [
         ("device", job.runtime.describe()),
         ("data", data.description),
         ("augmentation", augmentation_text(job.config.data.augment, len(data.train), epochs)),
-        ("model", f"{job.config.model.family}, {count:,} parameters{fixed_words}, {data.channels} channel(s)"),
-        (
-            "steps",
-            f"{schedule_.total_steps:,} of {schedule_.batch_size} images, {schedule_.steps_per_epoch:,} per epoch",
-        ),
+        ("model", f"{job.config.model.family}, {count:,} parameters{fixed_text}, {data.channels} channel(s)"),
+        ("steps", length),
         ("best weights", selection),
         ("self-test", "every enabled loss term has a gradient"),
     ]
@@ -138,7 +137,7 @@ def _resolved_facts(job: TrainJob) -> list[tuple[str, str]]:
 
 def augmentation_text(config: AugmentConfig, images: int, epochs: float) -> str:
     """What is changed in the images; where nothing is and they are few, what mirroring would bring."""
-    text = describe(config)
+    text = describe_augmentation(config)
     if config != AugmentConfig() or images >= FEW_IMAGES or epochs < MANY_EPOCHS:
         return text
     return (
@@ -181,11 +180,11 @@ def term_rows(job: TrainJob, progress: float) -> list[TermRow]:
         TermRow(
             name=f"loss.{name}",
             weight=term.weight,
-            schedule=schedule.describe(term.schedule),
+            schedule=describe_schedule(term.schedule),
             # GECO moves beta by itself
             factor=objective.beta(progress) / term.weight
             if name == "kl" and term.weight > 0
-            else schedule.factor(term.schedule, progress),
+            else factor(term.schedule, progress),
             note=notes.get(name, ""),
         )
         for name, term in terms.items()
