@@ -24,15 +24,15 @@ GPU = Runtime(torch.device("cuda"), torch.bfloat16)  # said, never used: the tri
 
 
 class Trial:
-    """Answers instead of a device, and remembers what it was asked."""
+    """Answers instead of a device, and keeps its calls."""
 
     def __init__(self, contiguous, channels_last, compiled=None):
         self.seconds = {("contiguous", False): contiguous, ("channels_last", False): channels_last}
         self.compiled = compiled
-        self.asked = []
+        self.calls = []
 
     def __call__(self, memory_format, compiled):
-        self.asked.append((memory_format, compiled))
+        self.calls.append((memory_format, compiled))
         return self.compiled if compiled else self.seconds[memory_format, False]
 
 
@@ -47,41 +47,41 @@ def resumed(requested, recorded):
 def test_a_cpu_measures_nothing_so_that_two_starts_are_the_same():
     trial = Trial(0.1, 0.05)
     result = choose_kernels(TrainingConfig(), CPU, 10**6, trial)
-    assert (result.memory_format, result.compile, trial.asked) == ("contiguous", False, [])
+    assert (result.memory_format, result.compile, trial.calls) == ("contiguous", False, [])
 
 
 def test_a_short_run_measures_nothing():
     trial = Trial(0.1, 0.05)
     result = choose_kernels(TrainingConfig(), GPU, LONG_STEPS - 1, trial)
-    assert (result.memory_format, result.compile, trial.asked) == ("channels_last", False, [])
+    assert (result.memory_format, result.compile, trial.calls) == ("channels_last", False, [])
 
 
 @pytest.mark.parametrize(
-    ("contiguous", "channels_last", "taken"),
+    ("contiguous", "channels_last", "expected"),
     [(0.1, 0.05, "channels_last"), (0.05, 0.1, "contiguous"), (0.099, 0.1, "channels_last")],
 )
-def test_a_long_run_takes_the_faster_memory_format(contiguous, channels_last, taken):
+def test_a_long_run_takes_the_faster_memory_format(contiguous, channels_last, expected):
     result = choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(contiguous, channels_last))
-    assert result.memory_format == taken
+    assert result.memory_format == expected
     assert f"{1e3 * contiguous:.1f} ms per step contiguous" in result.format_reason
 
 
-@pytest.mark.parametrize(("compiled", "taken"), [(0.08, True), (0.099, False), (None, False)])
-def test_a_long_run_compiles_where_that_is_faster(compiled, taken):
+@pytest.mark.parametrize(("compiled", "expected"), [(0.08, True), (0.099, False), (None, False)])
+def test_a_long_run_compiles_where_that_is_faster(compiled, expected):
     trial = Trial(0.2, 0.1, compiled)
     result = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) + 1, trial)
-    assert (result.compile, trial.asked[-1]) == (taken, ("channels_last", True))
+    assert (result.compile, trial.calls[-1]) == (expected, ("channels_last", True))
 
 
 def test_a_run_of_minutes_says_that_it_does_not_compile():
     trial = Trial(0.2, 0.1)
     result = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) - 1, trial)
-    assert not result.compile and ("channels_last", True) not in trial.asked
+    assert not result.compile and ("channels_last", True) not in trial.calls
     assert result.compile_reason == "auto: a run of about 20 min is too short to repay compiling"
 
 
 @pytest.mark.parametrize(
-    ("asked", "steps", "trial", "why"),
+    ("requested", "steps", "trial", "why"),
     [
         ({"deterministic": True}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
         ({"deterministic": True, "memory_format": "contiguous"}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
@@ -91,8 +91,8 @@ def test_a_run_of_minutes_says_that_it_does_not_compile():
         ({}, 999, Trial(0.2, 0.1), "999 steps do not repay a trial"),
     ],
 )
-def test_the_record_says_why_a_run_is_not_compiled(asked, steps, trial, why):
-    result = choose_kernels(TrainingConfig(**asked), GPU, steps, trial)
+def test_the_record_says_why_a_run_is_not_compiled(requested, steps, trial, why):
+    result = choose_kernels(TrainingConfig(**requested), GPU, steps, trial)
     assert not result.compile and why in result.compile_reason and "too short" not in result.compile_reason
 
 
@@ -106,7 +106,7 @@ def test_compiled_and_deterministic_exclude_each_other():
 def test_formats_of_a_compiled_run_are_measured_compiled():
     trial = Trial(0.1, 0.1, 0.05)
     result = choose_kernels(TrainingConfig(compile=True), GPU, LONG_STEPS, trial)
-    assert trial.asked == [("contiguous", True), ("channels_last", True)]
+    assert trial.calls == [("contiguous", True), ("channels_last", True)]
     assert result.compile is True and result.format_reason.endswith("compiled")
 
 
@@ -115,27 +115,27 @@ def test_no_memory_for_a_trial_leaves_the_usual():
 
 
 @pytest.mark.parametrize(
-    ("recorded", "taken"),
+    ("recorded", "expected"),
     [
         (TrainingConfig(), ("contiguous", False)),  # before there was a choice
         (TrainingConfig(memory_format="channels_last", compile=True), ("channels_last", True)),
     ],
 )
-def test_a_resumed_run_measures_nothing(recorded, taken, monkeypatch):
+def test_a_resumed_run_measures_nothing(recorded, expected, monkeypatch):
     monkeypatch.setattr(autotune, "_seconds_per_step", lambda *_: pytest.fail("a step was timed"))
-    assert resumed(TrainingConfig(epochs=10**6), recorded) == taken
+    assert resumed(TrainingConfig(epochs=10**6), recorded) == expected
     requested = TrainingConfig(memory_format="channels_last", compile=False)
     assert resumed(requested, recorded) == ("channels_last", False), "what is requested now is taken"
 
 
 def test_what_is_asked_for_is_taken():
-    asked = TrainingConfig(memory_format="contiguous", compile=True)
-    result = choose_kernels(asked, GPU, 10**6, Trial(0.2, 0.1))
+    requested = TrainingConfig(memory_format="contiguous", compile=True)
+    result = choose_kernels(requested, GPU, 10**6, Trial(0.2, 0.1))
     assert (result.memory_format, result.compile) == ("contiguous", True)
 
 
 def test_a_resumed_run_keeps_channels_last_bit_exactly(tmp_path):
-    """Its record has what `auto` came to; here the words of the first start stand for a GPU's measurement."""
+    """Its record has what `auto` came to; here the settings of the first start stand for a GPU's measurement."""
     torch.set_num_threads(1)
     source = write_images(tmp_path / "images.npy")
     short = {"training": {"epochs": 2}}

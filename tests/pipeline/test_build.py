@@ -16,14 +16,14 @@ from unified_vae.training.distributed import Runtime
 )
 def test_pretrained_features_are_computed_in_the_runs_precision(network, features, tmp_path, monkeypatch):
     """Not in fp16, whose range their activations may leave."""
-    asked = []
+    dtypes = []
     original = build.build_objective
-    monkeypatch.setattr(build, "build_objective", lambda *args: asked.append(args[-1]) or original(*args))
+    monkeypatch.setattr(build, "build_objective", lambda *args: dtypes.append(args[-1]) or original(*args))
     config = request(tmp_path / "run", write_images(tmp_path / "images.npy"), {"model": {"channels": 3}}).run.config
     data = SimpleNamespace(train=range(44), channels=3)
     train_step = build.build_vae_step(config, data, Runtime(torch.device("cpu"), network))
     schedule = build.make_schedule(config, data, train_step.objective)
-    assert asked == [features] and schedule.steps_per_epoch == 6
+    assert dtypes == [features] and schedule.steps_per_epoch == 6
 
 
 @pytest.mark.parametrize(

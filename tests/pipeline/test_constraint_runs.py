@@ -117,8 +117,8 @@ def test_a_target_that_geco_missed_is_reported_at_the_end(whole):
 def test_each_way_to_miss_a_target_has_its_own_advice():
     geco = KLConfig(constraint=Geco(psnr=20.0, min_beta=0.1, max_beta=10.0))
     ways = [(15.0, 0.1000000015, "more latents"), (25.0, 9.999999, "max_beta=100"), (25.0, 1.0, "speed=0.08")]
-    for level, beta, words in ways:
-        assert words in geco_warnings(geco, History(training=[(5, level)], beta=beta))[0]
+    for level, beta, message in ways:
+        assert message in geco_warnings(geco, History(training=[(5, level)], beta=beta))[0]
     assert geco_warnings(geco, History(training=[(5, 20.3)], beta=1.0)) == []
     assert geco_warnings(KLConfig(), History(training=[(5, 1.0)], beta=1.0)) == []
 
@@ -159,8 +159,8 @@ def test_a_mix_of_losses_tells_no_likelihood(source, tmp_path):
 
 def test_a_capacity_warns_where_beta_is_too_low(source, tmp_path):
     def start(beta, name):
-        held = {"kind": "capacity", "capacity": 5.0, "initial_capacity": 5.0}
-        change = {"loss": {"kl": {"weight": beta, "constraint": held}}, "training": {"epochs": 1}}
+        constraint = {"kind": "capacity", "capacity": 5.0, "initial_capacity": 5.0}
+        change = {"loss": {"kl": {"weight": beta, "constraint": constraint}}, "training": {"epochs": 1}}
         train(request(tmp_path / name, source, change), [recorder := Recorder()])
         return recorder
 
@@ -180,8 +180,8 @@ def test_geco_predicts_the_cost_of_its_target(tmp_path):
         train(request(tmp_path / f"{psnr:g}", source, change), [recorder := Recorder()])
         return fact(recorder, "geco")
 
-    words = start(25.0)
-    beta, nats = map(float, re.search(r"meets 25 dB at beta ([\d.]+), with KL (\d+) nats", words).groups())
+    line = start(25.0)
+    beta, nats = map(float, re.search(r"meets 25 dB at beta ([\d.]+), with KL (\d+) nats", line).groups())
     change = {"loss": {"kl": {"weight": beta}}, "training": {"epochs": 1}}
     train(request(tmp_path / "plain", source, change), [recorder := Recorder()])
     assert f"KL {nats:.0f} nats" in fact(recorder, "predicted")

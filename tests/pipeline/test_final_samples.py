@@ -20,8 +20,8 @@ SHORT = {"training": {"epochs": 1, "samples": {"count": 4}}}
 def test_the_density_asked_for_is_in_the_model(tmp_path, kind):
     source = write_images(tmp_path / "images.npy")
     change = {**SHORT, "density": {"fit": kind, "max_images": 20}}
-    seen = Recorder()
-    train(request(tmp_path / "run", source, change), [seen])
+    recorder = Recorder()
+    train(request(tmp_path / "run", source, change), [recorder])
     about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["density"]
     assert (about["kind"], about["images"]) == (kind, 20 if kind == "gaussian" else 0)
     model = load_pretrained(tmp_path / "run" / "model")
@@ -30,17 +30,17 @@ def test_the_density_asked_for_is_in_the_model(tmp_path, kind):
     fresh = model.sample(3, torch.Generator().manual_seed(0), density="normal")
     assert torch.equal(first, fresh) == (kind == "normal")
     assert (tmp_path / "run" / "samples" / "final-samples.png").is_file()
-    assert any("final-samples.png" in line for line in seen.finished.advice)
+    assert any("final-samples.png" in line for line in recorder.finished.advice)
 
 
 @pytest.mark.parametrize(("at_most", "mirrored"), [(20_000, True), (20, False)])
 def test_the_density_sees_mirrored_images_where_they_are_few(tmp_path, at_most, mirrored):
     source = write_images(tmp_path / "images.npy")
     change = {**SHORT, "density": {"fit": "gaussian", "max_images": at_most}}
-    seen = Recorder()
+    recorder = Recorder()
     phases = []
-    seen.phase = lambda what, *_: phases.append(what)
-    train(request(tmp_path / "run", source, change | {"data": {"augment": {"horizontal_flip": True}}}), [seen])
+    recorder.phase = lambda what, *_: phases.append(what)
+    train(request(tmp_path / "run", source, change | {"data": {"augment": {"horizontal_flip": True}}}), [recorder])
     assert any("mirrored" in phase for phase in phases) == mirrored
     model = load_pretrained(tmp_path / "run" / "model")
     about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["density"]
@@ -55,9 +55,9 @@ def posteriors_of(model, source, folder):
 def test_the_seconds_of_a_run_are_those_of_its_end_too(tmp_path, monkeypatch):
     late, real, recorder = [0.0], finalize.fit_density, Recorder()
 
-    def slow(*words):
+    def slow(*args):
         late[0] += 1000
-        return real(*words)
+        return real(*args)
 
     monkeypatch.setattr(finalize, "fit_density", slow)
     for module in (setup, finalize):
@@ -71,9 +71,9 @@ def test_a_fit_that_fails_costs_nothing_but_the_density(tmp_path, monkeypatch):
         raise ArithmeticError("not positive definite")
 
     monkeypatch.setattr(finalize, "fit_density", broken)
-    seen = Recorder()
-    train(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [seen])
-    assert any("not positive definite" in line for line in seen.finished.advice)
+    recorder = Recorder()
+    train(request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT), [recorder])
+    assert any("not positive definite" in line for line in recorder.finished.advice)
     assert load_pretrained(tmp_path / "run" / "model").density.kind == "normal"
 
 
@@ -110,9 +110,9 @@ def test_neither_statistics_nor_a_card_can_end_a_run(tmp_path, monkeypatch, brok
         raise OSError("no space")
 
     monkeypatch.setattr(finalize, broken, fails)
-    seen = Recorder()
+    recorder = Recorder()
     run_request = request(tmp_path / "run", write_images(tmp_path / "images.npy"), SHORT)
-    assert train(run_request, [seen]).exit_code == 0
-    assert any("no space" in notice for notice in seen.notices)
+    assert train(run_request, [recorder]).exit_code == 0
+    assert any("no space" in notice for notice in recorder.notices)
     assert load_pretrained(tmp_path / "run" / "model").density.kind == "gaussian"
     assert train(run_request, []).outcome == "already finished"
