@@ -49,13 +49,7 @@ TERMS = [
     TermRow("loss.lpips", 0.0, "constant", 1.0),
     TermRow("loss.kl", 2.5, "linear warm-up from x0 over the first 10% of the run", 0.4),
 ]
-LOSSES = {
-    "loss.total": 1.25,
-    "loss.mse": 0.008,
-    "loss.l1": 0.05,
-    "loss.perceptual": 0.4,
-    "loss.ms_ssim": 0.15,
-}
+LOSSES = {"loss.total": 1.25, "loss.mse": 0.008, "loss.l1": 0.05, "loss.perceptual": 0.4, "loss.ms_ssim": 0.15}
 
 
 class Clock:
@@ -169,13 +163,7 @@ def test_an_epoch_line_has_everything(tmp_path: Path) -> None:
         "lr 0.0004",
     ):
         assert part in text
-    for part in (
-        "beta 2.5",
-        "812 img/s",
-        "3.0 used, 4.0 reserved, 5.0 peak of 80.0 GiB",
-        "left",
-        "patience 0/10",
-    ):
+    for part in ("beta 2.5", "812 img/s", "3.0 used, 4.0 reserved, 5.0 peak of 80.0 GiB", "left", "patience 0/10"):
         assert part in text
     other = next(line for line in lines if line.startswith("epoch 3/10"))
     assert "best" not in other
@@ -310,8 +298,7 @@ def test_only_the_monotonic_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "--:--"), (0, "0:00:00"), (59.6, "0:01:00"), (3725, "1:02:05"), (90061, "1d 1:01:01")],
+    ("seconds", "text"), [(None, "--:--"), (0, "0:00:00"), (59.6, "0:01:00"), (3725, "1:02:05"), (90061, "1d 1:01:01")]
 )
 def test_seconds_in_words(seconds: float | None, text: str) -> None:
     assert clock_text(seconds) == text

@@ -83,17 +83,13 @@ def test_a_model_preset_is_what_the_table_says(name: str, pixels: int, latents: 
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [("tiny", 1000), ("small", 10_000), ("medium", 50_000), ("large", 100_000), ("full", None)],
+    ("name", "count"), [("tiny", 1000), ("small", 10_000), ("medium", 50_000), ("large", 100_000), ("full", None)]
 )
 def test_a_dataset_preset_is_what_the_table_says(name: str, count: int | None) -> None:
     assert BOOK.preset("dataset", name).settings.values["data"]["max_images"] == count
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [("none", 0), ("flip", 1), ("gentle", 2), ("strong", 8)],
-)
+@pytest.mark.parametrize(("name", "changes"), [("none", 0), ("flip", 1), ("gentle", 2), ("strong", 8)])
 def test_an_augment_preset_is_what_the_table_says(name: str, changes: int) -> None:
     run = BOOK.compose({"augment": name}, Settings())
     before = RunConfig().by_path()

@@ -292,12 +292,7 @@ def test_the_built_in_set(tmp_path: Path) -> None:
     assert "built-in" in data.description and not data.quarantined
     smaller = opened("builtin", tmp_path / "cache", 16, max_images=9)
     np.testing.assert_array_equal(smaller.train.images, data.train.images[:9])
-    assert opened("builtin", tmp_path / "cache", 16, channels=1, max_images=9).train.images.shape == (
-        9,
-        16,
-        16,
-        1,
-    )
+    assert opened("builtin", tmp_path / "cache", 16, channels=1, max_images=9).train.images.shape == (9, 16, 16, 1)
 
 
 def test_faces_drawn_by_processes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

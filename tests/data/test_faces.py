@@ -11,13 +11,7 @@ import pytest
 
 from unified_vae.data.cartoon import faces
 from unified_vae.data.cartoon.canvas import Canvas, circle, coverage, line_coverage, stripes
-from unified_vae.data.cartoon.faces import (
-    ATTRIBUTE_NAMES,
-    draw_faces,
-    draw_factors,
-    face_attributes,
-    face_factors,
-)
+from unified_vae.data.cartoon.faces import ATTRIBUTE_NAMES, draw_faces, draw_factors, face_attributes, face_factors
 
 SEED = 7
 

@@ -64,10 +64,7 @@ def test_small_sets_are_split_exactly(count: int, kept: int) -> None:
     assert copies[:count] == copies[count:]
 
 
-@given(
-    st.lists(st.sampled_from("abcd"), min_size=2, max_size=8),
-    st.sampled_from(["train", "validation"]),
-)
+@given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=8), st.sampled_from(["train", "validation"]))
 def test_the_empty_split_gets_one_content_whole(contents: list[str], full: str) -> None:
     splits, note = fill_empty_split([full] * len(contents), contents)  # type: ignore[list-item]
     assert set(splits) == {"train", "validation"} and note

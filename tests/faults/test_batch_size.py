@@ -15,9 +15,7 @@ from unified_vae.core.errors import ConfigError, EnvironmentProblem
 from unified_vae.data.batches import gather
 from unified_vae.data.prepare import open_data
 from unified_vae.pipeline import autotune
-from unified_vae.pipeline.autotune import (
-    MIN_STEPS_PER_EPOCH,
-)
+from unified_vae.pipeline.autotune import MIN_STEPS_PER_EPOCH
 from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, calibrate, with_shared_batch
 from unified_vae.training.distributed import open_runtime
 from unified_vae.training.train_step import to_unit_range

@@ -153,11 +153,7 @@ def test_the_same_images_under_other_names_or_times_go_on(
     assert train(request(tmp_path / "run", folder, _short(2)), [Recorder()]).exit_code == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
     assert names(opened(folder, tmp_path / "cache", SIZE))["train"]
-    report(
-        fault=f"all images {done} between two starts",
-        target="no change: bit-identical end",
-        result="bit-identical",
-    )
+    report(fault=f"all images {done} between two starts", target="no change: bit-identical end", result="bit-identical")
 
 
 def test_other_names_that_choose_other_images_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -221,9 +221,7 @@ def test_resumed_from_a_step(steps, undisturbed, source, tmp_path):
         assert run_to_end(run_request) == 0
         assert outcome(tmp_path / f"run-{step}") == undisturbed[0], step
     report(
-        fault="resume from a step",
-        target="bit-identical end",
-        result=f"{len(steps)} of {len(steps)} steps of {STEPS}",
+        fault="resume from a step", target="bit-identical end", result=f"{len(steps)} of {len(steps)} steps of {STEPS}"
     )
 
 

@@ -159,9 +159,7 @@ def _augmented(do: Commands) -> None:
 def _micro_batches(do: Commands) -> None:
     """Three a step, clipped, with Adam."""
     adam = {"kind": "adam", "lr": 2e-3}
-    do.train(
-        {**RESIDUAL, "training.optimizer": adam, "training.accumulate": 3, "training.clip_norm": 0.1, "seed": 7},
-    )
+    do.train({**RESIDUAL, "training.optimizer": adam, "training.accumulate": 3, "training.clip_norm": 0.1, "seed": 7})
 
 
 def _sgd(do: Commands) -> None:

@@ -106,8 +106,7 @@ def _transparent() -> dict[str, Good]:
             encoded(palette, "PNG", transparency=levels.tobytes()), over_background(shown, levels[GRAY % 8])
         ),
         "rgb_key_color.png": Good(
-            encoded(Image.fromarray(key_color), "PNG", transparency=(1, 2, 3)),
-            over_background(key_color, keyed),
+            encoded(Image.fromarray(key_color), "PNG", transparency=(1, 2, 3)), over_background(key_color, keyed)
         ),
     }
 
@@ -126,8 +125,7 @@ def _deep() -> dict[str, Good]:
         "sixteen_bit_ramp.png": Good(encoded(Image.fromarray(ramp), "PNG"), repeated(scaled)),
         "sixteen_bit.tif": Good(encoded(Image.fromarray(ramp), "TIFF"), repeated(scaled)),
         "sixteen_bit_big_endian.tif": Good(
-            encoded(Image.frombytes("I;16B", (SIZE, SIZE), ramp.astype(">u2").tobytes()), "TIFF"),
-            repeated(scaled),
+            encoded(Image.frombytes("I;16B", (SIZE, SIZE), ramp.astype(">u2").tobytes()), "TIFF"), repeated(scaled)
         ),
         "sixteen_bit_white_is_zero.tif": Good(inverted, repeated(255 - scaled)),
         "sixteen_bit.pgm": Good(pgm, repeated(scaled)),

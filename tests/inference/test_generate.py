@@ -32,10 +32,7 @@ REFIT = "uv run train_unified.py --config RUN/config.json --run-dir RUN --set de
             "samples are from N(0, I), as density.fit=normal asked for",
         ),
         ({"asked": {"fit": "auto"}, "note": "5 images are too few"}, "5 images are too few"),
-        (
-            {**FIT, "kind": "flow"},
-            f"{FLOW_REPLACED}. This fits a new density: {REFIT}",
-        ),
+        ({**FIT, "kind": "flow"}, f"{FLOW_REPLACED}. This fits a new density: {REFIT}"),
     ],
 )
 def test_why_samples_are_from_the_prior(

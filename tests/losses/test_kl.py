@@ -28,13 +28,7 @@ from unified_vae.config.schedule import Linear as Warmup
 from unified_vae.core.distributions import DiagonalGaussian, VAEOutput
 from unified_vae.core.linear_vae import optimum
 from unified_vae.losses.build import build_objective
-from unified_vae.losses.kl import (
-    L1_PER_SIGMA,
-    capacity_at,
-    constrained_kl,
-    equivalent_linear_vae,
-    kl_per_image,
-)
+from unified_vae.losses.kl import L1_PER_SIGMA, capacity_at, constrained_kl, equivalent_linear_vae, kl_per_image
 from unified_vae.losses.objective import Objective
 
 
@@ -71,9 +65,7 @@ def test_the_capacity_grows_in_a_line_and_stays() -> None:
 
 
 @pytest.mark.parametrize("constraint", [FreeBits(nats_per_unit=0.1), Capacity(capacity=1.0, warmup=0.1)])
-def test_micro_batches_add_up_on_the_same_side_of_the_kink(
-    constraint: RateConstraint,
-) -> None:
+def test_micro_batches_add_up_on_the_same_side_of_the_kink(constraint: RateConstraint) -> None:
     mean, logvar = posterior()
 
     def price(part: slice, constraint: RateConstraint) -> Tensor:

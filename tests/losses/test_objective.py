@@ -194,9 +194,7 @@ def test_equal_images_give_finite_values_and_gradients(images: Images, as_output
     assert objective.sigma() == pytest.approx((1 / 255) / math.sqrt(12))  # the floor: 8-bit rounding
 
 
-def test_low_precision_pixels_get_the_float32_objective(
-    pair: tuple[VAEOutput, Tensor],
-) -> None:
+def test_low_precision_pixels_get_the_float32_objective(pair: tuple[VAEOutput, Tensor]) -> None:
     output, target = pair
     low = VAEOutput(output.reconstruction.bfloat16(), output.posterior, output.latents)
     same = VAEOutput(low.reconstruction.float(), output.posterior, output.latents)
@@ -277,8 +275,7 @@ def test_a_mix_has_the_degree_of_its_shares(pair: tuple[VAEOutput, Tensor]) -> N
 
 def test_weights_follow_their_schedules() -> None:
     config = LossConfig(
-        l1=L1Config(weight=0.4, schedule=Linear(warmup=0.5)),
-        kl=KLConfig(weight=2.0, schedule=Cosine(warmup=0.2)),
+        l1=L1Config(weight=0.4, schedule=Linear(warmup=0.5)), kl=KLConfig(weight=2.0, schedule=Cosine(warmup=0.2))
     )
     objective = build_objective(config, channels=3, image_size=32)
     assert objective.weights(0.0) == {"mse": 1.0, "l1": 0.0}

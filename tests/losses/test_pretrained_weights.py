@@ -138,10 +138,7 @@ def test_damage_in_the_cache_is_named(cache: Path, weights: dict[str, Tensor]) -
     ("spoil", "complaint"),
     [
         (lambda w: w.pop("features.3.bias"), "features.3.bias is missing"),
-        (
-            lambda w: w.update({"features.0.weight": torch.zeros(4, 3, 5, 5)}),
-            r"\[4, 3, 5, 5\], not \[4, 3, 3, 3\]",
-        ),
+        (lambda w: w.update({"features.0.weight": torch.zeros(4, 3, 5, 5)}), r"\[4, 3, 5, 5\], not \[4, 3, 3, 3\]"),
         (lambda w: w.update({"features.0.bias": torch.full((4,), torch.nan)}), "NaN/Inf"),
     ],
 )
@@ -190,8 +187,7 @@ def test_a_file_that_carries_code_is_refused_and_not_run(tmp_path: Path, monkeyp
 
 def test_without_weights_haarpsi_takes_over_and_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = LossConfig(
-        perceptual=PerceptualConfig(weight=0.25, schedule=Linear(start=0.5)),
-        lpips=LPIPSConfig(weight=0.5, net="alex"),
+        perceptual=PerceptualConfig(weight=0.25, schedule=Linear(start=0.5)), lpips=LPIPSConfig(weight=0.5, net="alex")
     )
     probe = Mock(side_effect=perceptual.urlopen)
     monkeypatch.setattr(perceptual, "urlopen", probe)
@@ -200,10 +196,7 @@ def test_without_weights_haarpsi_takes_over_and_says_so(cache: Path, monkeypatch
     assert all(call.kwargs["timeout"] == perceptual.PROBE_SECONDS for call in probe.call_args_list)
     assert set(resolved.distortion_terms()) == {"mse", "haarpsi"}
     assert resolved.haarpsi.weight == 0.75
-    assert [(s.term, s.replacement) for s in substitutions] == [
-        ("perceptual", "haarpsi"),
-        ("lpips", "haarpsi"),
-    ]
+    assert [(s.term, s.replacement) for s in substitutions] == [("perceptual", "haarpsi"), ("lpips", "haarpsi")]
     assert substitutions[0].reason == (
         f"the pretrained VGG-16 weights are not in {cache} and cannot be downloaded (Name or service not known)"
     )

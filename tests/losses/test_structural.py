@@ -94,17 +94,11 @@ def test_haarpsi_sees_a_change_of_hue_that_keeps_the_luma(images: Images) -> Non
 
 
 # piq.multi_scale_ssim, with as many scales as fit, of the fixture's pictures blurred by a 3x3 mean.
-MS_SSIM_OF_PIQ = {
-    16: 0.770383,
-    32: 0.953406,
-    64: 0.979266,
-    176: 0.992867,
-}
+MS_SSIM_OF_PIQ = {16: 0.770383, 32: 0.953406, 64: 0.979266, 176: 0.992867}
 
 
 @pytest.mark.parametrize(
-    ("size", "scales"),
-    [(10, 0), (11, 1), (20, 1), (21, 2), (28, 2), (64, 3), (128, 4), (160, 4), (161, 5), (512, 5)],
+    ("size", "scales"), [(10, 0), (11, 1), (20, 1), (21, 2), (28, 2), (64, 3), (128, 4), (160, 4), (161, 5), (512, 5)]
 )
 def test_ms_ssim_takes_as_many_scales_as_fit(size: int, scales: int) -> None:
     assert len(ms_ssim(size).exponents) == scales

@@ -10,13 +10,7 @@ from sklearn.metrics import mutual_info_score
 
 from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.metrics import latents as metrics
-from unified_vae.metrics.latents import (
-    SMALLEST_PIXEL_VARIANCE,
-    LatentDraws,
-    LatentSums,
-    log_ratio,
-    shrink_correlation,
-)
+from unified_vae.metrics.latents import SMALLEST_PIXEL_VARIANCE, LatentDraws, LatentSums, log_ratio, shrink_correlation
 
 
 def normal(*shape, seed=0):

@@ -10,8 +10,7 @@ ADVICE = "--set data.augment.horizontal_flip=true"
 
 
 @pytest.mark.parametrize(
-    ("images", "epochs", "advised"),
-    [(500, 100, True), (49_999, 10, True), (50_000, 100, False), (500, 9, False)],
+    ("images", "epochs", "advised"), [(500, 100, True), (49_999, 10, True), (50_000, 100, False), (500, 9, False)]
 )
 def test_mirroring_is_advised_where_few_images_are_seen_often(images, epochs, advised):
     assert (ADVICE in augmentation_text(AugmentConfig(), images, epochs)) == advised

@@ -100,8 +100,7 @@ def test_the_library_leaves_the_process_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [*((name, "131072") for name in MALLOC_VARIABLES), ("GLIBC_TUNABLES", "glibc.malloc.check=0")],
+    ("name", "value"), [*((name, "131072") for name in MALLOC_VARIABLES), ("GLIBC_TUNABLES", "glibc.malloc.check=0")]
 )
 def test_the_settings_of_the_user_stand(name: str, value: str) -> None:
     assert run_script_alone("keep", **{name: value})["faults"] > 0.9 * TIMES * BLOCK / PAGE

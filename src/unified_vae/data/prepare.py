@@ -187,11 +187,7 @@ def pack_source(
                     f"{sum(counts.values()):,} images from {source.name} ({counts['train']:,} to train, "
                     f"{counts['validation']:,} to validate; {'its own split' if result.has_own_split else origin})"
                 )
-                notes = [
-                    *result.listing.notes,
-                    *([note] if note else []),
-                    *_remarks(result, config, form.size, looks),
-                ]
+                notes = [*result.listing.notes, *([note] if note else []), *_remarks(result, config, form.size, looks)]
                 facts = result.facts(source.name) | {"description": description, "notes": notes}
                 return writer.commit(form.background, facts)
 
@@ -309,10 +305,7 @@ def check_bad_fraction(facts: Mapping[str, Any], limit: float) -> None:
             are the others, opened or not.
     """
     bad, refused = facts["quarantined"], facts["refused"]
-    fraction = max(
-        (len(bad) - refused) / max(facts["examined"], 1),
-        refused / max(facts["listed"] + refused, 1),
-    )
+    fraction = max((len(bad) - refused) / max(facts["examined"], 1), refused / max(facts["listed"] + refused, 1))
     if fraction > limit:
         first = "; ".join(Quarantined(*entry).format_line() for entry in bad[:3])
         raise DataError(

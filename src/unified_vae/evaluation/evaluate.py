@@ -26,13 +26,7 @@ from unified_vae.core.run_dir import RunFolder
 from unified_vae.evaluation import Group, Weights
 from unified_vae.evaluation.bootstrap import LEVEL, Difference, MetricResult, paired_difference
 from unified_vae.evaluation.images import EvaluationImages, open_evaluation_images
-from unified_vae.evaluation.metrics import (
-    DISENTANGLEMENT,
-    FITTED,
-    EvaluationContext,
-    build_context,
-    measure,
-)
+from unified_vae.evaluation.metrics import DISENTANGLEMENT, FITTED, EvaluationContext, build_context, measure
 from unified_vae.inference.image_grids import draw_grid, save_png, stack_vertically, to_pixels
 from unified_vae.inference.load import WEIGHTS_WORDS, LoadedModel, load_model, trained_model
 from unified_vae.models.density import LatentDensity, NormalDensity

@@ -228,11 +228,7 @@ class VAE:
 
     @torch.no_grad()
     def sample_latents(
-        self,
-        n: SupportsIndex,
-        density: DensityName = "fitted",
-        temperature: float = 1.0,
-        generator: Randomness = None,
+        self, n: SupportsIndex, density: DensityName = "fitted", temperature: float = 1.0, generator: Randomness = None
     ) -> Tensor:
         """The latents [n, latents] that `sample` decodes, on the model's device."""
         count = _at_least_one(n, "n")
@@ -295,11 +291,7 @@ class VAE:
         """Float32 [n, latents] on the device: of rows, of one row, of maps [n, c, h, w], of a posterior its mean."""
         try:
             tensor = values.mean if isinstance(values, DiagonalGaussian) else torch.as_tensor(values)
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ):  # rows of different lengths, an unknown kind
+        except (TypeError, ValueError, RuntimeError):  # rows of different lengths, an unknown kind
             kind = type(values).__name__
             raise ConfigError(f"a {kind} is no latents: give a tensor or an array [n, latents]") from None
         tensor = tensor[None] if tensor.ndim == 1 else tensor

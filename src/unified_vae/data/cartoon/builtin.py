@@ -55,10 +55,7 @@ def contents(image_size: int, channels: int, limits: Mapping[Split, int | None])
     return PackContents(image_size, channels, items, ATTRIBUTE_NAMES)
 
 
-_RANGES: dict[Split, tuple[int, int]] = {
-    "train": (0, TRAIN_IMAGES),
-    "validation": (TRAIN_IMAGES, VALIDATION_IMAGES),
-}
+_RANGES: dict[Split, tuple[int, int]] = {"train": (0, TRAIN_IMAGES), "validation": (TRAIN_IMAGES, VALIDATION_IMAGES)}
 
 
 def rows(planned: PackContents) -> Iterator[Row]:

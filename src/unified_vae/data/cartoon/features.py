@@ -84,10 +84,7 @@ def draw_freckles(canvas: Canvas, figure: Figure) -> None:
         nearest: Array | None = None
         for across, down, radius in _FRECKLES:
             place, narrow = chosen.front(across)
-            right, below = (
-                (u + (middle - place)) * (1 / (radius * narrow)),
-                (v + (0.165 - down)) * (1 / radius),
-            )
+            right, below = ((u + (middle - place)) * (1 / (radius * narrow)), (v + (0.165 - down)) * (1 / radius))
             square = right * right + below * below
             nearest = square if nearest is None else np.minimum(nearest, square, out=nearest)
         assert nearest is not None

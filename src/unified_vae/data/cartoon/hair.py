@@ -47,12 +47,7 @@ def draw_hair_in_front(canvas: Canvas, figure: Figure) -> None:
 
 
 def _paint(
-    patch: Patch,
-    figure: Figure,
-    hair: Array,
-    strands: tuple[Array, Array],
-    shine: Array,
-    depth: Array | float,
+    patch: Patch, figure: Figure, hair: Array, strands: tuple[Array, Array], shine: Array, depth: Array | float
 ) -> None:
     """Hair with strands.
 

@@ -9,8 +9,7 @@ import numpy.typing as npt
 def _colors(*rows: str) -> npt.NDArray[np.float32]:
     """Rows of '#rrggbb #rrggbb ...' as [rows, colors, 3] in [0, 1]."""
     return np.array(
-        [[[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in row.split()] for row in rows],
-        dtype=np.float32,
+        [[[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in row.split()] for row in rows], dtype=np.float32
     )
 
 
@@ -36,12 +35,7 @@ HAIR = {
 }
 
 # light, dark
-EYE = {
-    "brown": "#b8733a #4d2611",
-    "blue": "#6cc3f7 #1d57a5",
-    "green": "#86d46a #24703f",
-    "grey": "#b9c6d3 #566577",
-}
+EYE = {"brown": "#b8733a #4d2611", "blue": "#6cc3f7 #1d57a5", "green": "#86d46a #24703f", "grey": "#b9c6d3 #566577"}
 
 # base, shade, trim
 CLOTHES = {

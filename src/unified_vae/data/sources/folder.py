@@ -58,17 +58,7 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Folders of thumbnails and deleted files that systems keep inside of others; lower case."""
 
-SIGNATURES = (
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n",
-    b"GIF8",
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"RIFF",
-    b"\0\0\0\x0cjP",
-    b"qoif",
-)
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP", b"qoif")
 """How files of the formats that are read begin: for files whose names have no suffix."""
 
 MAX_FILE_BYTES = 512 * 2**20
