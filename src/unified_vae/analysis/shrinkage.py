@@ -30,15 +30,15 @@ COPIES = (
     AugmentConfig(affine=AffineConfig(translate=1 / 16)),
     AugmentConfig(horizontal_flip=True, affine=AffineConfig(translate=1 / 16, scale=0.15)),
 )
-MAX_COPIES = 2400  # of each kind
+MAX_COPIES = 1600  # of each kind
 MAX_COPIES_OF_IMAGE = 24
 FOLDS = 4
 FEW_IMAGES = 100  # up to here two folds are held out in turn, beyond one: it has enough images
 LOWEST_STEP, CELL_GROWTH, CELLS = 3.5, 1.25, 24  # frequencies below 3.5 are cells of their own, then cells widen
 FITTED_COORDINATES, MAX_FITTED_COORDINATES = 2, 512  # per latent and in all: those of the highest variance
-COORDINATES = 8  # per component: the others are left out, since components have next to nothing there
+COORDINATES = 5  # per component: the others are left out, since components have next to nothing there
 WEIGHT_ITERATIONS = 20
-POWER_ITERATIONS = 3
+POWER_ITERATIONS = 2
 OVERSAMPLING = 32
 ROUNDING = 1 / (12 * 255**2)  # variance of a pixel value that is rounded to 8 bits
 
