@@ -36,7 +36,7 @@ FOLDS = 4
 FEW_IMAGES = 100  # up to here two folds are held out in turn, beyond one: it has enough images
 LOWEST_STEP, CELL_GROWTH, CELLS = 3.5, 1.25, 24  # frequencies below 3.5 are cells of their own, then cells widen
 FITTED_COORDINATES, MAX_FITTED_COORDINATES = 2, 512  # per latent and in all: those of the highest variance
-COORDINATES = 5  # per component: the others are left out, since components have next to nothing there
+COORDINATES, MIN_COORDINATES = 5, 2048  # per component and in all: components have next to nothing in the others
 WEIGHT_ITERATIONS = 20
 POWER_ITERATIONS = 2
 OVERSAMPLING = 32
@@ -70,7 +70,7 @@ def shrunk_components(
     count, latents = (min(number, coefficients.shape[1]) for number in (count, latents))
     whole_mean = coefficients.mean(0)
     variances = smooth_spectrum(coefficients - whole_mean, channels, side)
-    order = variances.argsort(descending=True)[: COORDINATES * count]
+    order = variances.argsort(descending=True)[: max(COORDINATES * count, MIN_COORDINATES)]
     used = np.arange(min(len(images), MAX_COPIES))
     sources, sets = [np.arange(len(images))], [coefficients[:, order]]
     for config in COPIES:
