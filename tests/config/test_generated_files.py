@@ -22,7 +22,7 @@ def test_the_presets_page_is_current_and_whole() -> None:
     book = PresetBook.load(shipped=SHIPPED)
     assert written == generated_files.presets_page(book), generated_files.__doc__
     for name in [*book.modes, *(name for kind in SECTIONS for name in book.presets(kind))]:
-        assert f"| `{name}` |" in written
+        assert f"- **`{name}`**: " in written
 
 
 def test_the_book_names_its_schema() -> None:

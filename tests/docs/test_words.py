@@ -34,3 +34,9 @@ def test_no_words_of_before(path: Path) -> None:
     else:
         assert not BRITISH.findall(text)
     assert not [match[0] for match in WORDS.finditer(text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rows_of_tables_stay_readable(page: Path) -> None:
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert not [row for row in rows if len(row) > 200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,20 +95,24 @@ def _entries(definition: str, description: str) -> dict[str, Any]:
 
 def presets_page(book: PresetBook) -> str:
     """Return the page of all modes and presets, as Markdown."""
-    rows: list[Sequence[str]] = []
+    lines = [_INTRODUCTION, "## Modes", "", "`uv run train.py --mode NAME`", ""]
     for mode in book.modes.values():
         absent = "defaults" if mode.fixes is None else "that run's"
-        names = [f"`{mode.presets[kind]}`" if kind in mode.presets else absent for kind in SECTIONS]
-        rows.append((f"`{mode.name}`", mode.description, mode.use_case, *names))
-    heading = ("Mode", "What it is", "Use case", *(kind.capitalize() for kind in SECTIONS))
-    lines = [_INTRODUCTION, "## Modes", "", "`uv run train.py --mode NAME`", "", *_table(heading, rows)]
+        presets = (f"{kind}: {f'`{mode.presets[kind]}`' if kind in mode.presets else absent}" for kind in SECTIONS)
+        lines += [f"- **`{mode.name}`**: {mode.description} ({mode.use_case}).", f"  Presets: {', '.join(presets)}."]
     for kind in SECTIONS:
-        rows = []
-        for preset in book.presets(kind).values():
-            settings = (f"`{dotted(keys)}={value_text(value)}`" for keys, value in flatten(preset.settings.values))
-            rows.append((f"`{preset.name}`", preset.description, preset.use_case, "<br>".join(settings)))
         lines += ["", f"## {kind.capitalize()} presets", "", f"`uv run train_unified.py --{kind}-preset NAME`", ""]
-        lines += _table(("Preset", "What it is", "Use case", "Settings"), rows)
+        for preset in book.presets(kind).values():
+            settings = [f"`{dotted(keys)}={value_text(value)}`" for keys, value in flatten(preset.settings.values)]
+            lines.append(f"- **`{preset.name}`**: {preset.description} ({preset.use_case}).")
+            lines += textwrap.wrap(
+                ", ".join(settings),
+                120,
+                initial_indent="  ",
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
         if kind == "model":
             lines += ["", *_cost_lines(book)]
     return "\n".join(lines) + "\n"
