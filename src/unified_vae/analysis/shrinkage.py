@@ -79,34 +79,31 @@ def shrunk_components(
         sets.append(torch.cat([transform(batch)[:, order] for batch in copies]))
         sources.append(np.tile(used, len(copies)))
 
-    def parts(fold: int | None) -> tuple[Tensor, list[Tensor]]:
-        """The mean, and the rows of each set divided so that rows.T @ rows is its covariance, without a fold."""
+    def rows_without(fold: int | None) -> list[Tensor]:
+        """The rows of each set but for a fold, scaled so that rows.T @ rows is the set's covariance."""
         kept = [np.ones(len(each), bool) if fold is None else each % FOLDS != fold for each in sources]
         rows = [each[torch.from_numpy(mask).to(device)] for each, mask in zip(sets, kept, strict=True)]
         mean = rows[0].mean(0)
-        return mean, [(each - mean) / math.sqrt(len(each)) for each in rows]
+        return [(each - mean) / math.sqrt(len(each)) for each in rows]
 
     # Weights by held-out likelihood, then how much of held-out images lies along and beyond the components
     tried = range(2 if len(images) <= FEW_IMAGES else 1)
     fitted = order[: min(FITTED_COORDINATES * latents, MAX_FITTED_COORDINATES)]
     prior, folds = variances[order], []
     for fold in tried:
-        mean, rows = parts(fold)
-        held_out = sets[0][torch.from_numpy(sources[0] % FOLDS == fold).to(device)] - mean
-        folds.append((rows, held_out))
-    weights = _fit_weights(folds, prior, len(fitted))
+        is_held_out = torch.arange(len(images), device=device) % FOLDS == fold
+        held_out = coefficients[is_held_out] - coefficients[~is_held_out].mean(0)
+        folds.append((rows_without(fold), held_out))
+    weights = _fit_weights([(rows, held_out[:, order]) for rows, held_out in folds], prior, len(fitted))
     scale = beyond = 0.0
-    for fold, (rows, held_out) in zip(tried, folds, strict=True):
+    for rows, held_out in folds:
         vectors, values = _top_eigenvectors(rows, prior, weights, latents, seed)
-        along = (held_out @ vectors).double().square().sum(1).mean()
-        mean = coefficients[torch.from_numpy(sources[0] % FOLDS != fold).to(device)].mean(0)
-        rest = coefficients[torch.from_numpy(sources[0] % FOLDS == fold).to(device)] - mean
-        scale += float(along / values.sum().double()) / len(tried)
-        beyond += float(rest.double().square().sum(1).mean() - along) / len(tried)
+        along = (held_out[:, order] @ vectors).double().square().sum(1).mean()
+        scale += float(along / values.sum().double()) / len(folds)
+        beyond += float(held_out.double().square().sum(1).mean() - along) / len(folds)
 
     # The components of all images, as pixels
-    mean, rows = parts(None)
-    vectors, values = _top_eigenvectors(rows, prior, weights, count, seed)
+    vectors, values = _top_eigenvectors(rows_without(None), prior, weights, count, seed)
     basis = torch.zeros(count, len(variances), device=device)
     basis[:, order] = vectors.T
     eigenvalues = values.double().cpu().numpy() * scale

@@ -11,12 +11,12 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ _UPRIGHT = {
 
 _EXIF_ORIENTATION, _TIFF_BITS, _TIFF_COMPRESSION, _TIFF_PHOTOMETRIC, _TIFF_PLANAR = 0x0112, 258, 259, 262, 284
 _PAGED_FORMATS = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF"})  # what else has several frames has previews
-_ROUNDING = 1e-3  # that float values may lie outside of their range
+ROUNDING = 1e-3  # that float values may lie outside of their range
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -112,6 +112,11 @@ def parse_color(text: str) -> tuple[int, int, int]:
     """Return (red, green, blue) of a color that Pillow knows: white, black, gray, #rrggbb."""
     red, green, blue, *_ = ImageColor.getrgb(text)
     return red, green, blue
+
+
+def parse_range(value: Literal["auto"] | Sequence[float]) -> tuple[float, float] | None:
+    """Return the values of black and white that `data.range` states; None for `auto`."""
+    return None if value == "auto" else (float(value[0]), float(value[1]))
 
 
 def read_header(raw: RawImage) -> Header:
@@ -199,15 +204,11 @@ def _scale(
         numbers = values.astype(np.float64)
     low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
     black, white = bounds
-    slack = _ROUNDING * (white - black) if values.dtype.kind == "f" else 0.0
+    slack = ROUNDING * (white - black) if values.dtype.kind == "f" else 0.0
     if np.isnan(low) or np.isnan(high):  # also of infinities of both signs
         raise BadImage(f"{kind} values that are NaN")
     if not is_stated and not (low >= black - slack and high <= white + slack):
-        hint = (
-            ""
-            if math.isinf(low) or math.isinf(high)
-            else f"; if that is their range, set data.range=[{low:g},{high:g}]"
-        )
+        hint = f"; if that is their range, set data.range=[{low:g},{high:g}]" if math.isfinite(high - low) else ""
         raise BadImage(f"{kind} values from {low:.9g} to {high:.9g}, not in {black:g}..{white:g}{hint}")
     levels = np.rint(((numbers - black) * (255.0 / (white - black))).clip(0, 255)).astype(np.uint8)
     return levels, Peak(high, white, kind)
@@ -305,9 +306,10 @@ def _open(raw: RawImage) -> Image.Image:
     if isinstance(raw, bytes) and pixels > MANY_PIXELS and pixels > MAX_PIXELS_PER_BYTE * len(raw):
         raise BadImage(f"{image.width} x {image.height} pixels in {len(raw):,} bytes: it looks like a bomb")
     tags = getattr(image, "tag_v2", None) or {}
-    bits = max(np.ravel(tags.get(_TIFF_BITS, 8)))
-    if tags.get(_TIFF_PLANAR) == 2 and tags.get(_TIFF_COMPRESSION, 1) == 1 and bits != 8:  # read as noise
-        raise BadImage(f"a TIFF of {bits} bits with separate planes: save it with interleaved channels")
+    if tags.get(_TIFF_PLANAR) == 2 and tags.get(_TIFF_COMPRESSION, 1) == 1:
+        bits = max(np.ravel(tags.get(_TIFF_BITS, 8)))
+        if bits != 8:  # Pillow reads these as noise
+            raise BadImage(f"a TIFF of {bits} bits with separate planes: save it with interleaved channels")
     return image
 
 

@@ -29,6 +29,7 @@ from unified_vae.data.decode import (
     decode,
     map_images,
     parse_color,
+    parse_range,
     quiet_pillow,
     read_header,
     scale_to_8_bit,
@@ -70,7 +71,7 @@ def open_data(config: DataConfig, image_size: int, channels: int | None, progres
     source = None if config.source == BUILTIN else find_source(config.source, root, progress)
     identity = builtin.identity() if source is None else source.identity()
     background = parse_color(config.background)
-    stated = None if config.range == "auto" else (config.range[0], config.range[1])
+    stated = parse_range(config.range)
     key = (
         *(FORMAT_VERSION, identity, image_size, channels, background, config.max_images, config.validation_fraction),
         *(stated, config.split_by == "bytes"),
@@ -137,8 +138,8 @@ def pack_source(
     """
     with quiet_pillow():
         result = scan(source, config.max_images, config.validation_fraction, progress)
-        is_whole = config.split_by != "bytes" and config.max_images is None and not result.has_own_split
-        if is_whole and 2 <= len(result.candidates) <= MAX_EXACT_SPLIT:
+        by_pixels = config.split_by != "bytes" and not result.has_own_split
+        if by_pixels and config.max_images is None and 2 <= len(result.candidates) <= MAX_EXACT_SPLIT:
             splits = exact_split([c.content for c in result.candidates], config.validation_fraction)
             result.candidates = [replace(c, split=split) for c, split in zip(result.candidates, splits, strict=True)]
         while True:
@@ -172,7 +173,7 @@ def pack_source(
                 if min(counts.values()) == 0:
                     continue
                 _check_usable(source, result, config)
-                if config.split_by != "bytes" and not result.has_own_split:
+                if by_pixels:
                     together = unite_copies(
                         result.candidates,
                         {c.position: writer.pixels[places[c.position][:2]] for c in result.candidates},
@@ -342,24 +343,21 @@ def _remarks(result: ScanResult, config: DataConfig, size: int, looks: Mapping[i
             f"{len(paged):,} files hold {more:,} more pages or frames, which are not used, e.g. {name} "
             f"({paged[0].header.pages} in all): save each as a file to train on them."
         )
-    used = [(c, looks[c.position]) for c in result.candidates]
+    used = [(c, looks[c.position]) for c in result.candidates if c.position in looks]
     if clear := [c for c, look in used if look.is_clear]:
         yield (
             f"{len(clear):,} images are fully transparent and show the background alone, e.g. "
             f"{escape_name(clear[0].name)}."
         )
-    peaks: dict[str, list[float]] = {}
-    for _, look in used:
-        if look.peak is not None:
-            peaks.setdefault(look.peak.kind, []).append(look.peak.high / look.peak.white)
-    whites = {look.peak.kind: look.peak.white for _, look in used if look.peak is not None}
-    for kind, parts in peaks.items():
-        if max(parts) < LOW_PEAK and config.range == "auto":
-            high = max(parts) * whites[kind]
-            likely = high if whites[kind] == 1 else 2 ** max(8, math.ceil(math.log2(high + 1))) - 1
+    deep = [look.peak for _, look in used if look.peak and config.range == "auto"]
+    for kind in dict.fromkeys(peak.kind for peak in deep):
+        peaks = [peak for peak in deep if peak.kind == kind]
+        high, white, _ = max(peaks, key=lambda peak: peak.high)
+        if high < LOW_PEAK * white:
+            likely = high if white == 1 else 2 ** max(8, math.ceil(math.log2(high + 1))) - 1
             yield (
-                f"The brightest pixel of {len(parts):,} images of {kind} values is at {max(parts):.1%} of white "
-                f"({high:,.4g} of {whites[kind]:,.6g}), so they are dark. If white is less, say so, e.g. "
+                f"The brightest pixel of {len(peaks):,} images of {kind} values is at {high / white:.1%} of white "
+                f"({high:,.4g} of {white:,.6g}), so they are dark. If white is less, say so, e.g. "
                 f"--set data.range=[0,{likely:.4g}]."
             )
     content = {split: {c.content for c in result.candidates if c.split == split} for split in SPLITS}
@@ -445,7 +443,7 @@ def _decode_rows(
     """Decode the images at positions, ascending, for their places; one that changed since the scan is a bad one.
 
     Args:
-        looks: receives what is to be known of each image, by its position.
+        looks: receives what the user should know of an image, without its pixels, by its position.
     """
 
     def decode_unchanged(job: tuple[Loader, str]) -> Decoded:
@@ -458,6 +456,6 @@ def _decode_rows(
     contents = (content for _, _, content in places.values())
     jobs = zip(source.read(list(places)), contents, strict=True)
     for (position, (split, index, _)), image in zip(places.items(), map_images(decode_unchanged, jobs), strict=True):
-        if isinstance(image, Decoded):
+        if isinstance(image, Decoded) and (image.is_clear or image.peak):
             looks[position] = image._replace(pixels=NO_PIXELS)
         yield split, index, image.pixels if isinstance(image, Decoded) else image

@@ -21,12 +21,11 @@ from torch import Tensor
 
 from unified_vae.core.errors import MOST_LISTED, DataError
 from unified_vae.core.events import Observer
-from unified_vae.data.decode import PixelFormat, decode, quiet_pillow, scale_to_8_bit
+from unified_vae.data.decode import ROUNDING, PixelFormat, decode, quiet_pillow, scale_to_8_bit
 from unified_vae.data.sources.base import BadImage, Quarantined
 from unified_vae.data.sources.folder import has_image_extension, is_hidden, rejection_reason
 
 CHANNELS = (1, 3, 4)
-ROUNDING = 1e-3  # that float values may lie outside of 0..1
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to gray
 
 Images: TypeAlias = Any

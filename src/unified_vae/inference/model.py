@@ -21,7 +21,7 @@ from unified_vae.config.model import ModelConfig
 from unified_vae.core.device import choose_device, without_tf32
 from unified_vae.core.distributions import DiagonalGaussian
 from unified_vae.core.errors import ConfigError, DataError
-from unified_vae.data.decode import PixelFormat, parse_color
+from unified_vae.data.decode import PixelFormat, parse_color, parse_range
 from unified_vae.data.sources.base import Quarantined
 from unified_vae.inference import hub
 from unified_vae.inference.image_grids import grid, to_pil
@@ -166,8 +166,7 @@ class VAE:
     @property
     def form(self) -> PixelFormat:
         """Size, channels and background that images are brought to."""
-        stated = self.description.get("range", "auto")
-        bounds = None if stated == "auto" else (float(stated[0]), float(stated[1]))
+        bounds = parse_range(self.description.get("range", "auto"))
         return PixelFormat(self.model.image_size, self.model.channels, parse_color(self.background), bounds)
 
     def to(self, device: str | torch.device) -> VAE:
