@@ -36,6 +36,14 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small array file of images to train on."""
+    from tests.helpers.runs import write_images  # loads torch: seconds
+
+    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
+
+
 def pytest_collection_finish() -> None:
     """Leave modules and tests out of garbage collections, which many runs start, and which take long with them."""
     gc.collect()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.fault_rows import report
 from tests.helpers.faults import SignalInside, injected
-from tests.helpers.runs import Recorder, merged, outcome, request, train, write_images
+from tests.helpers.runs import Recorder, merged, outcome, request, train
 from unified_vae.core.retention import saved_steps
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
@@ -15,11 +15,6 @@ NUM_MICRO_BATCHES = 4
 SETTINGS = {
     "training": {"epochs": 2, "gradient_accumulation_steps": NUM_MICRO_BATCHES, "checkpoint": {"every_minutes": 9.0}}
 }
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from tests.faults.fault_rows import report
 from tests.faults.observed_runs import watched
 from tests.helpers.disks import limit_file_size, obey_permissions, small_disk
-from tests.helpers.runs import Recorder, leftovers, outcome, request, write_images
+from tests.helpers.runs import Recorder, leftovers, outcome, request
 from unified_vae.core import checkpoint_format, retention
 from unified_vae.core.errors import CheckpointError, EnvironmentProblem
 from unified_vae.core.run_dir import RunFolder
@@ -61,11 +61,6 @@ class Full(Recorder):
 
     def free(self):
         limit_file_size(None)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from tests.helpers.runs import (
     start_server,
     state_of,
     train,
-    write_images,
 )
 from unified_vae.core.files import STAGE_PREFIX
 from unified_vae.core.retention import saved_steps, sweep
@@ -53,11 +52,6 @@ class KillStats:
     orphans: list[str] = field(default_factory=list)
     unreadable: list[int] = field(default_factory=list)
     steps_at_death: list[int] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 
 from tests.faults.fault_rows import report
 from tests.helpers.faults import SmallMemory, injected, ranks, rows, run_with_faults
-from tests.helpers.runs import Recorder, merged, outcome, request, server, train, write_images
+from tests.helpers.runs import Recorder, merged, outcome, request, server, train
 from tests.helpers.train_steps import CPU, small_step, take
 from unified_vae.config.loss import Capacity, FreeBits, Geco, KLConfig, L1Config, LossConfig, Unconstrained
 from unified_vae.config.model import ConvConfig
@@ -170,11 +170,6 @@ def test_memory_that_the_system_really_refuses(tmp_path, count):
 # --- whole runs --------------------------------------------------------------------------------------
 
 SHORT = {"training": {"epochs": 3, "log_every_steps": 1, "optimizer": {"kind": "adamw", "lr": 1e-3}}}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
 @pytest.fixture(scope="module")

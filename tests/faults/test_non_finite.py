@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.faults.fault_rows import report
 from tests.faults.test_memory import IMAGES, vae_step
 from tests.helpers.faults import Poison, injected, ranks, rows, run_with_faults
-from tests.helpers.runs import Recorder, leftovers, merged, outcome, request, server, train, write_images
+from tests.helpers.runs import Recorder, leftovers, merged, outcome, request, server, train
 from tests.helpers.train_steps import optimizer_tensors, take
 from unified_vae.config.training import RecoveryConfig
 from unified_vae.core.distributions import DiagonalGaussian
@@ -171,11 +171,6 @@ def test_a_gradient_far_above_the_running_median_is_a_leap():
 
 
 # --- whole runs --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
 SHORT = {"training": {"epochs": 4, "log_every_steps": 2, "lr_schedule": {"kind": "constant"}}}

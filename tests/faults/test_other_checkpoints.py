@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, request, train, write_images
+from tests.helpers.runs import Recorder, request, train
 from unified_vae.config.model import ConvConfig
 from unified_vae.core import retention
 from unified_vae.core.checkpoint_format import MANIFEST, OtherFormat, folder_name, load_weights, seal
@@ -16,11 +16,6 @@ from unified_vae.models.build import build_model
 from unified_vae.pipeline.resume import refuse_impossible
 
 SHORT = {"training": {"epochs": 1}}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.faults.fault_rows import report
 from tests.helpers.faults import SlowDisk, injected
-from tests.helpers.runs import Recorder, leftovers, outcome, request, server, train, write_images
+from tests.helpers.runs import Recorder, leftovers, outcome, request, server, train
 from unified_vae.config.optim import AdamWConfig
 from unified_vae.config.training import CheckpointConfig
 from unified_vae.core import checkpoint_format, retention
@@ -352,11 +352,6 @@ def validations_are_interrupted(source, tmp_path, count, monkeypatch):
     result = retention.newest_good(tmp_path / "run" / "checkpoints", print)
     raw, averaged = result.tensors("model"), result.tensors("ema")
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
 def test_interrupted_validations_do_not_swap_weights(source, tmp_path, monkeypatch):

@@ -24,11 +24,6 @@ def go(run_dir, source, change=None, **more):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
-
-
-@pytest.fixture(scope="module")
 def finished(source, tmp_path_factory):
     """A run of two epochs, to be copied by each test."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, outcome, request, train, write_images
+from tests.helpers.runs import Recorder, outcome, request, train
 from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.training.distributed import open_runtime
@@ -11,11 +11,6 @@ from unified_vae.training.train_step import VAEStep
 
 SAME_BITS = {"training": {"deterministic": True}}
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
 class _Pulled(Exception):

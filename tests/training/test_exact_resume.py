@@ -7,14 +7,9 @@ import sys
 import pytest
 
 from tests.faults.fault_rows import report
-from tests.helpers.runs import Recorder, outcome, request, run_and_exit, server, train, write_images
+from tests.helpers.runs import Recorder, outcome, request, run_and_exit, server, train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images.npy")
 
 
 @pytest.fixture(scope="module")
