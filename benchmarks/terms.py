@@ -65,7 +65,7 @@ def read(where: str, size: int) -> Tensor:
     source = find_source(where, Path(tempfile.gettempdir()), lambda *_: None)
     count = len(source.listing().records)
     positions = sorted({number * count // IMAGES for number in range(IMAGES)})
-    return _as_batch([decode(load(), PixelFormat(size, 3)) for load in source.read(positions)])
+    return _as_batch([decode(load(), PixelFormat(size, 3)).pixels for load in source.read(positions)])
 
 
 def _as_batch(pixels: list[Any]) -> Tensor:
