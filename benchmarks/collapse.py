@@ -26,7 +26,7 @@ CONTROL, CONTROL_BETA = "control", 1e6
 SPARE_IMAGES = 100
 BOOK = PresetBook.load()
 MODELS: dict[str, ConvConfig | ResidualConfig | SpatialConfig] = {
-    name: TypeAdapter(ModelConfig).validate_python({"family": "conv", **preset.settings.values})
+    name: TypeAdapter(ModelConfig).validate_python({"family": "conv", **preset.settings.values["model"]})
     for name, preset in BOOK.presets("model").items()
 }
 SIZES = {name: model.image_size for name, model in MODELS.items()}
