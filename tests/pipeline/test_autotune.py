@@ -14,7 +14,7 @@ from unified_vae.config.run import RunConfig, RunRecord
 from unified_vae.config.training import TrainingConfig
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.pipeline import autotune
-from unified_vae.pipeline.autotune import LONG_SECONDS, LONG_STEPS, choose_kernels, with_kernels
+from unified_vae.pipeline.autotune import LONG_SECONDS, LONG_STEPS, choose_compile, with_kernels
 from unified_vae.pipeline.build import ResolvedConfig
 from unified_vae.pipeline.resume import differences
 from unified_vae.training.distributed import Runtime
@@ -26,14 +26,13 @@ GPU = Runtime(torch.device("cuda"), torch.bfloat16)  # said, never used: the tri
 class Trial:
     """Answers instead of a device, and keeps its calls."""
 
-    def __init__(self, contiguous, channels_last, compiled=None):
-        self.seconds = {("contiguous", False): contiguous, ("channels_last", False): channels_last}
-        self.compiled = compiled
+    def __init__(self, plain, compiled=None):
+        self.seconds = {False: plain, True: compiled}
         self.calls = []
 
-    def __call__(self, memory_format, compiled):
-        self.calls.append((memory_format, compiled))
-        return self.compiled if compiled else self.seconds[memory_format, False]
+    def __call__(self, compiled):
+        self.calls.append(compiled)
+        return self.seconds[compiled]
 
 
 def resumed(requested, recorded):
@@ -44,56 +43,53 @@ def resumed(requested, recorded):
     return training.memory_format, training.compile
 
 
-def test_a_cpu_measures_nothing_so_that_two_starts_are_the_same():
+@pytest.mark.parametrize(("runtime", "steps"), [(CPU, 10**6), (GPU, LONG_STEPS - 1)])
+def test_a_cpu_and_a_short_run_measure_nothing(runtime, steps):
     trial = Trial(0.1, 0.05)
-    result = choose_kernels(TrainingConfig(), CPU, 10**6, trial)
-    assert (result.memory_format, result.compile, trial.calls) == ("contiguous", False, [])
-
-
-def test_a_short_run_measures_nothing():
-    trial = Trial(0.1, 0.05)
-    result = choose_kernels(TrainingConfig(), GPU, LONG_STEPS - 1, trial)
-    assert (result.memory_format, result.compile, trial.calls) == ("channels_last", False, [])
+    assert not choose_compile(False, runtime, steps, trial)[0] and trial.calls == []
 
 
 @pytest.mark.parametrize(
-    ("contiguous", "channels_last", "expected"),
-    [(0.1, 0.05, "channels_last"), (0.05, 0.1, "contiguous"), (0.099, 0.1, "channels_last")],
+    ("dtype", "device", "expected"),
+    [
+        (torch.bfloat16, "cuda", "channels_last"),
+        (torch.float32, "cuda", "contiguous"),
+        (torch.bfloat16, "cpu", "contiguous"),
+    ],
 )
-def test_a_long_run_takes_the_faster_memory_format(contiguous, channels_last, expected):
-    result = choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(contiguous, channels_last))
-    assert result.memory_format == expected
-    assert f"{1e3 * contiguous:.1f} ms per step contiguous" in result.format_reason
+def test_a_gpu_computes_in_16_bits_channels_last(dtype, device, expected):
+    resolved = ResolvedConfig(RunConfig(training=TrainingConfig(compile=False)), (), {})
+    result = with_kernels(resolved, None, Runtime(torch.device(device), dtype), None, Recorder())
+    assert result.config.training.memory_format == expected
+    assert device in result.reasons["training.memory_format"]
 
 
 @pytest.mark.parametrize(("compiled", "expected"), [(0.08, True), (0.099, False), (None, False)])
 def test_a_long_run_compiles_where_that_is_faster(compiled, expected):
-    trial = Trial(0.2, 0.1, compiled)
-    result = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) + 1, trial)
-    assert (result.compile, trial.calls[-1]) == (expected, ("channels_last", True))
+    trial = Trial(0.1, compiled)
+    assert choose_compile(False, GPU, int(LONG_SECONDS / 0.1) + 1, trial)[0] == expected
+    assert trial.calls == [False, True]
 
 
 def test_a_run_of_minutes_says_that_it_does_not_compile():
-    trial = Trial(0.2, 0.1)
-    result = choose_kernels(TrainingConfig(), GPU, int(LONG_SECONDS / 0.1) - 1, trial)
-    assert not result.compile and ("channels_last", True) not in trial.calls
-    assert result.compile_reason == "auto: a run of about 20 min is too short to repay compiling"
+    trial = Trial(0.1)
+    compiled, reason = choose_compile(False, GPU, int(LONG_SECONDS / 0.1) - 1, trial)
+    assert not compiled and trial.calls == [False]
+    assert reason == "auto: a run of about 20 min is too short to repay compiling"
 
 
 @pytest.mark.parametrize(
-    ("requested", "steps", "trial", "why"),
+    ("deterministic", "steps", "trial", "why"),
     [
-        ({"deterministic": True}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
-        ({"deterministic": True, "memory_format": "contiguous"}, 10**6, Trial(0.2, 0.1), "training.deterministic"),
-        ({}, 10**6, Trial(None, None), "not enough memory"),
-        ({"memory_format": "contiguous"}, 10**6, Trial(None, None), "not enough memory"),
-        ({}, 10**6, Trial(0.2, 0.1, None), "not enough memory"),
-        ({}, 999, Trial(0.2, 0.1), "999 steps do not repay a trial"),
+        (True, 10**6, Trial(0.1), "training.deterministic"),
+        (False, 10**6, Trial(None), "not enough memory"),
+        (False, 10**6, Trial(0.1, None), "not enough memory"),
+        (False, 999, Trial(0.1), "999 steps do not repay a trial"),
     ],
 )
-def test_the_record_says_why_a_run_is_not_compiled(requested, steps, trial, why):
-    result = choose_kernels(TrainingConfig(**requested), GPU, steps, trial)
-    assert not result.compile and why in result.compile_reason and "too short" not in result.compile_reason
+def test_the_record_says_why_a_run_is_not_compiled(deterministic, steps, trial, why):
+    compiled, reason = choose_compile(deterministic, GPU, steps, trial)
+    assert not compiled and why in reason and "too short" not in reason
 
 
 def test_compiled_and_deterministic_exclude_each_other():
@@ -101,17 +97,6 @@ def test_compiled_and_deterministic_exclude_each_other():
         TrainingConfig(compile=True, deterministic=True)
     recorded = TrainingConfig(memory_format="channels_last", compile=True)
     assert resumed(TrainingConfig(deterministic=True), recorded) == ("channels_last", False)
-
-
-def test_formats_of_a_compiled_run_are_measured_compiled():
-    trial = Trial(0.1, 0.1, 0.05)
-    result = choose_kernels(TrainingConfig(compile=True), GPU, LONG_STEPS, trial)
-    assert trial.calls == [("contiguous", True), ("channels_last", True)]
-    assert result.compile is True and result.format_reason.endswith("compiled")
-
-
-def test_no_memory_for_a_trial_leaves_the_usual():
-    assert choose_kernels(TrainingConfig(), GPU, LONG_STEPS, Trial(0.1, None)).memory_format == "channels_last"
 
 
 @pytest.mark.parametrize(
@@ -129,9 +114,7 @@ def test_a_resumed_run_measures_nothing(recorded, expected, monkeypatch):
 
 
 def test_what_is_asked_for_is_taken():
-    requested = TrainingConfig(memory_format="contiguous", compile=True)
-    result = choose_kernels(requested, GPU, 10**6, Trial(0.2, 0.1))
-    assert (result.memory_format, result.compile) == ("contiguous", True)
+    assert resumed(TrainingConfig(memory_format="contiguous", compile=True), None) == ("contiguous", True)
 
 
 def test_a_resumed_run_keeps_channels_last_bit_exactly(tmp_path):

@@ -1,4 +1,4 @@
-"""What `auto` means for batch size, memory format and torch.compile: measured on a GPU, by rule elsewhere.
+"""What `auto` means for batch size and torch.compile, measured on a GPU, by rule elsewhere; and for memory format.
 
 All of them change results, if only by rounding. So the answer is found when a run begins, by steps on a model that is
 thrown away, written into the run's record, and kept when it is resumed. A CPU goes by a table: two starts of the same
@@ -13,7 +13,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,21 +36,17 @@ MAX_CPU_BATCH = 64
 TRIAL_STEPS = 2  # the optimizer takes its own memory in the first one
 WARM_UP_STEPS, TIMED_STEPS = 3, 5
 LONG_STEPS = 1000
-"""Steps from which on a trial of both memory formats, some 16 steps, costs less than the smallest gain that counts."""
+"""Steps from which on a trial, some 8 steps, costs less than the smallest gain that counts."""
 LONG_SECONDS = 20 * 60.0
 """A run from which on the minute that compiling takes is risked to find out whether it helps."""
 GAIN = 0.97
-"""Part of the time that the other way has to take at most: less is noise."""
+"""Part of the time that a compiled step has to take at most: less is noise."""
 BEFORE: dict[str, object] = {"memory_format": "contiguous", "compile": False}
 """How runs were computed whose records hold `auto`: there was no choice then."""
-NOT_TIMED = "nothing is timed"
-NO_ROOM = "not enough memory for a trial"
+NO_ROOM = "auto: off; not enough memory for a trial"
 
-Trial = Callable[[str, bool], float | None]
-"""(memory format, compiled) -> seconds per step; None on out-of-memory."""
-
-StepTime = float | str
-"""Seconds per step, or why they are not known."""
+Trial = Callable[[bool], float | None]
+"""Whether compiled -> seconds per step; None on out-of-memory."""
 
 
 # --- batch size ------------------------------------------------------------------------------------------
@@ -159,16 +154,6 @@ def _by_rule(step: VAEStep, data: DataSets, most: int) -> tuple[int, str]:
 # --- memory format and compilation -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class KernelChoice:
-    """How the network is computed, and why."""
-
-    memory_format: str
-    compile: bool
-    format_reason: str
-    compile_reason: str
-
-
 def with_kernels(
     resolved: ResolvedConfig, data: DataSets, runtime: Runtime, recorded: TrainingConfig | None, observer: Observer
 ) -> ResolvedConfig:
@@ -177,92 +162,63 @@ def with_kernels(
     Args:
         recorded: on resume, what the run took when it began.
     """
-    kept: dict[str, object] = {}
-    requested = resolved.config.training
-    for name, before in BEFORE.items():  # what `auto` was resolved to when the run began
-        if recorded and getattr(requested, name) == "auto" and not (name == "compile" and requested.deterministic):
+    requested, reasons = resolved.config.training, dict(resolved.reasons)
+    config, unresolved = resolved.config, [name for name in BEFORE if getattr(requested, name) == "auto"]
+    for name in tuple(unresolved):  # what `auto` was resolved to when the run began
+        if recorded and not (name == "compile" and requested.deterministic):
             value = getattr(recorded, name)
-            kept[name] = before if value == "auto" else value
-    config = resolved.config.replace(**{f"training.{name}": value for name, value in kept.items()})
-    requested = config.training
+            config = config.replace(**{f"training.{name}": BEFORE[name] if value == "auto" else value})
+            reasons[f"training.{name}"] = "auto: as when this run began"
+            unresolved.remove(name)
+    if "memory_format" in unresolved:
+        # tensor cores take numbers of 16 bits channels last; everything else is faster, or as fast, contiguous
+        half = runtime.device.type == "cuda" and runtime.dtype in (torch.bfloat16, torch.float16)
+        config = config.replace(**{"training.memory_format": "channels_last" if half else "contiguous"})
+        dtype = str(runtime.dtype).removeprefix("torch.")
+        reasons["training.memory_format"] = f"auto: usual for {dtype} on {runtime.device.type}"
+    if "compile" in unresolved:
 
-    def measured(memory_format: str, compiled: bool) -> float | None:
-        observer.phase(f"timing a step, {memory_format}{', compiled' if compiled else ''}", 0, None)
-        return _seconds_per_step(config, data, runtime, memory_format, compiled)
+        def measured(compiled: bool) -> float | None:
+            observer.phase(f"timing a step{', compiled' if compiled else ''}", 0, None)
+            return _seconds_per_step(config, data, runtime, compiled)
 
-    steps = total_steps(config, data)
-    choice = runtime.broadcast_object(choose_kernels(requested, runtime, steps, measured) if runtime.is_main else None)
-    assert choice is not None
-    config = config.replace(**{"training.memory_format": choice.memory_format, "training.compile": choice.compile})
-    reasons = {"training.memory_format": choice.format_reason, "training.compile": choice.compile_reason}
-    reasons |= {f"training.{name}": "auto: as when this run began" for name in kept}
-    return ResolvedConfig(config, resolved.substitutions, {**resolved.reasons, **reasons})
+        steps = total_steps(config, data)
+        choice = choose_compile(requested.deterministic, runtime, steps, measured) if runtime.is_main else (False, "")
+        compiled, reasons["training.compile"] = runtime.broadcast_object(choice)
+        config = config.replace(**{"training.compile": compiled})
+    return ResolvedConfig(config, resolved.substitutions, reasons)
 
 
-def choose_kernels(requested: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial) -> KernelChoice:
-    """The main process's choice.
+def choose_compile(deterministic: bool, runtime: Runtime, steps: int, seconds: Trial) -> tuple[bool, str]:
+    """The main process's choice, and why.
 
     Args:
         steps: of the whole run.
         seconds: called only where a measurement can repay itself.
     """
-    memory_format, format_reason, pace = _choose_format(requested, runtime, steps, seconds)
-    if requested.compile != "auto":
-        return KernelChoice(memory_format, requested.compile, format_reason, "as asked")
-    compiled, reason = False, ""
-    if isinstance(pace, str):
-        reason = f"auto: off; {pace}"
-    elif steps * pace < LONG_SECONDS:
-        reason = f"auto: a run of about {max(steps * pace / 60, 1):.0f} min is too short to repay compiling"
-    else:
-        try:
-            took = seconds(memory_format, True)
-        except EnvironmentProblem as error:
-            reason = f"auto: {error}"
-        else:
-            compiled = took is not None and took < GAIN * pace
-            reason = f"auto: off; {NO_ROOM}"
-            if took is not None:
-                reason = f"auto: measured {1e3 * took:.1f} ms per step compiled, {1e3 * pace:.1f} ms without"
-    return KernelChoice(memory_format, compiled, format_reason, reason)
-
-
-def _choose_format(
-    requested: TrainingConfig, runtime: Runtime, steps: int, seconds: Trial
-) -> tuple[str, str, StepTime]:
-    """The memory format, why, and the seconds per step: uncompiled, unless compiling is requested anyway."""
-    unmeasured, compiled = "", requested.compile is True
     if runtime.device.type != "cuda":
-        unmeasured = f"{NOT_TIMED} on {runtime.device.type} (docs/performance.md)"
-    elif requested.deterministic:
-        unmeasured = "training.deterministic takes no kernels by their timing"
-    elif steps < LONG_STEPS:
-        unmeasured = f"{steps:,} steps do not repay a trial"
-    if requested.memory_format != "auto":
-        needed = not unmeasured and requested.compile == "auto"
-        took = seconds(requested.memory_format, compiled) if needed else None
-        return requested.memory_format, "as asked", took or unmeasured or NO_ROOM
-    # tensor cores take numbers of 16 bits channels last; everything else is faster, or as fast, contiguous
-    half = runtime.dtype in (torch.bfloat16, torch.float16)
-    usual = "channels_last" if runtime.device.type == "cuda" and half else "contiguous"
-    known = f"auto: usual for {str(runtime.dtype).removeprefix('torch.')} on {runtime.device.type}"
-    if unmeasured:
-        return usual, f"{known}; {unmeasured}", unmeasured
-    times = {name: seconds(name, compiled) for name in ("contiguous", "channels_last")}
-    other = "contiguous" if usual == "channels_last" else "channels_last"
-    usual_time, other_time = times[usual], times[other]
-    if usual_time is None or other_time is None:
-        return usual, f"{known}; {NO_ROOM}", usual_time or NO_ROOM
-    text = ", ".join(f"{1e3 * took:.1f} ms per step {name}" for name, took in times.items() if took is not None)
-    reason = f"auto: measured {text}{', compiled' if compiled else ''}"
-    return (other, reason, other_time) if other_time < GAIN * usual_time else (usual, reason, usual_time)
+        return False, f"auto: off; nothing is timed on {runtime.device.type} (docs/performance.md)"
+    if deterministic:
+        return False, "auto: off; training.deterministic takes no kernels by their timing"
+    if steps < LONG_STEPS:
+        return False, f"auto: off; {steps:,} steps do not repay a trial"
+    if (pace := seconds(False)) is None:
+        return False, NO_ROOM
+    if steps * pace < LONG_SECONDS:
+        minutes = max(steps * pace / 60, 1)
+        return False, f"auto: a run of about {minutes:.0f} min is too short to repay compiling"
+    try:
+        took = seconds(True)
+    except EnvironmentProblem as error:
+        return False, f"auto: {error}"
+    if took is None:
+        return False, NO_ROOM
+    return took < GAIN * pace, f"auto: measured {1e3 * took:.1f} ms per step compiled, {1e3 * pace:.1f} ms without"
 
 
-def _seconds_per_step(
-    config: RunConfig, data: DataSets, runtime: Runtime, memory_format: str, compiled: bool
-) -> float | None:
+def _seconds_per_step(config: RunConfig, data: DataSets, runtime: Runtime, compiled: bool) -> float | None:
     """Median seconds per step of this rank's share of a batch, on weights of its own; None on out-of-memory."""
-    single = runtime.with_memory_format(memory_format).single_process()
+    single = runtime.with_memory_format(config.training.memory_format).single_process()
     local_batch = config.training.images_per_step // runtime.world_size
     trial = config.replace(**{"training.batch_size": local_batch, "training.compile": compiled})
 

@@ -16,7 +16,6 @@ from unified_vae.core.distributions import VAEOutput
 from unified_vae.core.events import RunStarted, TermRow
 from unified_vae.data.augment import describe as describe_augmentation
 from unified_vae.losses.kl import describe_constraint
-from unified_vae.pipeline.autotune import NOT_TIMED
 from unified_vae.pipeline.build import mean_over_batch
 from unified_vae.pipeline.setup import TrainJob
 from unified_vae.training.memory import MicroBatches
@@ -122,7 +121,7 @@ def _resolved_facts(job: TrainJob) -> list[tuple[str, str]]:
     compiled = "on" if training.compile is True else "off"
     for name, value in (("memory_format", training.memory_format), ("compile", compiled)):
         reason = reasons.get(f"training.{name}", "")
-        if reason and not reason.startswith(("as asked", "auto: as when")) and NOT_TIMED not in reason:
+        if job.runtime.device.type == "cuda" and reason and not reason.startswith("auto: as when"):
             facts.append((name.replace("_", " "), f"{value}, {reason}"))
     if state.num_micro_batches:
         size = job.schedule.micro_batch_size(job.runtime.world_size, state.num_micro_batches)
