@@ -50,7 +50,6 @@ def test_images_take_their_place_before_the_batch_is_measured(source, tmp_path, 
     run_request = request(tmp_path / "run", source, {"training": {"max_steps": 1}, "data": {"cache_on_device": True}})
     train(run_request, [Recorder()])
     monkeypatch.setattr(profile, "MAX_STEPS", 1)
-    monkeypatch.setattr(profile, "peak_flops", lambda _: 1.0)
     profile.profile(run_request.run, tmp_path / "profile", Recorder())
     measured = (autotune, "with_batch_size")
     assert order == [(setup, "cache_images"), measured, (profile, "cache_images"), measured]

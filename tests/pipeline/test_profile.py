@@ -20,7 +20,6 @@ from unified_vae.pipeline.profile import profile_folder
 @pytest.fixture
 def little(monkeypatch):
     monkeypatch.setattr(profile, "MAX_STEPS", 3)
-    monkeypatch.setitem(profile.MATMUL_SIZE, "cpu", 64)
 
 
 def test_a_profile_names_the_parts_and_writes_a_trace(tmp_path, little):
@@ -32,8 +31,6 @@ def test_a_profile_names_the_parts_and_writes_a_trace(tmp_path, little):
                  "loss: l1", "backward", "gradient norm", "optimizer", "averaged weights"):  # fmt: skip
         assert result.parts[part] > 0
     assert "loss: charbonnier" not in result.parts
-    figures = model_cost(run_request.run.config.model)
-    assert result.step_flops == pytest.approx(8 * figures.step_flops)
     assert json.loads((folder / "profile.json").read_text())["steps"] == result.steps
     names = {event.get("name") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
     assert {"forward: encoder", "backward", "aten::convolution_backward"} <= names

@@ -263,12 +263,9 @@ def profile_lines(result: Profile, folder: Path) -> Sequence[str]:
     rows = [("part of a step", "ms", "share")]
     rows += [(name, f"{1e3 * seconds:9.3f}", f"{seconds / total:6.1%}") for name, seconds in result.parts.items()]
     rows.append(("all parts, synchronized one by one", f"{1e3 * total:9.3f}", "100.0%"))
-    share = result.flops / result.peak_flops
     facts = [
         ("step", f"{1e3 * result.step_seconds:.3f} ms for {result.batch_size} images, median of {result.steps} steps"),
         ("speed", f"{number(result.batch_size / result.step_seconds)} img/s"),
-        ("operations", f"{_giga(result.step_flops)} per step, {_giga(result.flops)}/s"),
-        ("machine's peak", f"{_giga(result.peak_flops)}/s in matrix products; a step reaches {share:.0%} of it"),
         ("memory", memory_text(result.memory).removeprefix("mem ")),
         ("device", result.device),
     ]

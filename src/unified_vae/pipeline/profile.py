@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from unified_vae.analysis.preflight import run_preflight
 from unified_vae.config.run import ComposedRun
@@ -28,13 +26,12 @@ from unified_vae.pipeline.build import build_vae_step, calibrate, make_schedule
 from unified_vae.pipeline.errors import translate_runtime_errors
 from unified_vae.pipeline.setup import cache_images, first_batch, open_images, resolve
 from unified_vae.training.distributed import Runtime, open_runtime
-from unified_vae.training.train_step import PARTS, forward_and_measure, scale_learning_rates
+from unified_vae.training.train_step import PARTS, scale_learning_rates
 
-WARM_UP_STEPS, TRACED_STEPS = 3, 2
+WARM_UP_STEPS, TRACED_STEPS = 3, 5
 MIN_STEPS, MAX_STEPS, TIMED_SECONDS = 3, 50, 10.0
 SUFFIX = "-profile"  # of the folder: it holds neither config.json nor checkpoints, so nothing takes it for a run
 DATA, FORWARD, OTHER = "data: images", "forward", "noise, checks, and the rest"
-MATMUL_SIZE = {"cuda": 8192, "cpu": 1536}
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,6 @@ class Profile:
         steps: measured, as a whole and in parts.
         step_seconds: median of a step as a run takes it.
         parts: name -> seconds per step, on the GPU where there is one.
-        step_flops: operations of a step, all networks of the loss included.
-        peak_flops: of this machine per second, measured at products of matrices in the same precision.
     """
 
     device: str
@@ -55,14 +50,7 @@ class Profile:
     steps: int
     step_seconds: float
     parts: dict[str, float]
-    step_flops: float
-    peak_flops: float
     memory: Memory
-
-    @property
-    def flops(self) -> float:
-        """Operations per second of a step."""
-        return self.step_flops / self.step_seconds
 
 
 def profile_folder(run_dir: Path) -> Path:
@@ -84,8 +72,7 @@ def profile(run: ComposedRun, folder: Path, observer: Observer) -> Profile:
         open_runtime(run.config.device, training.precision, training.deterministic) as runtime,
     ):
         result = _measure(run, folder, runtime, observer)
-        content = {**dataclasses.asdict(result), "flops": result.flops}
-        write_text(folder / "profile.json", json.dumps(content, indent=2) + "\n")
+        write_text(folder / "profile.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
     return result
 
 
@@ -106,7 +93,7 @@ def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observe
         data.train,
         seed=schedule.seed,
         start_step=0,
-        end_step=WARM_UP_STEPS + 2 * MAX_STEPS + TRACED_STEPS + 1,
+        end_step=WARM_UP_STEPS + MAX_STEPS + TRACED_STEPS,
         batch_size=schedule.batch_size,
         pin_memory=runtime.device.type == "cuda",
         cached_images=cached,
@@ -129,13 +116,9 @@ def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observe
         observer.phase("warming up", 0, None)
         pace = [take_step() for _ in range(WARM_UP_STEPS)][-1]
         count = int(min(max(TIMED_SECONDS / max(pace, 1e-6), MIN_STEPS), MAX_STEPS))
-        observer.phase(f"timing {count} steps as a whole, {count} in parts", 0, None)
+        observer.phase(f"timing {count} steps as a whole, {TRACED_STEPS} in parts", 0, None)
         seconds = statistics.median(take_step() for _ in range(count))
         memory = runtime.memory()
-        forward, step._forward = step._forward, forward_and_measure  # operations inside compiled code are not counted
-        with FlopCounterMode(display=False) as counter:
-            take_step()
-        step._forward = forward
         # let the parts of the forward pass show up by name
         if not step.compiled:
             modules = {"forward: encoder": step.model.encoder, "forward: decoder": step.model.decoder}
@@ -146,22 +129,16 @@ def _measure(run: ComposedRun, folder: Path, runtime: Runtime, observer: Observe
                 module.forward = record_function(name)(module.forward)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if runtime.device.type == "cuda" else [])]
         with torch_profile(activities=activities) as trace:
-            total = sum(take_step() for _ in range(count))
-        parts = _seconds_by_part(trace, total, count)
-        with torch_profile(activities=activities) as trace:
-            for _ in range(TRACED_STEPS):
-                take_step()
+            total = sum(take_step() for _ in range(TRACED_STEPS))
+        parts = _seconds_by_part(trace, total, TRACED_STEPS)
         folder.mkdir(parents=True, exist_ok=True)
         trace.export_chrome_trace(str(folder / "trace.json"))
-    observer.phase("measuring the machine's peak", 0, None)
     return Profile(
         device=runtime.describe(),
         batch_size=schedule.batch_size,
         steps=count,
         step_seconds=seconds,
         parts=parts,
-        step_flops=float(counter.get_total_flops()),
-        peak_flops=peak_flops(runtime),
         memory=memory,
     )
 
@@ -180,18 +157,3 @@ def _seconds_by_part(trace: Any, total: float, count: int) -> dict[str, float]:
         seconds["forward: posterior and the rest"] = max(seconds.pop(FORWARD) - inside, 0.0)
     seconds[OTHER] = max(total / count - sum(seconds.values()), 0.0)
     return seconds
-
-
-def peak_flops(runtime: Runtime) -> float:
-    """Operations per second of the fastest of some products of square matrices, in the network's precision."""
-    side = MATMUL_SIZE.get(runtime.device.type, 4096)
-    left, right = (torch.ones(side, side, device=runtime.device, dtype=runtime.dtype) for _ in range(2))
-    torch.mm(left, right)
-    runtime.synchronize()
-    best, started, count = float("inf"), time.perf_counter(), 0
-    while count < 3 or time.perf_counter() - started < 1.0:
-        begun = time.perf_counter()
-        torch.mm(left, right)
-        runtime.synchronize()
-        best, count = min(best, time.perf_counter() - begun), count + 1
-    return 2 * side**3 / best
