@@ -26,7 +26,7 @@ from unified_vae.core.run_dir import RunFolder
 from unified_vae.evaluation import Group, Weights
 from unified_vae.evaluation.bootstrap import LEVEL, Difference, MetricResult, paired_difference
 from unified_vae.evaluation.images import EvaluationImages, open_evaluation_images
-from unified_vae.evaluation.metrics import DISENTANGLEMENT, FITTED, EvaluationContext, build_context, measure
+from unified_vae.evaluation.metrics import FITTED, EvaluationContext, build_context, measure
 from unified_vae.inference.image_grids import draw_grid, save_png, stack_vertically, to_pixels
 from unified_vae.inference.load import WEIGHTS_WORDS, LoadedModel, load_model, trained_model
 from unified_vae.models.density import LatentDensity, NormalDensity
@@ -171,7 +171,7 @@ def evaluate(
                 )  # fmt: skip
             context = contexts[images.size]
             if single:
-                results[label] = _measure_weights(candidate, context, len(results) > 0)
+                results[label] = _measure_weights(candidate, context)
             else:
                 results[label], shown[label] = _measure_model(candidate, context)
 
@@ -277,16 +277,12 @@ def _densities(loaded: LoadedModel, on_message: Callable[[str], None]) -> list[L
 # --- measuring -------------------------------------------------------------------------------------------
 
 
-def _measure_weights(candidate: Candidate, context: EvaluationContext, is_second: bool) -> list[MetricResult]:
-    """One of the two weights of a model; the second without disentanglement, whose trees take minutes."""
+def _measure_weights(candidate: Candidate, context: EvaluationContext) -> list[MetricResult]:
+    """One of the two weights of a model."""
     loaded, label = candidate.loaded, ", raw weights" if candidate.label == "raw" else ""
     densities = [] if Group.SAMPLES in context.skip else _densities(loaded, context.observer.notice)
-    skip = [Group.FACTORS] if is_second else []
-    results = measure(loaded.model.to(context.device), densities, context, label, skip)
+    results = measure(loaded.model.to(context.device), densities, context, label)
     loaded.model.to("cpu")
-    if is_second and Group.FACTORS not in context.skip:
-        reason = "where both weights are measured, it is of the averaged ones alone; --weights raw measures these"
-        results += [result.with_missing(reason) for result in DISENTANGLEMENT]
     return results
 
 

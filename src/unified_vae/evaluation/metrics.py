@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,7 +41,6 @@ from unified_vae.models.vae import VAE
 
 MAX_SAMPLES = 2000
 LIKELIHOOD_IMAGES = 500  # each is decoded once per draw
-DCI_IMAGES = 1000  # of which half fit the trees: with 64 latents and 18 factors they take minutes
 KEPT_VALUES = 1 << 27  # pixel values of a set that is kept for the sliced Wasserstein distance: half a GiB
 MAX_KEPT = 1000
 SMALLEST_SSIM = 6  # pixels: the window's border is mirrored
@@ -135,20 +133,15 @@ def build_context(
 
 
 def measure(
-    model: VAE,
-    densities: Sequence[LatentDensity],
-    context: EvaluationContext,
-    label: str = "",
-    skip: Collection[Group] = (),
+    model: VAE, densities: Sequence[LatentDensity], context: EvaluationContext, label: str = ""
 ) -> list[MetricResult]:
     """Measure all metrics of a model on its device.
 
     Args:
         densities: what new images are drawn from, one after the other.
         label: ends the lines of progress, e.g. `, raw weights`.
-        skip: groups to leave out, beside those of the context; they give no results.
     """
-    skip = {*skip, *context.skip}
+    skip = context.skip
     outputs = collect_outputs(model, context, f"reconstructing the images{label}")
     results: list[MetricResult] = []
     if Group.RECONSTRUCTION not in skip:
@@ -165,7 +158,7 @@ def measure(
             results += sample_metrics(model, density, context, text)
     if Group.FACTORS not in skip:
         means = outputs["mean"].double().numpy()
-        results += disentanglement_metrics(means, context.images.factors(), context.seed, context.observer.phase)
+        results.append(mutual_information_gap(means, context.images.factors(), context.seed))
     return results
 
 
@@ -478,63 +471,25 @@ def sample_metrics(model: VAE, density: LatentDensity, context: EvaluationContex
 # --- metrics of the group "factors" ----------------------------------------------------------------------
 
 
-TREES = "boosted trees of scikit-learn"
-DISENTANGLEMENT = tuple(
-    MetricResult(name, title, Group.FACTORS, "", "higher", f"as disentanglement_lib defines it, {words}")
-    for name, title, words in (
-        ("mig", "MIG", "20 bins"),
-        ("dci.disentanglement", "DCI, disentanglement", TREES),
-        ("dci.completeness", "DCI, completeness", TREES),
-        ("dci.informativeness", "DCI, informativeness", f"{TREES}, accuracy on the other half"),
-    )
-)
-"""The metrics of disentanglement, without their values."""
+MIG = MetricResult("mig", "MIG", Group.FACTORS, "", "higher", "as disentanglement_lib defines it, 20 bins")
 
 
-def disentanglement_metrics(
-    means: Latents, labels: Mapping[str, Labels], seed: int, on_progress: Callable[[str, int, int], None]
-) -> list[MetricResult]:
-    """MIG and the three of DCI, where the images are labeled with the factors they were made from.
+def mutual_information_gap(means: Latents, labels: Mapping[str, Labels], seed: int) -> MetricResult:
+    """MIG, where the images are labeled with the factors they were made from.
 
     Args:
         means: posterior means, [images, latents].
         labels: factor -> its number in each image.
     """
-    mig, disentanglement, completeness, informativeness = DISENTANGLEMENT
-    latents = means[:DCI_IMAGES]
-    half = len(latents) // 2
-    columns = [values[:DCI_IMAGES] for values in labels.values()]
-    varied = [values for values in columns if len(np.unique(values[: len(values) // 2])) > 1]
-    missing = ""
+    varied = [values for values in labels.values() if len(np.unique(values)) > 1]
     if len(varied) < 2:
         have = "one label" if varied else "no label that varies"
-        missing = f"it needs images labeled with two factors or more, and these have {have}; the built-in set has 18"
-    elif latents.shape[1] < 2:
-        missing = "it needs two latents or more"
-    if missing:
-        return [result.with_missing(missing) for result in DISENTANGLEMENT]
-
-    factors, bins = np.stack(varied, 1), latent_metrics.bin_latents(latents)
-    draws = resamples(len(bins), seed, mig.name, MEDIUM_RESAMPLES)
-    resampled = [latent_metrics.mig(bins[rows], factors[rows]) for rows in draws]
-    mig = mig.with_value(latent_metrics.mig(bins, factors), len(bins), resampled, biased=True)
-    try:
-        importances, correct = latent_metrics.dci(
-            latents[:half],
-            factors[:half],
-            latents[half:],
-            factors[half:],
-            lambda done, total: on_progress("DCI: a classifier for each factor", done, total),
+        return MIG.with_missing(
+            f"it needs images labeled with two factors or more, and these have {have}; the built-in set has 18"
         )
-    except ImportError:
-        reason = "it needs the package scikit-learn: uv sync --extra metrics"
-        return [mig, *(result.with_missing(reason) for result in (disentanglement, completeness, informativeness))]
-    images: int = 2 * len(correct)
-    note = "no interval: each resample would fit all trees anew"
-    accuracy: npt.NDArray[np.float64] = correct.mean(1)
-    return [
-        mig,
-        disentanglement.with_value(latent_metrics.concentration(importances), images, note=note),
-        completeness.with_value(latent_metrics.concentration(importances.T), images, note=note),
-        informativeness.with_mean(accuracy, seed, images=images, note="interval over the tested half"),
-    ]
+    if means.shape[1] < 2:
+        return MIG.with_missing("it needs two latents or more")
+    factors, bins = np.stack(varied, 1), latent_metrics.bin_latents(means)
+    draws = resamples(len(bins), seed, MIG.name, MEDIUM_RESAMPLES)
+    resampled = [latent_metrics.mig(bins[rows], factors[rows]) for rows in draws]
+    return MIG.with_value(latent_metrics.mig(bins, factors), len(bins), resampled, biased=True)

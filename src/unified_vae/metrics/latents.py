@@ -1,9 +1,8 @@
-"""Metrics of latents: KL per unit, active units, the gap to the prior, likelihood bounds, and disentanglement."""
+"""Metrics of latents: KL per unit, active units, the gap to the prior, likelihood bounds, and MIG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,8 +191,8 @@ def log_ratio(posterior: DiagonalGaussian, noise: Tensor) -> Tensor:
 
 
 # --- disentanglement -------------------------------------------------------------------------------------
-# Both as disentanglement_lib defines them (Locatello et al. 2019, arXiv 1811.12359), between 0 and 1; latents are
-# posterior means, factors are discrete.
+# As disentanglement_lib defines it (Locatello et al. 2019, arXiv 1811.12359), between 0 and 1; latents are posterior
+# means, factors are discrete.
 
 
 def bin_latents(latents: Latents) -> Labels:
@@ -232,43 +231,3 @@ def mig(bins: Labels, factors: Labels) -> float:
         information = np.sort(mutual_information(bins, factor))
         gaps.append((information[-1] - information[-2]) / mutual_information(factor[:, None], factor)[0])
     return float(np.mean(gaps))
-
-
-def dci(
-    latents: Latents,
-    factors: Labels,
-    test_latents: Latents,
-    test_factors: Labels,
-    on_factor: Callable[[int, int], None] | None = None,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Fit scikit-learn's gradient boosted trees to each factor, for DCI (Eastwood & Williams 2018). Slow.
-
-    Args:
-        on_factor: called with (done, total).
-
-    Returns:
-        The importances of latents, [latents, factors], for `concentration`: of its rows disentanglement, of its
-        transpose completeness. Whether each test image's factor is predicted right, [test images, factors]: the mean is
-        informativeness.
-    """
-    from sklearn.ensemble import GradientBoostingClassifier
-
-    importances = np.zeros((latents.shape[1], factors.shape[1]))
-    correct = np.zeros(test_factors.shape, dtype=bool)
-    for column in range(factors.shape[1]):
-        model = GradientBoostingClassifier(random_state=0).fit(latents, factors[:, column])
-        importances[:, column] = np.abs(model.feature_importances_)
-        correct[:, column] = model.predict(test_latents) == test_factors[:, column]
-        if on_factor:
-            on_factor(column + 1, factors.shape[1])
-    return importances, correct
-
-
-def concentration(importances: npt.NDArray[np.float64]) -> float:
-    """Return 1 - the entropy of rows as distributions, to the base of their length, weighted by the rows' sums."""
-    probability = importances + 1e-11  # as in disentanglement_lib, so that rows of zeros count as even
-    probability = probability / probability.sum(1, keepdims=True)
-    entropy = -(probability * np.log(probability)).sum(1) / np.log(importances.shape[1])
-    total = importances.sum()
-    weights = importances.sum(1) / total if total > 0 else np.full(len(importances), 1 / len(importances))
-    return float(((1 - entropy) * weights).sum())
