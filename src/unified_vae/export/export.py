@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,12 +35,12 @@ if TYPE_CHECKING:
     from unified_vae.models.pretrained import LatentStats
     from unified_vae.models.vae import VAE
 
-Format = Literal["onnx", "torch", "aoti", "safetensors", "diffusers"]
+Format = Literal["onnx", "torch", "safetensors", "diffusers"]
 PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "diffusers": ("diffusers",)}
-ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "aoti": ".pt2", "diffusers": ""}
-TOLERANCE = {"onnx": 1e-4, "torch": 0.0, "aoti": 1e-4, "diffusers": 1e-6}
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "diffusers": ""}
+TOLERANCE = {"onnx": 1e-4, "torch": 0.0, "diffusers": 1e-6}
 """Largest relative difference: other programs sum in another order."""
-HALF_TOLERANCE = 3e-2  # of ONNX and compiled files, which round to half precision in other places
+HALF_TOLERANCE = 3e-2  # of ONNX files, which round to half precision in other places
 DIFFUSERS_BATCHES = (1, 2)
 STATS_IMAGES = 1000  # that scale and shift of latents are measured on
 READER = Path(__file__).with_name("reader.py")
@@ -90,7 +89,7 @@ def check(target: Path, to: Format, output: Path | None, half: HalfName | None, 
 
     Raises:
         ConfigError: no such target, or a combination that there is not.
-        EnvironmentProblem: a package or a compiler is missing, or the output cannot be written.
+        EnvironmentProblem: a package is missing, or the output cannot be written.
     """
     if target.is_file():
         raise ConfigError(
@@ -107,12 +106,6 @@ def check(target: Path, to: Format, output: Path | None, half: HalfName | None, 
         raise ConfigError("--half needs the audit, which looks at images: leave --images 0 out.")
     if missing := [name for name in PACKAGES.get(to, ()) if importlib.util.find_spec(name) is None]:
         raise EnvironmentProblem(f"--to {to} needs {' and '.join(missing)}: uv sync --extra {to}")
-    compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX", "").split() else ["g++", "clang++", "cl"]
-    if to == "aoti" and not any(shutil.which(name) for name in compilers):
-        raise EnvironmentProblem(
-            "--to aoti compiles C++ and there is no compiler here (g++, clang++ or what CXX names): install one, "
-            "or use --to torch, which needs none."
-        )
     if output is not None:
         _refuse_other_files(output)
         parent = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.lexists(path))
@@ -206,14 +199,12 @@ def export(
             parts = formats.parts(model if half is None else half_copy(model, DTYPES[half]))
             for number, part in enumerate(parts if to != "diffusers" else []):
                 path = stage / f"{part.name}{ENDINGS[to]}"
-                observer.phase("compiling, which takes minutes" if to == "aoti" else "writing", number, len(parts))
+                observer.phase("writing", number, len(parts))
                 if to == "onnx":
                     formats.write_onnx(path, part, {name: str(value) for name, value in facts.items()})
-                elif to == "torch":
+                else:
                     with formats.quiet():
                         torch.export.save(part.traced(), path)
-                else:
-                    formats.write_package(path, part, observer.notice)
             if to == "diffusers":
                 assert isinstance(config, SpatialConfig)
                 known = None if data is not None or finished is None else finished.content.stats

@@ -1,4 +1,4 @@
-"""The formats of an export: ONNX, torch.export, AOTInductor, a folder for diffusers, and our own model folder."""
+"""The formats of an export: ONNX, torch.export, a folder for diffusers, and our own model folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import io
 import json
 import logging
 import shutil
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 
 from unified_vae.config.model import SpatialConfig
 from unified_vae.core.checkpoint_format import write_tensors
-from unified_vae.core.errors import EnvironmentProblem, reason
 from unified_vae.core.events import Observer
 from unified_vae.core.files import write_text
 from unified_vae.export.precision import HalfAudit
@@ -176,23 +174,6 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-def write_package(path: Path, part: Part, notice: Callable[[str], None]) -> None:
-    """Write one AOTInductor package, which holds machine code for this kind of machine.
-
-    Raises:
-        EnvironmentProblem: the compiler fails.
-    """
-    started = time.monotonic()
-    try:
-        with quiet():
-            torch._inductor.aoti_compile_and_package(part.traced(), package_path=str(path))
-    except Exception as error:  # the compiler's errors are of many kinds
-        raise EnvironmentProblem(
-            f"the C++ compiler could not build the {part.name} ({reason(error)}). Use --to torch, which needs none."
-        ) from error
-    notice(f"{part.name} compiled in {time.monotonic() - started:.0f} s")
 
 
 # --- our own folder --------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Opens exported files as their users will: in a fresh process, with one library. Run as a script, never imported.
 
-    python reader.py onnx|torch|aoti|diffusers FOLDER INPUTS.npz OUTPUTS.npz THREADS
+    python reader.py onnx|torch|diffusers FOLDER INPUTS.npz OUTPUTS.npz THREADS
 
 INPUTS holds `encoder/1`: the input of FOLDER's encoder for a batch of 1; OUTPUTS gets `encoder/1/0`, its first output.
 """  # fmt: skip
@@ -49,8 +49,7 @@ def open_torch(kind: str, folder: str, part: str, threads: int) -> Function:
         return [result.numpy() for result in results]
 
     if kind != "diffusers":
-        path = f"{folder}/{part}.pt2"
-        program = torch._inductor.aoti_load_package(path) if kind == "aoti" else torch.export.load(path).module()
+        program = torch.export.load(f"{folder}/{part}.pt2").module()
     return torch.no_grad()(call)
 
 

@@ -21,7 +21,7 @@ def export(
     to: Annotated[
         Format,
         Option(
-            help="onnx: for onnxruntime and others; torch: torch.export programs; aoti: compiled for this machine; "
+            help="onnx: for onnxruntime and others; torch: torch.export programs; "
             "safetensors: the plain model folder; diffusers: a folder for AutoencoderKL (family spatial)."
         ),
     ],
