@@ -21,9 +21,9 @@ XHTML = "{http://www.w3.org/1999/xhtml}"
 NASTY = "<script>alert('x')</script>&amp;\"'\x1b[31m\u202e{{ 7 * 7 }}"
 
 
-def page(*runs: Path, output: Path | None = None) -> str:
-    """The report of one run, or of several."""
-    return write_report(runs, output).read_text(encoding="utf-8")
+def page(run: Path) -> str:
+    """The report of a run."""
+    return write_report(run).read_text(encoding="utf-8")
 
 
 def parsed(html: str):
@@ -42,7 +42,6 @@ def words(html: str) -> str:
 def no_charts(monkeypatch):
     """Leaves the curves out, which take most of the time."""
     monkeypatch.setattr(plots, "run_charts", lambda run: [])
-    monkeypatch.setattr(plots, "comparison_charts", lambda runs: [])
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +141,11 @@ def nasty_run(folder: Path) -> Path:
 
 def test_a_stranger_can_write_no_markup(tmp_path, no_charts):
     run = nasty_run(tmp_path / "<script>alert(1)<∕script> & b 'c' \"d\" ünï ☃ {{ 7 * 7 }}")
-    for html in (page(run), page(run, run, output=tmp_path / "both.html")):
-        tree = parsed(html)
-        assert not list(tree.iter(f"{XHTML}script"))
-        assert "<script>alert('x')</script>" in "".join(tree.itertext())  # said, not done
-        assert "{{ 7 * 7 }}" in html and "\x1b" not in html and "\u202e" not in html
+    html = page(run)
+    tree = parsed(html)
+    assert not list(tree.iter(f"{XHTML}script"))
+    assert "<script>alert('x')</script>" in "".join(tree.itertext())  # said, not done
+    assert "{{ 7 * 7 }}" in html and "\x1b" not in html and "\u202e" not in html
 
 
 def test_an_evaluation_beside_the_run_is_shown(tmp_path, no_charts):
@@ -155,7 +154,6 @@ def test_an_evaluation_beside_the_run_is_shown(tmp_path, no_charts):
     seen = words(page(run))
     assert "PSNR of all pixels 30.5 dB 30.25 to 30.75 PSNR of all pixels, 160 images" in seen
     assert "Not measured: 1 Not measured of the averaged weights metric why FID its weights cannot be had" in seen
-    assert "PSNR of all pixels 30.5 dB —" in words(page(run, whole_run(tmp_path / "b"), output=tmp_path / "c.html"))
 
 
 def test_a_run_of_a_config_and_one_row_has_its_page(tmp_path, no_charts):
@@ -244,33 +242,13 @@ def test_the_newer_diagnosis_is_shown_if_it_is_not_outdated(tmp_path, no_charts)
     assert "Prior mismatch." not in words(page(run))
 
 
-def test_several_runs_side_by_side(tmp_path):
-    first = whole_run(tmp_path / "first")
-    second = whole_run(tmp_path / "second", psnr=25.0, config={"model": {"latents": 64}, "training": {"epochs": 4}})
-    html = page(first, second, bare_run(tmp_path / "third"), output=tmp_path / "compared.html")
-    seen = words(html)
-    assert "PSNR 21.28 dB 25.00 dB —" in seen and "model.latents 32 64 32" in seen
-    assert "training.epochs 4" not in seen  # the same in all
-    assert {f"{tmp_path.as_posix()}/{name}" for name in ("first", "second", "third")} <= set(seen.split())
-    assert "Not all of these runs saw the same images" in seen
-    charts = list(parsed(html).iter("{http://www.w3.org/2000/svg}svg"))
-    assert len(charts) == 6 and all("A" in set(chart.itertext()) for chart in charts)
-    assert {"A", "B"} <= set(charts[0].itertext())
-
-
-def test_runs_on_the_same_images_get_no_warning(tmp_path, no_charts):
-    both = whole_run(tmp_path / "a"), whole_run(tmp_path / "b")
-    seen = words(page(*both, output=tmp_path / "compared.html"))
-    assert "same images" not in seen and "All settings are the same." in seen
-
-
 def test_what_a_run_is_named_by_does_not_change_its_page(tmp_path, monkeypatch, no_charts):
     run = whole_run(tmp_path / "runs" / "mine")
     (run / "model" / "model.safetensors").touch()
     (run / "checkpoints" / "step-000000040").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     targets = [Path("runs/mine") / inside for inside in ("", "model", "./model", "checkpoints/step-000000040")]
-    assert {write_report([target]) for target in targets} == {Path("runs/mine/report.html")}
+    assert {write_report(target) for target in targets} == {Path("runs/mine/report.html")}
     pages = {re.sub("Written [-0-9]+ [0-9:]+ UTC", "", page(target)) for target in targets}
     assert len(pages) == 1 and str(tmp_path) not in pages.pop()
     monkeypatch.chdir(run / "model")
@@ -289,17 +267,15 @@ def test_wrong_folders_are_named_in_a_sentence(tmp_path):
         (tmp_path / name / "config.json").write_text(config)
     for name in ("nowhere", "empty", "file", "words", "list", "other", "deep"):
         with pytest.raises(ConfigError, match=name):
-            write_report([tmp_path / name])
+            write_report(tmp_path / name)
 
 
 def test_wrong_outputs_are_named_in_a_sentence(tmp_path, no_charts):
     run = whole_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="is a folder"):
-        write_report([run], tmp_path)
+        write_report(run, tmp_path)
     with pytest.raises(EnvironmentProblem, match="give another --output"):
-        write_report([run], run / "config.json" / "page.html")
-    with pytest.raises(ConfigError, match="at most 26"):
-        write_report([run] * 27)
+        write_report(run, run / "config.json" / "page.html")
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(48.4, "48 s"), (720, "12 min"), (11_100, "3 h 05 min"), (0, "0 s")])

@@ -46,7 +46,7 @@ VERBS = {
     "edit": ("edit", "Change an attribute of images, learned from labels."),
     "evaluate": ("evaluate", "Measure models, each metric with a 95 % interval; several side by side."),
     "export": ("export", "Write a model as files for other programs, load them back and compare."),
-    "report": ("report", "Write one HTML page of a run, or one that compares several."),
+    "report": ("report", "Write one HTML page of a run."),
 }
 """Verb of `unified-vae`, in the order of `--help` -> module below `cli.commands`, summary."""
 

@@ -278,7 +278,7 @@ def write_report(job: TrainJob) -> None:
                 "evidence": [evidence.to_json() for evidence in diagnosis.evidence()],
             }
             write_text(job.folder.closing, json.dumps(content, indent=2) + "\n")
-        path = page.write_report([job.folder.root])
+        path = page.write_report(job.folder.root)
     except Exception as error:
         job.observer.notice(f"{job.folder.report} could not be written ({reason(error).rstrip('.')})")
         return

@@ -1,15 +1,14 @@
-"""Renders the report of one run, or the comparison of several, as one HTML file that loads nothing from anywhere."""
+"""Renders the report of a run as one HTML file that loads nothing from anywhere."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 import jinja2
@@ -20,11 +19,9 @@ from unified_vae.core.errors import ConfigError, EnvironmentProblem, escape_name
 from unified_vae.core.files import write_text
 from unified_vae.report.read import RunData, flatten, get, is_number, mapping, read_run
 
-MOST_RUNS = len(ascii_uppercase)
 IMAGE_BYTES = 1_200_000
 """Bytes of all images of a page together; as text they are a third more."""
 SHOWN = 10  # steps that are named of those that were skipped
-AVERAGED = "ema"
 
 # label, name in metrics.jsonl or computed below, format, how to read it; the most telling first
 METRICS = (
@@ -40,24 +37,22 @@ METRICS = (
 )
 
 
-def write_report(targets: Sequence[Path], output: Path | None = None) -> Path:
-    """Write the page of one run, or of several compared, and return its path.
+def write_report(target: Path, output: Path | None = None) -> Path:
+    """Write the page of a run and return its path.
 
     Args:
-        targets: folders of runs, or of a checkpoint or a model in one.
-        output: the file; None: report.html in the run's folder, and for several runs comparison.html here.
+        target: folder of a run, or of a checkpoint or a model in one.
+        output: the file; None: report.html in the run's folder.
 
     Raises:
-        ConfigError: a target is not a run, or there are too many.
+        ConfigError: the target is not a run.
         EnvironmentProblem: the page cannot be written.
     """
-    if len(targets) > MOST_RUNS:
-        raise ConfigError(f"{len(targets)} runs do not fit onto one page: name at most {MOST_RUNS}")
-    runs = [read_run(target) for target in targets]
-    output = output or (runs[0].root / "report.html" if len(runs) == 1 else Path("comparison.html"))
+    run = read_run(target)
+    output = output or run.root / "report.html"
     if output.is_dir():
-        raise ConfigError(f"--output {output} is a folder: name a file in it, e.g. {output / 'comparison.html'}")
-    text = render_run(runs[0]) if len(runs) == 1 else render_comparison(runs)
+        raise ConfigError(f"--output {output} is a folder: name a file in it, e.g. {output / 'report.html'}")
+    text = render_run(run)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -108,35 +103,6 @@ def render_run(run: RunData) -> str:
             [text(cell) for cell in row] for row in _list(run.record.get("substitutions")) if len(_list(row)) == 3
         ],
         machine=_machine(run),
-    )
-
-
-def render_comparison(runs: Sequence[RunData]) -> str:
-    """Return the page that compares several runs; each has a letter, which names its column and its lines."""
-    from unified_vae.report.plots import comparison_charts
-
-    labelled = dict(zip(ascii_uppercase, runs, strict=False))
-    summaries = [{name: value for name, value, _ in summarize(run)} for run in runs]
-    evaluated = [{row[0]: row[1] for row in evaluations(run).get(AVERAGED, ([], []))[0]} for run in runs]
-    settings = [{name: text(value) for name, value in flatten(run.record["config"]).items()} for run in runs]
-    # two image grids of each run, like beside like
-    images = [(path, f"{label}: {words}") for label, run in labelled.items() for path, words in run.images[:2]]
-    images.sort(key=lambda image: "New images" in image[1])
-    return _render(
-        title=f"{len(runs)} runs compared",
-        status="Averaged weights, validation images.",
-        run=None,
-        labels=list(labelled),
-        runs=[
-            (label, run.root.as_posix(), run.status, run.diagnosis["cause"] if run.diagnosis else "unknown")
-            for label, run in labelled.items()
-        ],
-        other_images=len({text(get(run.record, "data", "fingerprint")) for run in runs}) > 1,
-        metrics=_side_by_side(summaries),
-        charts=comparison_charts(labelled),
-        settings=[row for row in _side_by_side(settings) if len(set(row[1:])) > 1],
-        evaluation=_side_by_side(evaluated),
-        images=_embedded(images),
     )
 
 
@@ -203,12 +169,6 @@ def _machine(run: RunData) -> list[tuple[str, str]]:
             ("energy", "not measured"),
         ]
     return rows
-
-
-def _side_by_side(columns: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
-    """Rows of (name, value in each column); a dash where a column has none."""
-    names = dict.fromkeys(name for column in columns for name in column)
-    return [(name, *(column.get(name, "—") for column in columns)) for name in names]
 
 
 def _embedded(images: Sequence[tuple[Path, str]]) -> list[dict[str, Any]]:

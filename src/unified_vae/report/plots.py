@@ -46,7 +46,7 @@ CSS_COLORS = {
 MOST_POINTS = 240  # of a line; more are averaged, which at this size nobody sees
 BEGINNING = 0.05  # part of a run whose values may leave the frame ...
 SQUASHED = 3.0  # ... where they would make it this many times as high
-STEPS, HOURS = "optimizer steps", "hours"
+STEPS = "optimizer steps"
 WIDTH, HEIGHT, LEFT, LEGEND_ROW, LEGEND_COLUMNS = 4.4, 2.7, 0.66, 0.2, 6  # inches, and names in a row
 
 WIDEST_IMAGE = 1400  # pixels; twice what a page shows on a screen
@@ -105,29 +105,6 @@ def run_charts(run: RunData) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def comparison_charts(runs: Mapping[str, RunData]) -> list[Chart]:
-    """Draw the validations of several runs, named by their labels, over steps and over hours, and as paths."""
-    names = ("psnr", "rate.nats", "active_units", "sharpness")
-    psnr, kl, units, sharpness = (
-        {label: _points(run.split("validation"), name) for label, run in runs.items()} for name in names
-    )
-    path = {label: _points(run.split("validation"), "psnr", "rate.nats") for label, run in runs.items()}
-    hours: dict[str, Points] = {}
-    for label, run in runs.items():
-        steps, seconds = np.maximum.accumulate(np.array(run.timing.clock)).T  # a resumed run did steps again
-        if len(steps) > 1:
-            hours[label] = [(float(np.interp(step, steps, seconds)) / 3600, value) for step, value in psnr[label]]
-    charts = [
-        _chart("PSNR", "dB", psnr),
-        _chart("PSNR over time", "dB", hours, x_label=HOURS),
-        _chart("KL", "nats per image", kl),
-        _chart("Active units", "latents", units, zero=True),
-        _chart("Sharpness", "share of fine detail", sharpness, zero=True),
-        _chart("Rate and distortion", "PSNR, dB", path, x_label="KL, nats per image"),
-    ]
-    return [chart for chart in charts if chart is not None]
-
-
 def _points(rows: Sequence[Row], name: str, x: str = "step") -> Points:
     return [(row[x], row[name]) for row in rows if is_number(row.get(x)) and is_number(row.get(name))]
 
@@ -175,7 +152,7 @@ def _chart(
         low, high = min(later if clipped else values), max(later if clipped else values)
         margin = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
         axes.set_ylim(low - margin, high + margin)
-        axes.set_xlim(left=0 if x_label in (STEPS, HOURS) else None)
+        axes.set_xlim(left=0 if over_steps else None)
         axes.locator_params(axis="x", nbins=6)
         axes.xaxis.set_major_formatter(EngFormatter(sep="") if over_steps else "{x:.6g}")
         axes.yaxis.set_major_formatter("{x:.6g}")

@@ -26,7 +26,6 @@ class Timing:
 
     Attributes:
         training, validation, waiting: seconds in optimizer steps, in validations, and waiting for checkpoints.
-        clock: (step, seconds until then), ascending; only (0, 0) where nothing was recorded.
         speeds: training images per second, one for each row.
         memory: (label, bytes) of the peaks that were measured.
     """
@@ -34,7 +33,6 @@ class Timing:
     training: float
     validation: float
     waiting: float
-    clock: Sequence[tuple[float, float]]
     speeds: Sequence[float]
     memory: Sequence[tuple[str, float]]
 
@@ -116,7 +114,7 @@ class RunData:
         """Times from timing.jsonl. Work that was lost and done again after a resume counts once."""
         batch_size = self.setting("training", "batch_size")
         training = validation = waiting = before = 0.0
-        clock, speeds = [(0.0, 0.0)], []
+        speeds = []
         for row in self.timing_rows:
             speed, stalled, validated = (
                 value if is_number(value := row.get(name)) else 0.0
@@ -127,12 +125,11 @@ class RunData:
                 before = row["step"]
                 speeds.append(speed)
             validation, waiting = validation + validated, waiting + stalled
-            clock.append((row["step"], training + validation + waiting))
         memory = []
         for label, name in (("process", "process_bytes"), ("device", "device_peak_bytes")):
             peaks = [row[name] for row in self.timing_rows if is_number(row.get(name))]
             memory += [(f"memory of the {label}, peak", max(peaks))] if peaks else []
-        return Timing(training, validation, waiting, clock, speeds, memory)
+        return Timing(training, validation, waiting, speeds, memory)
 
 
 def read_run(target: Path) -> RunData:

@@ -1,4 +1,4 @@
-"""The verb `report`: one page of a run, or one that compares several."""
+"""The verb `report`: one page of a run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Annotated
 from typer import Argument, Option
 
 from unified_vae.console import show, wrapped
+from unified_vae.core.errors import ConfigError, uv_run
 
 
 def report(
-    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
-    output: Annotated[
-        Path | None, Option(help="The file to write.", show_default="RUN/report.html; of several runs, comparison.html")
-    ] = None,
+    runs: Annotated[list[Path], Argument(metavar="RUN", help="Folder of a run, finished or not.")],
+    output: Annotated[Path | None, Option(help="The file to write.", show_default="RUN/report.html")] = None,
 ) -> None:
-    """Write a run's metrics, curves, images and settings as one HTML page; several runs: one that compares them."""
+    """Write a run's metrics, curves, images and settings as one HTML page."""
     from unified_vae.report.page import write_report
 
+    if len(runs) > 1:
+        command = uv_run("unified-vae", "evaluate", *map(str, runs))
+        raise ConfigError(f"report takes one run; several are measured side by side by {command}")
     start = time.monotonic()
-    page = write_report(runs, output)
+    page = write_report(runs[0], output)
     size = f"{page.stat().st_size / 1e6:.1f} MB, in {time.monotonic() - start:.1f} s"
     show(wrapped(f"the page: {page.as_posix()} ({size})", "  "))
