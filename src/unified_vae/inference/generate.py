@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,7 +25,7 @@ from unified_vae.models.density import FLOW_REPLACED
 from unified_vae.models.pretrained import DENSITY
 
 SAMPLE_COLUMNS, PAIR_COLUMNS, INTERPOLATION_COLUMNS = 8, 4, 12
-MOVIE_SUFFIXES = (".gif", ".webp", ".mp4")
+MOVIE_SUFFIXES = (".gif", ".webp")
 MIN_MOVIE_HEIGHT = 256
 """Smaller images are enlarged by a whole factor, so that a movie can be looked at."""
 
@@ -182,13 +180,11 @@ def interpolate(
         a, b: an image file each, or the seed of a sample.
         sheet: a PNG of all; None for none.
         folder: for a PNG each; None for none.
-        movie: .gif, .webp or .mp4, there and back; None for none.
+        movie: .gif or .webp, there and back; None for none.
         checkpoint: of a run; None takes its model.
     """
     if movie is not None:
         check_suffix(movie, MOVIE_SUFFIXES, "--movie")
-        if movie.suffix.lower() == ".mp4" and importlib.util.find_spec("av") is None:
-            raise EnvironmentProblem("an MP4 needs the package av: uv sync --extra video; or name a .gif or .webp")
     ends: list[Path | int] = []
     for text in (a, b):
         if Path(text).is_file():
@@ -224,29 +220,17 @@ def interpolate(
 
 
 def _write_movie(images: Sequence[Image.Image], path: Path, fps: int) -> None:
-    """Write the images from the first to the last and back, in a circle: GIF and WebP by Pillow, MP4 by PyAV."""
+    """Write the images from the first to the last and back, in a circle."""
     zoom = math.ceil(MIN_MOVIE_HEIGHT / images[0].height)
     width, height = (zoom * side for side in images[0].size)
-    if path.suffix.lower() == ".mp4":  # H.264 with half the colors in both directions: sides are even
-        width, height = width + width % 2, height + height % 2
     frames = [
         image.convert("RGB").resize((width, height), Image.Resampling.NEAREST) for image in [*images, *images[-2:0:-1]]
     ]
     stage = path.with_name(f"{STAGE_PREFIX}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() == ".mp4":
-            import av
-
-            with av.open(str(stage), "w", format="mp4") as container:
-                stream = container.add_stream("libx264", rate=fps)
-                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                for frame in frames:
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")))
-                container.mux(stream.encode())
-        else:
-            kind, milliseconds = path.suffix[1:].upper(), round(1000 / fps)
-            frames[0].save(stage, kind, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+        kind, milliseconds = path.suffix[1:].upper(), round(1000 / fps)
+        frames[0].save(stage, kind, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
         stage.replace(path)
     except OSError as error:
         raise EnvironmentProblem(f"{path} cannot be written ({reason(error)}): name another place") from error

@@ -79,7 +79,7 @@ def interpolate(
     sheet: Annotated[Path | None, _sheet("walk.png, unless there is --folder or --movie")] = None,
     folder: Folder = None,
     movie: Annotated[
-        Path | None, Option(metavar="FILE", help="There and back: .gif, .webp or .mp4.", show_default="none")
+        Path | None, Option(metavar="FILE", help="There and back: .gif or .webp.", show_default="none")
     ] = None,
     fps: Annotated[int, Option(min=1, max=100, help="Frames per second of the movie.")] = 12,
     checkpoint: Checkpoint = None,
