@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tests.inference.small_models import COUNT, LATENTS, SIZE, write_model
+from tests.inference.small_models import COUNT, LATENTS, write_model
 from unified_vae import VAE
 from unified_vae.core.errors import ConfigError, DataError, EnvironmentProblem, UserError
 from unified_vae.core.events import Observer
@@ -189,8 +189,7 @@ def test_decoding_gives_the_models_reconstructions(
     folder = decode(model, latents / name, tmp_path / "images")
     assert len(contents(folder)) == IMAGES
     assert all(np.array_equal(np.asarray(Image.open(folder / each)), truth[row]) for row, each in enumerate(ids))
-    assert Image.open(decode(model, latents / name, tmp_path / "sheet.png")).width > 4 * SIZE
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "sheet.png", "x.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "x.npy"]
 
 
 def test_a_shard_is_read_alone(model: Path, latents: Path, tmp_path: Path) -> None:
@@ -206,25 +205,11 @@ def test_a_shard_is_read_alone(model: Path, latents: Path, tmp_path: Path) -> No
         decode(write_model(tmp_path / "other", seed=5), alone, tmp_path / "never.npy")
 
 
-def test_files_of_an_earlier_version_are_read(tmp_path: Path) -> None:
-    """Each was written by the last version that laid files out by hand."""
-    model = write_model(tmp_path / "model")
-    safe, npy, table = (open_latents(EARLIER / f"x.{suffix}") for suffix in ("safetensors", "npy", "parquet"))
-    shards, shard = open_latents(EARLIER / "shards.npy.json"), open_latents(EARLIER / "shards-00002-of-00002.npy")
-    ids = ["cats/1.png", "cats/2.png", "cats/4.png", "cats/5.png", "dögs/0.png", "dögs/3.png", "dögs/6.png"]
-    assert safe.ids == npy.ids == table.ids == shards.ids == ids and shard.ids == ids[4:]
-    rows = next(safe.chunks())
-    assert all(np.array_equal(next(each.chunks()), rows) for each in (npy, table))
-    scaling = shards.about["latents"]["scaling"]
-    assert all(each.about["latents"]["scaling"] == scaling for each in (shards, shard))
-    for each, expected in ((shards, rows), (shard, rows[4:])):
-        scaled = np.concatenate(list(each.chunks()))
-        assert np.allclose(scaled / scaling["scale"] + scaling["shift"], expected, atol=1e-5)
-    images = [
-        np.load(decode(model, EARLIER / name, tmp_path / f"{name}.npy", other_model=True)).astype(int)
-        for name in ("x.safetensors", "x.npy", "x.parquet", "shards.npy.json")
-    ]
-    assert all(np.abs(each - images[0]).max() <= 1 for each in images)
+@pytest.mark.parametrize("name", ["x.safetensors", "x.npy", "shards.npy.json", "shards-00002-of-00002.npy"])
+def test_files_of_an_earlier_version_are_refused(name: str) -> None:
+    """As files of another program they would be decoded without their scaling."""
+    with pytest.raises(DataError, match="encode the images anew"):
+        open_latents(EARLIER / name)
 
 
 def test_latents_of_other_programs(model: Path, tmp_path: Path) -> None:
@@ -428,9 +413,6 @@ def test_mistakes_in_decoding_are_one_sentence(model: Path, latents: Path, tmp_p
     about = {"model": {}, "latents": {}}
     (tmp_path / "own.json").write_text(json.dumps({**about, "parts": [{"files": ["own.json"]}]}))
     values = np.zeros((3, LATENTS), np.float32)
-    names = {"ids": np.frombuffer(b"ab", np.uint8), "id_ends": np.array([1, 2])}
-    save_file({"mean": values, **names}, tmp_path / "unnamed.safetensors")
-    save_file({"mean": values, **names, "id_ends": np.array(["a"]).view(np.uint32)}, tmp_path / "ends.safetensors")
     parts = {"parts": [{"files": ["unnamed.npy"], "rows": 3}], "columns": {"id": ["a", "b"]}}
     np.save(tmp_path / "unnamed.npy", values)
     (tmp_path / "unnamed.json").write_text(json.dumps({**about, **parts}))
@@ -451,8 +433,6 @@ def test_mistakes_in_decoding_are_one_sentence(model: Path, latents: Path, tmp_p
         (DataError, "latents are float", model, tmp_path / "flat.npy", target),
         (DataError, "has no rows", model, tmp_path / "none.npy", target),
         (DataError, "latents are read from", model, tmp_path / "own.json", target),
-        (DataError, "names 2 images and holds 3 rows", model, tmp_path / "unnamed.safetensors", target),
-        (DataError, "names 1 images and holds 3 rows", model, tmp_path / "ends.safetensors", target),
         (DataError, "names 2 images, and its files hold 3 rows", model, tmp_path / "unnamed.json", target),
         (DataError, "row 2 .* NaN or infinite", model, tmp_path / "nan.npy", target),
         (DataError, "log variances", model, latents / "x.logvar.npy", target),
@@ -461,10 +441,10 @@ def test_mistakes_in_decoding_are_one_sentence(model: Path, latents: Path, tmp_p
         (DataError, "latents are read from", model, full / "precious", target),
         (ConfigError, "is there already", model, source, full),
         (ConfigError, "images go to", model, source, tmp_path / "out.jpg"),
-        (ConfigError, "not scaled: leave --scale out", model, source, tmp_path / "out.png"),
+        (ConfigError, "not scaled: leave --scale out", model, source, tmp_path / "out"),
     ]
     for kind, words, folder, given, output in cases:
         with pytest.raises(kind, match=words):
-            decode(folder, given, output, scale=output.suffix == ".png")
+            decode(folder, given, output, scale=output.name == "out")
         assert not output.is_file() and not list(output.parent.glob(".*"))
     decode(other, latents / "shards", target, other_model=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,12 +60,14 @@ def open_latents(path: Path) -> Latents:
     if (path / INDEX).is_file():
         path = path / INDEX
     if path.suffix.lower() == ".json" and path.is_file():
-        return _open_index(path)
-    latents = _open_file(path)
-    if latents.ids is None or not latents.about:
+        latents = _open_index(path)
+    else:
+        latents = _open_file(path)
         about, ids = _described_beside(path)
         ids = ids if ids is not None and len(ids) == latents.rows else None
         latents = replace(latents, about=latents.about or about, ids=latents.ids or ids)
+    if latents.about.get("format") == 1:
+        raise DataError(f"{path} is of an earlier version and no longer read: encode the images anew")
     return latents
 
 
@@ -99,8 +99,6 @@ def _open_index(index: Path) -> Latents:
     rows, widths = sum(part.rows for part in parts), {part.width for part in parts}
     if len(widths) > 1:
         raise DataError(f"the files that {index} names hold latents of different widths")
-    if ids is None and all(part.ids is not None for part in parts):  # earlier versions named images in each file
-        ids = [name for part in parts for name in part.ids or ()]
     if ids is not None and len(ids) != rows:
         raise DataError(f"{index} names {len(ids):,} images, and its files hold {rows:,} rows: encode the images anew")
     return Latents(
@@ -167,18 +165,12 @@ def _open_safetensors(path: Path) -> Latents:
             names, metadata = list(file.keys()), file.metadata() or {}
             shapes = {name: file.get_slice(name).get_shape() for name in names}
             floating = [name for name in names if file.get_slice(name).get_dtype().startswith(("F", "BF"))]
-            ids = None
-            if {"ids", "id_ends"} <= set(names):  # of earlier versions
-                text, ends = file.get_tensor("ids").numpy().tobytes(), [0, *file.get_tensor("id_ends").tolist()]
-                ids = [text[a:b].decode("utf-8", "replace") for a, b in pairwise(ends)]
     except TENSOR_FILE_ERRORS as problem:
         raise DataError(f"{path} is no safetensors file, or damaged: {reason(problem)}") from problem
     chosen = [name for name in ("latents", "mean") if name in floating] or floating
     if not chosen or (len(chosen) > 1 and chosen is floating) or len(shapes[chosen[0]]) < 2:
         raise DataError(f"{path} has no tensor `latents` or `mean` of shape [n, latents] (it has: {', '.join(names)})")
     name, (rows, *shape) = chosen[0], shapes[chosen[0]]
-    if ids is not None and len(ids) != rows:
-        raise DataError(f"{path} is damaged: it names {len(ids):,} images and holds {rows:,} rows")
 
     def chunks() -> Iterator[Rows]:
         for start in range(0, rows, CHUNK):
@@ -188,11 +180,11 @@ def _open_safetensors(path: Path) -> Latents:
             yield values
 
     about = _parse_about(metadata.get(ABOUT) or metadata.get("about", "{}"))
-    return Latents(path, rows, math.prod(shape), chunks, ids, about)
+    return Latents(path, rows, math.prod(shape), chunks, about=about)
 
 
 def _open_npy(path: Path) -> Latents:
-    """One array [n, latents] or [n, channels, height, width]; earlier versions named its images in a .csv."""
+    """One array [n, latents] or [n, channels, height, width]."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as problem:
@@ -200,18 +192,13 @@ def _open_npy(path: Path) -> Latents:
     if array.dtype.kind != "f" or array.ndim < 2:
         raise DataError(f"{path} holds {array.dtype} of shape {list(array.shape)}; latents are float [n, latents]")
     rows, *shape = array.shape
-    try:
-        with path.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
-            ids: list[str] | None = [row["id"] for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, csv.Error):
-        ids = None
 
     def chunks() -> Iterator[Rows]:
         for start in range(0, rows, CHUNK):
             piece = np.load(path, mmap_mode="r")[start : start + CHUNK]
             yield np.array(piece, np.float32).reshape(len(piece), -1)
 
-    return Latents(path, rows, math.prod(shape), chunks, ids if ids is not None and len(ids) == rows else None)
+    return Latents(path, rows, math.prod(shape), chunks)
 
 
 def write_npy(paths: Mapping[str, Path], shards: Sequence[Path], shape: tuple[int, ...]) -> None:

@@ -39,7 +39,7 @@ from unified_vae.core.files import discard, sweep_stages, sync_file, sync_folder
 from unified_vae.core.rng import key, uniforms
 from unified_vae.data.sources.folder import IMAGE_EXTENSIONS
 from unified_vae.inference import latent_files
-from unified_vae.inference.image_grids import draw_grid, save_png, to_uint8
+from unified_vae.inference.image_grids import to_uint8
 from unified_vae.inference.image_set import open_image_set
 from unified_vae.inference.latent_files import ABOUT, INDEX, Latents, batches, open_latents
 from unified_vae.inference.load import LoadedModel, load_model, trained_model
@@ -48,8 +48,6 @@ from unified_vae.models.vae import VAE
 BATCH_SIZE = 64
 SHARD_SIZE = 1024
 FORMAT = 2
-GRID_SIZE = 256
-"""Images that a decoded sheet shows."""
 SECONDS_BETWEEN_SAVES = 5.0
 _PNG_WRITERS = 2
 _PNG_COMPRESSION = 1  # of 9: files are a tenth larger and take a quarter of the time
@@ -296,8 +294,8 @@ def decode(
 
     Args:
         target: folder of a run, of its checkpoint or of a model, or a name on the hub.
-        latents: what `encode` wrote, in this or an earlier version, or a file of another program.
-        output: a folder for PNG files (no suffix), .npy, or .png for a sheet of the first.
+        latents: what `encode` wrote, or a file of another program.
+        output: a folder for PNG files (no suffix), or .npy.
         checkpoint: a step, `best` or `last`; None takes the best there is.
         scale: the latents were shifted and scaled by another program; those of `encode --scale` say so themselves.
         other_model: decode although the file says that another model made the latents.
@@ -308,15 +306,15 @@ def decode(
         UserError: no such model, latents that are another's or none, an output that is something else's.
     """
     kind = output.suffix.lower()
-    if kind not in ("", ".npy", ".png"):
-        raise ConfigError(f"{output}: images go to a folder, which has no suffix, a .npy file, or a sheet, .png")
+    if kind not in ("", ".npy"):
+        raise ConfigError(f"{output}: images go to a folder, which has no suffix, or a .npy file")
     _refuse_existing(output)
     source = open_latents(latents)
     loaded = load_model(target, checkpoint, require_data=False, on_message=observer.notice)
     weights = fingerprint(loaded.model)
     scaling = _check_latents(source, loaded, weights, scale, other_model)
     shape = (loaded.model.image_size, loaded.model.image_size, loaded.model.channels)
-    count = min(source.rows, GRID_SIZE) if kind == ".png" else source.rows
+    count = source.rows
     with open_device(device or loaded.config.device, precision) as compute, _exclusive(output):
         names = file_names(source.ids or [f"{row:08}" for row in range(source.rows)])
         status = source.path.stat()
@@ -329,7 +327,7 @@ def decode(
         }
         stage = _Stage(output, settings)
         folder, array = stage.folder / "images", stage.folder / "images.npy"
-        if kind == ".npy" and not array.is_file():
+        if kind and not array.is_file():
             stage.rows = 0
         if any(path.is_symlink() for path in (stage.folder, *stage.folder.rglob("*"))):
             stage.rows = 0  # a link may lead anywhere
@@ -337,16 +335,15 @@ def decode(
             _check_space(output, (count - stage.rows) * math.prod(shape))
         stage.begin(observer.notice)
         folder.mkdir(exist_ok=True)
-        if kind == ".npy" and not stage.rows:
+        if kind and not stage.rows:
             np.lib.format.open_memmap(array, "w+", np.uint8, (count, *shape))
 
         model = loaded.model.to(compute.device).eval()
-        first, begun, shown = stage.rows, time.monotonic(), list[Pixels]()
+        first, begun = stage.rows, time.monotonic()
         computed, saved_at = count - first, begun
         with ThreadPoolExecutor(_PNG_WRITERS) as pool:  # PNG files are compressed beside the decoding
             pending: Iterable[None] = ()
             for rows in batches(source, first, batch_size):
-                rows = rows[: count - first]
                 bad = ~np.isfinite(rows).all(1)
                 if bad.any():
                     stage.remove()  # nothing could be resumed from these latents
@@ -360,18 +357,15 @@ def decode(
                 with compute.autocast():
                     images = model.decode(z)
                 pixels = to_uint8(images)
-                if kind == ".npy":
+                if kind:
                     np.lib.format.open_memmap(array, "r+")[first : first + len(rows)] = pixels
-                elif kind == ".png":
-                    shown.append(pixels)
                 else:
                     list(pending)  # wait for the batch before
                     paths = [folder / f"{name}.png" for name in names[first : first + len(rows)]]
                     pending = pool.map(_write_png, paths, pixels)
                 first += len(rows)
                 observer.phase("decoding latents", first, count)
-                is_due = first >= count or time.monotonic() - saved_at >= SECONDS_BETWEEN_SAVES
-                if kind != ".png" and is_due:
+                if first >= count or time.monotonic() - saved_at >= SECONDS_BETWEEN_SAVES:
                     list(pending)
                     if kind:
                         sync_file(array)
@@ -379,21 +373,12 @@ def decode(
                         os.sync()  # one call for thousands of small files
                     stage.save(first)
                     saved_at = time.monotonic()
-                if first >= count:
-                    break
 
-        if kind == ".png":
-            grid = np.concatenate(shown)
-            columns = min(count, 16, max(1, round(count**0.5)))
-            rgb = np.broadcast_to(grid, (*grid.shape[:3], 3))
-            save_png(draw_grid(rgb, columns, f"{count:,} decoded images"), output)
-        elif kind == ".npy":
+        if kind:
             array.replace(output)
         else:
             _publish_folder(folder, output)
         sync_folder(output.parent)
-        if count < source.rows:
-            observer.notice(f"the sheet shows the first {count:,} of {source.rows:,} images")
         stage.remove()
         return Result(output, count, computed, time.monotonic() - begun)
 

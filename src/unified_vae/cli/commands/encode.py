@@ -57,7 +57,7 @@ def decode(
         Path, Argument(metavar="LATENTS", help="A folder of shards, a .safetensors, .npy or .parquet, or an index.")
     ],
     *,
-    output: Annotated[Path, Option(help="A folder for PNG files, a .npy file, or a .png for a sheet.")],
+    output: Annotated[Path, Option(help="A folder for PNG files, or a .npy file.")],
     checkpoint: Checkpoint = None,
     scale: Annotated[
         bool, Option("--scale", help="Latents of another program that were shifted and scaled, as by encode --scale.")
