@@ -16,7 +16,7 @@ from unified_vae.config.run import RunConfig, RunRecord
 from unified_vae.core.checkpoint_format import Checkpoint, save
 from unified_vae.core.errors import CheckpointError, ConfigError
 from unified_vae.core.events import Observer
-from unified_vae.inference.image_set import check_channels, open_images
+from unified_vae.inference.image_set import open_matching_images
 from unified_vae.inference.load import load_model, trained_model
 from unified_vae.models.build import build_model
 from unified_vae.training.state import TrainState
@@ -148,8 +148,7 @@ def test_images_of_another_source_have_the_models_channels(model: Path, pictures
     lines: list[str] = []
     observer = Observer()
     observer.notice = lines.append  # type: ignore[method-assign]
-    data = open_images(loaded, str(tmp_path / "set"), observer)
-    check_channels(data, loaded)
+    data = open_matching_images(loaded, str(tmp_path / "set"), observer)
     assert data.channels == 3 and any("broken.png" in line for line in lines)
 
 

@@ -16,16 +16,16 @@ from torch import Tensor
 from unified_vae.analysis.diagnosis import Diagnosis, History, PCALine
 from unified_vae.analysis.preflight import Preflight, run_preflight
 from unified_vae.analysis.recommendation import Recommendation, RunContext, recommend
-from unified_vae.core.errors import DataError, EnvironmentProblem
+from unified_vae.core.errors import EnvironmentProblem
 from unified_vae.core.events import Observer
 from unified_vae.core.files import write_text
 from unified_vae.core.rng import fixed_noise
 from unified_vae.core.run_dir import RunFolder
 from unified_vae.data.batches import gather
-from unified_vae.data.dataset import DataSets, PackedSplit
+from unified_vae.data.dataset import PackedSplit
 from unified_vae.inference.image_grids import to_pixels
-from unified_vae.inference.image_set import check_channels, open_images
-from unified_vae.inference.load import LoadedModel, load_model
+from unified_vae.inference.image_set import open_matching_images
+from unified_vae.inference.load import load_model
 from unified_vae.metrics.images import DETAIL, squared_errors
 from unified_vae.models.vae import VAE
 from unified_vae.training.distributed import Runtime, open_runtime
@@ -92,7 +92,9 @@ def diagnose(
         history = History.read(RunFolder(loaded.run_dir).metrics, None if is_known else loaded.step)
 
     with open_runtime(device or config.device, config.training.precision) as runtime:
-        images = _open_images(loaded, data, observer)
+        images = open_matching_images(loaded, data, observer, max_images=config.data.max_images)
+        if loaded.record is not None and loaded.record.data["fingerprint"] != images.fingerprint:
+            observer.notice("these are not the images that the run was trained on: some may be in both of its splits")
         model, validation = loaded.model.to(runtime.device), images.validation
         observer.phase("measuring the validation images", 0, None)
         sums, errors = _measure(model, validation, len(validation), runtime)
@@ -162,25 +164,6 @@ def diagnose(
     draw_diagnosis(folder.diagnosis_picture, content, diagnosis.summary(), DETAIL, strips)
     facts = _facts(diagnosis, line, metrics)
     return Report(loaded.name, diagnosis, recommendation, facts, folder.diagnosis, folder.diagnosis_picture)
-
-
-def _open_images(loaded: LoadedModel, source: str | None, observer: Observer) -> DataSets:
-    """The images as the run opened them, or others at the same size.
-
-    Raises:
-        DataError: they are gone, or of other channels than the model.
-    """
-    try:
-        data = open_images(loaded, source, observer, max_images=loaded.config.data.max_images)
-    except DataError as problem:
-        if source is not None:
-            raise
-        raise DataError(f"{problem} A diagnosis needs the run's images: name them with --data.") from problem
-    check_channels(data, loaded)
-    before = loaded.record.data["fingerprint"] if loaded.record else data.fingerprint
-    if before != data.fingerprint:
-        observer.notice("these are not the images that the run was trained on: some may be in both of its splits")
-    return data
 
 
 def _measure(model: VAE, split: PackedSplit, limit: int, runtime: Runtime) -> tuple[MetricSums, Tensor]:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from unified_vae.core.errors import ConfigError, DataError
+from unified_vae.core.errors import ConfigError
 from unified_vae.core.events import Observer
 from unified_vae.data.batches import gather
 from unified_vae.data.dataset import PackedSplit, recorded_contents
-from unified_vae.inference.image_set import check_channels, is_run_source, open_images
+from unified_vae.inference.image_set import is_run_source, open_matching_images
 from unified_vae.inference.load import LoadedModel
 
 MAX_BATCH_VALUES = 1 << 22  # pixel values of a batch
@@ -99,13 +99,8 @@ def open_evaluation_images(
     validation_only = from_run and (source is None or not whole)
     if source is None and loaded.record is None:
         raise ConfigError(f"{loaded.name} is a model without its run: name the images to measure on with --data")
-    try:  # of another source no more than `limit` are decoded
-        data = open_images(loaded, None if validation_only else source, observer, max_images=limit)
-    except DataError as problem:
-        if source is not None and not validation_only:
-            raise
-        raise DataError(f"{problem} To measure on other images, name them with --data.") from problem
-    check_channels(data, loaded)
+    # of another source no more than `limit` are decoded
+    data = open_matching_images(loaded, None if validation_only else source, observer, max_images=limit)
     if validation_only and loaded.record is not None and loaded.record.data["fingerprint"] != data.fingerprint:
         observer.notice("the run's images changed since it began: some of these may have been trained on")
     sides = {"validation": data.validation} if validation_only else {"train": data.train, "validation": data.validation}

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unified_vae.core.events import Observer
-    from unified_vae.data.dataset import DataSets
     from unified_vae.export.formats import Part
     from unified_vae.export.precision import HalfAudit, HalfName
     from unified_vae.inference.load import LoadedModel
@@ -326,12 +325,13 @@ def _audit(
     from unified_vae.core.device import is_out_of_memory
     from unified_vae.data.batches import gather
     from unified_vae.export.precision import audit
+    from unified_vae.inference.image_set import open_matching_images
     from unified_vae.training.distributed import open_runtime
 
     sets = None
     if images > 0 and (data is not None or loaded.record is not None):
         try:
-            sets = _open_images(loaded, data, observer)
+            sets = open_matching_images(loaded, data, observer, max_images=loaded.config.data.max_images)
         except UserError as error:
             if data is not None:
                 raise
@@ -359,23 +359,16 @@ def _audit(
     return result, result.lines()
 
 
-def _open_images(loaded: LoadedModel, data: str | None, observer: Observer) -> DataSets:
-    from unified_vae.inference.image_set import check_channels, open_images
-
-    sets = open_images(loaded, data, observer, max_images=loaded.config.data.max_images)
-    check_channels(sets, loaded)
-    return sets
-
-
 def _measure_stats(loaded: LoadedModel, data: str | None, device: str | None, observer: Observer) -> LatentStats:
     """Statistics of the latents of training images."""
     from unified_vae.analysis.density import encode_training_images
+    from unified_vae.inference.image_set import open_matching_images
     from unified_vae.models.pretrained import measure_latent_stats
     from unified_vae.training.distributed import open_runtime
 
     if data is None and loaded.record is None:
         raise ConfigError(f"{loaded.name} has no statistics of its latents: name images to measure them on with --data")
-    sets = _open_images(loaded, data, observer)
+    sets = open_matching_images(loaded, data, observer, max_images=loaded.config.data.max_images)
 
     def progress(done: int, total: int) -> None:
         observer.phase("measuring the scale of the latents", done, total)

@@ -54,13 +54,26 @@ def open_images(
     return data
 
 
-def check_channels(data: DataSets, loaded: LoadedModel) -> None:
-    """Raise DataError where images do not fit the model."""
+def open_matching_images(
+    loaded: LoadedModel, source: str | None, observer: Observer, *, max_images: int | None = None
+) -> DataSets:
+    """`open_images` for a model to be measured on.
+
+    Raises:
+        DataError: they are not there, cannot be used, or are of other channels than the model.
+    """
+    try:
+        data = open_images(loaded, source, observer, max_images=max_images)
+    except DataError as problem:
+        if source is not None:
+            raise
+        raise DataError(f"{problem} To measure on other images, name them with --data.") from problem
     if data.channels != loaded.model.channels:
         raise DataError(
             f"the images have {data.channels} channel(s) now and the model {loaded.model.channels}: name others with "
             "--data"
         )
+    return data
 
 
 @dataclass(frozen=True)
