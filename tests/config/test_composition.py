@@ -32,6 +32,7 @@ def test_the_presets_of_the_users_guide_are_there() -> None:
     assert {"quick_test", "fast_training", "standard_training", "extended_training"} <= {*PRESETS["training"]}
     assert list(BOOK.modes) == [
         "quick_test",
+        "laptop",
         "fast_high_quality",
         "ultra_high_quality",
         "balanced_high_quality",
@@ -44,20 +45,21 @@ def test_the_presets_of_the_users_guide_are_there() -> None:
     ("mode", "epochs", "pixels", "names"),
     [
         ("quick_test", 1, 64, "mse_l1 quick_test small tiny none"),
-        ("fast_high_quality", 100, 128, "high_quality fast_high_quality_training fast_high_quality full none"),
+        ("laptop", 2000, 64, "mse_l1 laptop narrow_64 full auto"),
+        ("fast_high_quality", 100, 128, "high_quality fast_high_quality_training fast_high_quality full auto"),
         (
             "ultra_high_quality",
             200,
             256,
-            "ultra_high_quality_loss ultra_high_quality_training ultra_high_quality full none",
+            "ultra_high_quality_loss ultra_high_quality_training ultra_high_quality full auto",
         ),
         (
             "balanced_high_quality",
             150,
             128,
-            "high_quality balanced_high_quality_training balanced_high_quality full none",
+            "high_quality balanced_high_quality_training balanced_high_quality full auto",
         ),
-        ("full_retrain", 150, 128, "full_retrain_optimal full_retrain_training fast_high_quality full none"),
+        ("full_retrain", 150, 128, "full_retrain_optimal full_retrain_training fast_high_quality full auto"),
     ],
 )
 def test_a_mode_is_what_the_table_says(mode: str, epochs: int, pixels: int, names: str) -> None:
@@ -89,7 +91,7 @@ def test_a_dataset_preset_is_what_the_table_says(name: str, count: int | None) -
     assert BOOK.preset("dataset", name).settings.values["data"]["max_images"] == count
 
 
-@pytest.mark.parametrize(("name", "changes"), [("none", 0), ("flip", 1), ("gentle", 2), ("strong", 8)])
+@pytest.mark.parametrize(("name", "changes"), [("none", 0), ("auto", 2), ("flip", 1), ("gentle", 2), ("strong", 8)])
 def test_an_augment_preset_is_what_the_table_says(name: str, changes: int) -> None:
     run = BOOK.compose({"augment": name}, Settings())
     before = RunConfig().by_path()
@@ -157,6 +159,9 @@ def _other(value: object, path: str) -> object:
     words = {
         "device": "cpu",
         "data.range": [0.0, 4095.0],
+        "training.ema_decay": 0.99,
+        "training.validate_every_epochs": 3,
+        "training.samples.every_epochs": 3,
         "data.split_by": "bytes",
         "training.precision": "bf16",
         "training.memory_format": "channels_last",

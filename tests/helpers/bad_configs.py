@@ -73,7 +73,7 @@ WRONG_VALUES = [
     ("training_presets/t/optimizer", "adamw", ["training.optimizer: should be an object"]),
     ("training_presets/t/optimizer/kind", "adamax", ["'adamax' is not known", "'adamw'"]),
     ("training_presets/t/optimizer/kind", 3, ["training.optimizer.kind: '3' is not known", "adamw"]),
-    ("dataset_presets/d/augment", {"horizontal_flip": 1}, ["should be a valid boolean, got 1"]),
+    ("dataset_presets/d/augment", {"horizontal_flip": 1}, ["should be a valid boolean or 'auto', got 1"]),
     ("dataset_presets/d/augment", {"affine": {"scale": {}}}, ["affine.scale: should be a valid number, got {}"]),
     ("dataset_presets/d/source", "", ["data.source: got the text \"\"", "A folder"]),
 ]  # fmt: skip

@@ -71,7 +71,7 @@ def test_beta_is_logged_as_it_moves(whole):
 
 def test_with_geco_the_last_weights_are_the_best(source, whole, tmp_path):
     recorder = whole[1]
-    assert [event.selecting for event in recorder.validations] == [False] * 5 + [True]
+    assert [event.selecting for event in recorder.validations] == [False] * 6 + [True]
     assert recorder.finished.best_step == recorder.finished.step
     assert "those of the last step" in fact(recorder, "best weights")
     geco = {"kind": "geco", "psnr": 8.0, "speed": 0.3, "max_beta": 1e6}

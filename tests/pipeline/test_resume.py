@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.runs import Recorder, request, train, write_images
+from tests.helpers.runs import Recorder, merged, request, train, write_images
 from unified_vae.core.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from unified_vae.inference.load import load_model
 from unified_vae.pipeline.fit import fit
@@ -43,7 +43,7 @@ def test_the_folder_holds_what_the_guide_promises(run_dir):
     (images,) = {path.name for path in run_dir.glob("images-*.tsv")}  # named after what is in it
     assert names == files | {images, "checkpoints", "samples", "tensorboard", "model"}
     assert {path.name for path in (run_dir / "samples").iterdir()} == {
-        f"epoch-000{epoch}-{tag}.png" for epoch in (1, 2) for tag in ("reconstructions", "samples", "interpolation")
+        f"epoch-000{epoch}-{tag}.png" for epoch in (0, 1, 2) for tag in ("reconstructions", "samples", "interpolation")
     } | {"final-samples.png"}
     record = json.loads((run_dir / "config.json").read_text())
     assert record["config"]["model"]["channels"] == 3 and record["requested"]["model"]["channels"] == "auto"
@@ -239,3 +239,16 @@ def test_a_residual_run_of_an_earlier_version_is_read_as_it_was(source, tmp_path
     shutil.copytree(tmp_path / "run" / "model", tmp_path / "alone")
     loaded = load_model(tmp_path / "alone", require_data=False)
     assert loaded.config.model.pre_encoder_blocks == 0 and loaded.config.model.bottleneck_channels == 2**20
+
+
+def test_augmentation_chosen_by_the_images_is_kept(tmp_path):
+    auto = {"horizontal_flip": "auto", "affine": {"translate": "auto"}}
+    change = {"data": {"augment": auto, "allow_changed_data": True}, "training": {"epochs": 1}}
+    few, many = (write_images(tmp_path / f"{count}.npy", count) for count in (40, 200))  # 4 latents: few below 64
+    go(tmp_path / "run", few, change)
+    longer = merged(change, {"training": {"epochs": 2}})
+    (started,) = go(tmp_path / "run", many, longer).started
+    assert "shifted by up to 0.06" in dict(started.facts)["augmentation"]
+    assert not any(difference.path.startswith("data.augment") for difference in started.differences)
+    (started,) = go(tmp_path / "new", many, change).started
+    assert "shifted" not in dict(started.facts)["augmentation"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unified_vae.analysis.shrinkage import shrunk_components
-from unified_vae.config.data import AugmentConfig
+from unified_vae.config.data import FEW_IMAGES_PER_LATENT, AugmentConfig
 from unified_vae.core.linear_vae import PrincipalComponents, shrink, working_side
 from unified_vae.core.rng import key, permutation
 from unified_vae.data.augment import augment
@@ -30,7 +30,6 @@ CHUNK_VALUES = 500 * 3 * 64 * 64  # of images augmented at a time
 OVERSAMPLING = 16  # further directions that the randomized method follows and drops
 POWER_ITERATIONS = 2
 EXACT_ROWS = 2  # times the requested components: up to so many rows the exact method is as fast
-ENOUGH_IMAGES = 16  # per latent, from which a PCA is taken as it is: CIFAR-10 needs between 6 and 12, portraits 3
 GRAY = 0.5  # subtracted, so that squares of bright images keep their digits
 
 
@@ -50,7 +49,7 @@ def principal_components(
         augmentation: few images are seen in several versions where it changes them.
         seed: of the order, the augmentation and the randomized method. The global generator is left alone.
         device: where the sums are done, by default the CPU; the result lies on the CPU.
-        latents: of the model that starts from the first of these. With fewer than ENOUGH_IMAGES per latent, the
+        latents: of the model that starts from the first of these. With fewer than FEW_IMAGES_PER_LATENT per latent, the
             components are those of a shrunk covariance, of the images without augmentation.
     """
     # The images at the size that is looked at, as many as the budget of values allows, and the variance at full size
@@ -58,7 +57,7 @@ def principal_components(
     side = working_side(size)
     max_rows = min(MAX_VALUES // (side**2 * channels), MAX_ROWS)
     numbers = permutation(key(seed, "principal components"), len(split))[:max_rows]
-    is_few = latents is not None and 1 < len(numbers) < ENOUGH_IMAGES * latents
+    is_few = latents is not None and 1 < len(numbers) < FEW_IMAGES_PER_LATENT * latents
     chunks: list[Tensor] = []
     squares, sums = 0.0, torch.zeros(1, dtype=torch.float64)
     changes = AugmentConfig() if is_few else augmentation

@@ -158,7 +158,8 @@ def run_preflight(config: RunConfig, data: DataSets, device: torch.device) -> tu
     device = device if device.type == "cuda" else torch.device("cpu")
 
     # the components: of the whole image, or of the patch of it that a position of a latent map sees
-    latents, augmentation, side = model.latents // positions, config.data.augment, model.image_size
+    latents, side = model.latents // positions, model.image_size
+    augmentation = config.data.augment.resolve(len(data.train), model.latents, data.channels)
     if isinstance(model, SpatialConfig):
         side, count = model.downsample_factor, max(2 * latents, MIN_COMPONENTS)
         basis = patch_components(data.train, side, count, augmentation, config.seed, device)

@@ -93,10 +93,15 @@ def validate(settings: Settings) -> RunConfig:
         return RunConfig.model_validate(settings.values)
     except ValidationError as failure:
         errors = failure.errors(include_url=False)
-        keys = _keys(errors[0], settings.values)
-        sentence = f"{settings.origin(keys)}: {_sentence(errors[0], keys, settings.values)}"
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise ConfigError(sentence + more) from None
+        paths = [_keys(error, settings.values) for error in errors]
+        # a value that several types are tried for, one of them "auto" say, has an error of each
+        same = [error for error, keys in zip(errors, paths, strict=True) if keys == paths[0]]
+        error = min(same, key=lambda error: error["type"] == "literal_error")
+        words = [str(other["ctx"]["expected"]) for other in same if other["type"] == "literal_error" != error["type"]]
+        sentence = _sentence(error, paths[0], settings.values, "".join(f" or {word}" for word in words))
+        others = len(set(paths)) - 1
+        more = f" (and {others} more)" if others else ""
+        raise ConfigError(f"{settings.origin(paths[0])}: {sentence}{more}") from None
 
 
 def _keys(error: Any, values: Mapping[str, object]) -> Keys:
@@ -104,7 +109,10 @@ def _keys(error: Any, values: Mapping[str, object]) -> Keys:
     keys: list[str | int] = []
     here: object = values
     for key in error["loc"]:
-        if isinstance(here, Mapping) and key not in here and key in (here.get(tag) for tag in TAGS):
+        of_union = isinstance(here, Mapping) and key not in here and key in (here.get(tag) for tag in TAGS)
+        if of_union or (
+            keys and not isinstance(here, Mapping) and not (isinstance(here, list) and isinstance(key, int))
+        ):
             continue
         keys.append(key)
         if isinstance(here, Mapping):
@@ -121,7 +129,7 @@ def _tag(error: Any) -> str:
     return str(error["ctx"]["discriminator"]).strip("'")
 
 
-def _sentence(error: Any, keys: Keys, values: Mapping[str, object]) -> str:
+def _sentence(error: Any, keys: Keys, values: Mapping[str, object], words: str = "") -> str:
     kind, context, path = error["type"], error.get("ctx", {}), dotted(keys)
     value = truncate(json.dumps(error.get("input"), ensure_ascii=False, default=str), MAX_WORD_LENGTH)
     got = f"got the text {value}" if isinstance(error.get("input"), str) else f"got {value}"
@@ -145,7 +153,7 @@ def _sentence(error: Any, keys: Keys, values: Mapping[str, object]) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{path}: should be an object in {{braces}}, {got}"
         case _:
-            return f"{path}: {error['msg'].removeprefix('Input ')}, {got}"
+            return f"{path}: {error['msg'].removeprefix('Input ')}{words}, {got}"
 
 
 def _unknown_key(keys: Keys, values: Mapping[str, object]) -> str:

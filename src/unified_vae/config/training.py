@@ -10,6 +10,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from unified_vae.config.base import Config
 from unified_vae.config.optim import AdamWConfig, CosineLR, LRScheduleConfig, OptimizerConfig, ParameterGroupConfig
 
+EMA_PART = 0.05  # of a run's steps that the averaged weights reach back over
+EMA_DECAY = 0.9995  # the longest, 2,000 steps
+VALIDATIONS = 100  # of a run of many epochs
+GRIDS = 20  # of a run of many epochs
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 
@@ -20,7 +25,7 @@ def _whole_or_auto(value: object) -> object:
     raise ValueError(f'expected a whole number of at least 1, or "auto", got {json.dumps(value, default=str)[:60]}')
 
 
-BatchSize = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_whole_or_auto)]
+WholeOrAuto = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_whole_or_auto)]
 
 
 class EarlyStoppingConfig(Config):
@@ -62,8 +67,8 @@ class RecoveryConfig(Config):
 class SamplesConfig(Config):
     """Grids of sample images: reconstructions beside originals, samples from fixed noise, an interpolation."""
 
-    every_epochs: int = Field(default=5, ge=1)
-    """Epochs between grids. The first and the last epoch always draw them."""
+    every_epochs: WholeOrAuto = "auto"
+    """Epochs between grids; `auto` draws about 20 in a run. The first and the last epoch always draw them."""
     count: int = Field(default=16, ge=1, le=256)
     """Images on a grid."""
 
@@ -73,7 +78,7 @@ class TrainingConfig(Config):
 
     epochs: int = Field(default=50, ge=1)
     """Passes over the training images."""
-    batch_size: BatchSize = 64
+    batch_size: WholeOrAuto = 64
     """Images per optimizer step, over all devices and micro-batches; `auto` finds the largest that fits on a GPU and
     takes at most 64 on a CPU."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
@@ -99,16 +104,28 @@ class TrainingConfig(Config):
     lr_schedule: LRScheduleConfig = CosineLR()
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Bound on the gradient's norm; null for none."""
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones evaluated and exported; 0 switches averaging off."""
-    validate_every_epochs: int = Field(default=1, ge=1)
-    """Epochs between validations."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
+    """Decay of the averaged weights, which are the ones evaluated and exported; 0 switches averaging off. `auto`
+    averages over about 5 % of the run's steps, and 2,000 at most."""
+    validate_every_epochs: WholeOrAuto = "auto"
+    """Epochs between validations; `auto` is 1, and more in a run of over 200 epochs, which is validated 100 times."""
     log_every_steps: int = Field(default=20, ge=1)
     """Optimizer steps between two entries of training losses."""
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     samples: SamplesConfig = SamplesConfig()
+
+    def resolve(self, total_steps: int, steps_per_epoch: int) -> TrainingConfig:
+        """The settings with every `auto` answered that depends on the length of the run."""
+        epochs, answers = total_steps / steps_per_epoch, dict[str, object]()
+        if self.ema_decay == "auto":
+            answers["ema_decay"] = round(min(EMA_DECAY, max(0.0, 1 - 1 / (EMA_PART * total_steps))), 6)
+        if self.validate_every_epochs == "auto":
+            answers["validate_every_epochs"] = max(1, int(epochs / VALIDATIONS))
+        if self.samples.every_epochs == "auto":
+            answers["samples.every_epochs"] = max(1, int(epochs / GRIDS))
+        return self.replace(**answers)
 
     @property
     def images_per_step(self) -> int:

@@ -58,8 +58,12 @@ def total_steps(config: RunConfig, data: DataSets) -> int:
     return min(steps, training.max_steps or steps)
 
 
-def make_schedule(config: RunConfig, data: DataSets, objective: Objective) -> TrainSchedule:
-    """How long the run is, and from where on its best weights are selected: when all warm-ups have ended."""
+def make_schedule(config: RunConfig, data: DataSets, objective: Objective, *, repairs: bool = False) -> TrainSchedule:
+    """How long the run is, and from where on its best weights are selected: when all warm-ups have ended.
+
+    The start may be the best too, where training only harms: but not the weights of a run that is repaired, nor where
+    the objective changes to the end, as with GECO.
+    """
     training, total = config.training, total_steps(config, data)
     warmup = max(training.lr_schedule.warmup, objective.warmup_end())
     return TrainSchedule(
@@ -68,12 +72,15 @@ def make_schedule(config: RunConfig, data: DataSets, objective: Objective) -> Tr
         steps_per_epoch=steps_per_epoch(len(data.train), training.images_per_step),
         batch_size=training.images_per_step,
         selection_start_step=min(math.ceil(warmup * total), total),
+        select_start=not repairs and objective.warmup_end() < 1,
     )
 
 
 def build_vae_step(config: RunConfig, data: DataSets, runtime: Runtime) -> VAEStep:
     """The step of a VAE, with untrained weights on the device."""
-    training = config.training
+    steps, images = total_steps(config, data), len(data.train)
+    training = config.training.resolve(steps, steps_per_epoch(images, config.training.images_per_step))
+    assert training.ema_decay != "auto", "resolved above"
     # of half precisions only bf16 has the range that features of any weights may need
     features_dtype = torch.bfloat16 if runtime.dtype == torch.bfloat16 else torch.float32
     objective = build_objective(config.loss, data.channels, config.model.image_size, features_dtype)
@@ -87,8 +94,8 @@ def build_vae_step(config: RunConfig, data: DataSets, runtime: Runtime) -> VAESt
         objective.to(runtime.device),
         build_optimizers(training.optimizer, model, runtime.fused, training.parameter_groups),
         seed=config.seed,
-        total_steps=total_steps(config, data),
-        augment=config.data.augment,
+        total_steps=steps,
+        augment=config.data.augment.resolve(images, config.model.latents, data.channels),
         num_micro_batches=training.gradient_accumulation_steps,
         max_grad_norm=training.max_grad_norm,
         compile=training.compile is True,

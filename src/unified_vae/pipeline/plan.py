@@ -26,7 +26,7 @@ DEFAULT_PRESETS = {
     "training": "standard_training",
     "model": "small",
     "dataset": "full",
-    "augment": "none",
+    "augment": "auto",
 }
 """What train_unified.py takes where an option is left out."""
 

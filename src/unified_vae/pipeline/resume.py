@@ -17,7 +17,14 @@ from unified_vae.data.sources.find import same_source
 from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState
 
-RESOLVED_AT_START = ("training.batch_size", "training.memory_format", "training.compile", "data.split_by")
+RESOLVED_BY_DATA = ("data.augment.horizontal_flip", "data.augment.affine.translate")
+RESOLVED_AT_START = (
+    *RESOLVED_BY_DATA,
+    "training.batch_size",
+    "training.memory_format",
+    "training.compile",
+    "data.split_by",
+)
 """Settings whose `auto` a run resolved when it began, and keeps."""
 
 MAX_NAMED = 3

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from unified_vae.analysis.preflight import Preflight, check_collapse_risk, largest_beta_where, preflight_facts
-from unified_vae.config.data import AugmentConfig
 from unified_vae.config.loss import Capacity, Geco, KLConfig, TermConfig
 from unified_vae.config.schedule import describe as describe_schedule
 from unified_vae.config.schedule import factor
@@ -23,8 +22,6 @@ from unified_vae.training.train_step import refuse_dead_terms
 from unified_vae.training.validation import in_bits
 
 SELF_TEST_IMAGES = 8
-FEW_IMAGES = 50_000
-MANY_EPOCHS = 10  # fewer do not overfit
 
 
 def announce(job: TrainJob) -> None:
@@ -92,7 +89,6 @@ def _model_facts(job: TrainJob) -> list[tuple[str, str]]:
     count = sum(parameter.numel() for parameter in model.parameters())
     fixed = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     fixed_text = f", {fixed:,} of them fixed" if fixed else ""
-    epochs = schedule.total_steps / schedule.steps_per_epoch
     selection = f"selected by validation PSNR from step {schedule.selection_start_step:,} on, after all warm-ups"
     if schedule.selection_start_step == schedule.total_steps:
         selection = "those of the last step: the objective changes until then, and early stopping is inactive"
@@ -100,7 +96,7 @@ def _model_facts(job: TrainJob) -> list[tuple[str, str]]:
     facts = [
         ("device", job.runtime.describe()),
         ("data", data.description),
-        ("augmentation", augmentation_text(job.config.data.augment, len(data.train), epochs)),
+        ("augmentation", _augmentation_text(job)),
         ("model", f"{job.config.model.family}, {count:,} parameters{fixed_text}, {data.channels} channel(s)"),
         ("steps", length),
         ("best weights", selection),
@@ -109,6 +105,14 @@ def _model_facts(job: TrainJob) -> list[tuple[str, str]]:
     if (sigma := job.train_step.objective.sigma()) is not None:
         facts.append(("sigma", f"{sigma:.4f} of the pixel range: the decoder's noise, calibrated as it trains"))
     return facts
+
+
+def _augmentation_text(job: TrainJob) -> str:
+    """What is changed in the images; where they are mirrored unasked, how to leave that."""
+    text, asked = describe_augmentation(job.config.data.augment), job.request.run.config.data.augment
+    if asked.horizontal_flip == "auto" and job.config.data.augment.horizontal_flip:
+        text += ". Where left and right must not be exchanged: --set data.augment.horizontal_flip=false"
+    return text
 
 
 def _resolved_facts(job: TrainJob) -> list[tuple[str, str]]:
@@ -132,17 +136,6 @@ def _resolved_facts(job: TrainJob) -> list[tuple[str, str]]:
     if state.skipped_steps:
         facts.append(("skipped steps", f"{state.skipped_steps:,}, listed in skipped.jsonl"))
     return facts
-
-
-def augmentation_text(config: AugmentConfig, images: int, epochs: float) -> str:
-    """What is changed in the images; where nothing is and they are few, what mirroring would bring."""
-    text = describe_augmentation(config)
-    if config != AugmentConfig() or images >= FEW_IMAGES or epochs < MANY_EPOCHS:
-        return text
-    return (
-        f"{text}; {images:,} images, each seen {epochs:,.0f} times, are few. Where left and right may be exchanged, "
-        "mirror half of them: --set data.augment.horizontal_flip=true (+0.6 dB on 400 portraits)"
-    )
 
 
 @torch.no_grad()

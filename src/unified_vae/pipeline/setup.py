@@ -37,7 +37,7 @@ from unified_vae.data.sources.find import absolute_source
 from unified_vae.losses.build import Substitution, resolve_terms
 from unified_vae.losses.kl import equivalent_linear_vae
 from unified_vae.pipeline import autotune, resume
-from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, make_schedule, with_shared_batch
+from unified_vae.pipeline.build import ResolvedConfig, build_vae_step, make_schedule, total_steps, with_shared_batch
 from unified_vae.pipeline.plan import RunRequest
 from unified_vae.training.checkpointer import Checkpointer
 from unified_vae.training.control import TrainControl
@@ -167,7 +167,7 @@ def setup(
 
     # what trains
     train_step = build_step(resolved.config, data, runtime)
-    schedule = make_schedule(resolved.config, data, train_step.objective)
+    schedule = make_schedule(resolved.config, data, train_step.objective, repairs=request.fix_from is not None)
     new_record = RunRecord(
         run.config,
         resolved.config,
@@ -290,6 +290,13 @@ def resolve(
         )
         loss = loss.replace(**{"kl.weight": linear.beta, "kl.reduction": "nats"})
     config = run.config.replace(**{"loss": loss, "model.channels": data.channels})
+    images, latents, asked = len(data.train), config.model.latents, config.by_path()
+    augment = config.data.augment.resolve(images, latents, data.channels)
+    answers = (record.resolved if record else config.replace(**{"data.augment": augment})).by_path()
+    for path in resume.RESOLVED_BY_DATA:
+        if asked[path] == "auto":
+            config = config.replace(**{path: answers[path]})
+            reasons[path] = f"auto: {images:,} training images of {data.channels} channels for {latents:,} latents"
     requested = run.config.training.batch_size
     if requested != "auto":
         config = with_shared_batch(config, requested, len(data.train), runtime.world_size)
@@ -297,6 +304,10 @@ def resolve(
             reasons["training.batch_size"] = f"the set has {len(data.train)} training images"
     resolved = ResolvedConfig(config, tuple(substitutions), reasons)
     resolved = autotune.with_batch_size(resolved, data, runtime, recorded.images_per_step if recorded else None)
+    config = resolved.config
+    per_epoch = steps_per_epoch(images, config.training.images_per_step)
+    config = config.replace(training=config.training.resolve(total_steps(config, data), per_epoch))
+    resolved = replace(resolved, config=config)
     return autotune.with_kernels(resolved, data, runtime, recorded, observer)
 
 

@@ -37,6 +37,7 @@ class TrainSchedule:
         steps_per_epoch: steps that see every training image once.
         batch_size: images per step over all ranks.
         selection_start_step: step at which every warm-up has ended, from which the best weights are selected.
+        select_start: whether the weights of step 0 are a candidate as well.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class TrainSchedule:
     steps_per_epoch: int
     batch_size: int
     selection_start_step: int
+    select_start: bool = True
 
     def progress(self, step: int) -> float:
         """Part of the run that is done after `step` steps."""
@@ -61,7 +63,7 @@ class TrainState:
     Attributes:
         step: optimizer steps taken.
         validated_step: step of the last validation; -1 before the first.
-        best_psnr: dB, of the best weights so far; None before the selection has started.
+        best_psnr: dB, of the best weights so far; None before the first candidate.
         best_step: step of those weights.
         mean_image_psnr: dB of answering with the mean image, at the last validation.
         reference_psnr: dB, of the last gain that counted for early stopping; None before the selection has started.

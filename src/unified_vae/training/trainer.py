@@ -74,7 +74,7 @@ class Trainer:
         """
         self.train_step = train_step
         self.schedule = schedule
-        self.training = training
+        self.training = training.resolve(schedule.total_steps, schedule.steps_per_epoch)
         self.train_split = train
         self.state = state
         self.checkpointer = checkpointer
@@ -119,7 +119,7 @@ class Trainer:
 
     def _run(self) -> None:
         self._reset_clock()
-        if self.validation_due():  # the checkpoint was saved just before its validation
+        if self.validation_due():  # of the start, or the checkpoint was saved just before its validation
             self.validate_if_due()
             self.checkpoint_if_due()
         if self.is_over():
@@ -224,9 +224,10 @@ class Trainer:
     def validation_due(self) -> bool:
         """Whether the weights of this step are to be validated, and were not yet."""
         state, schedule = self.state, self.schedule
-        if self.validator is None or state.step == 0 or state.validated_step == state.step:
+        if self.validator is None or state.validated_step == state.step:
             return False
         epochs, rest = divmod(state.step, schedule.steps_per_epoch)
+        assert self.training.validate_every_epochs != "auto", "resolved above"
         at_epoch = rest == 0 and epochs % self.training.validate_every_epochs == 0
         return at_epoch or state.step >= schedule.total_steps
 
@@ -246,8 +247,10 @@ class Trainer:
         if bad := [name for name, value in result.values.items() if not math.isfinite(value)]:
             raise NonFiniteError(state.step, bad, f"in the validation of step {state.step:,}")
         psnr, best = result.values["psnr"], False
-        selecting = state.step >= schedule.selection_start_step
-        if selecting:
+        selecting = state.step >= max(schedule.selection_start_step, 1)
+        if state.step == 0 and schedule.select_start:
+            state.best_psnr, state.best_step, best = psnr, 0, True
+        elif selecting:
             best = state.update_best(psnr, training.early_stopping.min_delta)
             state.plateau.validated(training.lr_schedule, psnr)
         patience = training.early_stopping.patience
@@ -276,7 +279,9 @@ class Trainer:
     def _write_images_if_due(self, epoch: int) -> None:
         last = self.state.step >= self.schedule.total_steps or self.state.stopped_early
         writer, step = self.image_writer, self.state.step
-        if writer is None or not (epoch <= 1 or epoch % self.training.samples.every_epochs == 0 or last):
+        every = self.training.samples.every_epochs
+        assert every != "auto", "resolved above"
+        if writer is None or not (epoch <= 1 or epoch % every == 0 or last):
             return
         try:
             files = try_or_none_on_oom(lambda: writer(step, f"epoch-{epoch:04d}"), self.runtime)
