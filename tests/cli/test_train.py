@@ -111,12 +111,12 @@ def test_presets_compose_the_same_run_as_the_mode(commands) -> None:
 
 def test_another_augmentation_is_another_folder(commands) -> None:
     """So that a run of the four older options is found again where it always was."""
-    for words in ([], ["--augment-preset", "none"], ["--augment-preset", "flip"]):
+    for words in ([], ["--augment-preset", "auto"], ["--augment-preset", "flip"]):
         assert commands.train_unified(*words)[0] == 0
-    usual, none, flip = commands.requests
-    assert usual.run_dir == none.run_dir == Path("runs/mse_l1-standard_training-small-full")
+    usual, auto, flip = commands.requests
+    assert usual.run_dir == auto.run_dir == Path("runs/mse_l1-standard_training-small-full")
     assert flip.run_dir == Path("runs/mse_l1-standard_training-small-full-flip")
-    assert usual.run.config == none.run.config
+    assert usual.run.config == auto.run.config
     assert flip.run.config.data.augment.horizontal_flip
 
 

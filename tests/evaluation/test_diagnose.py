@@ -137,7 +137,7 @@ def test_metrics_are_those_of_the_validation(healthy, tmp_path):
     assert (diagnosis.sharpness, diagnosis.gap) == pytest.approx((last["sharpness"], last["posterior.gap"]), rel=1e-3)
     assert diagnosis.line is not None and diagnosis.history is not None
     assert last["psnr"] - last["psnr.above_pca"] == pytest.approx(diagnosis.line.psnr, abs=0.5)
-    assert len(diagnosis.history.path) == 10
+    assert len(diagnosis.history.path) == 11  # the start and ten epochs
 
 
 def test_a_checkpoint_and_the_exported_model_are_taken_too(healthy, tmp_path):

@@ -96,7 +96,7 @@ def test_each_step_is_shown_once_and_none_is_missing(tmp_path: Path) -> None:
     assert _run(run_request) == 0
     curves = _curves(run_request.run_dir)
     assert len({path.name for path in (run_request.run_dir / "tensorboard").glob("events.*")}) >= len(killed_runs) + 1
-    for split, steps in (("train", range(1, STEPS + 1)), ("validation", range(6, STEPS + 1, 6))):
+    for split, steps in (("train", range(1, STEPS + 1)), ("validation", range(0, STEPS + 1, 6))):
         written = rows(run_request.run_dir, split)
         assert [row["step"] for row in written] == list(steps)
         for name in written[0].keys() - {"split", "step", "epoch"}:

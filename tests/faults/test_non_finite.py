@@ -217,7 +217,7 @@ def test_bad_batches_anywhere_are_recovered_from(source, tmp_path, runs):
         counts["skipped"] += newest["skipped_steps"]
         counts["listed"] += sum(bool(row["images"]) and row["step"] in bad for row in result)
         counts["back"] += newest["rollbacks"]
-        assert [row["step"] for row in rows(run_request.run_dir, "validation")] == [6, 12, 18, 24]
+        assert [row["step"] for row in rows(run_request.run_dir, "validation")] == [0, 6, 12, 18, 24]
     assert counts["skipped"] == counts["listed"] > 0
     report(
         fault=f"NaN/Inf batches at random steps of {runs} runs",
@@ -259,7 +259,7 @@ def test_lost_runs_go_back_with_a_lower_rate(source, tmp_path):
     train_rows = rows(tmp_path / "run")
     assert [row["step"] for row in train_rows] == list(range(2, 25, 2)), "each step once"
     assert train_rows[6]["lr"] < 0.55 * train_rows[5]["lr"]
-    assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
+    assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [0, 6, 12, 18, 24]
     newest = json.loads((max((tmp_path / "run" / "checkpoints").iterdir()) / "state.json").read_text())["train"]
     assert (newest["lr_scale"], newest["rollbacks"], newest["skipped_steps"]) == (0.5, 1, 5)
     longer = train(request(tmp_path / "run", source, merged(SHORT, {"training": {"epochs": 5}})), [watcher])
@@ -375,7 +375,7 @@ def test_rollback_uses_the_next_checkpoint_if_one_is_lost(source, tmp_path, lost
         assert train(request(tmp_path / "run", source, merged(SHORT, change)), [watcher]).exit_code == 0
     back = next(notice for notice in watcher.notices if "rolled back to step" in notice)
     assert f"back to step {11 if lost == 'damaged' else 14}" in back
-    assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
+    assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [0, 6, 12, 18, 24]
 
 
 def test_a_validation_that_is_nan_or_infinite_goes_back(source, tmp_path, monkeypatch):
@@ -384,7 +384,7 @@ def test_a_validation_that_is_nan_or_infinite_goes_back(source, tmp_path, monkey
     def spoilt(*arguments):
         result = validate(*arguments)
         calls.append(result)
-        if len(calls) == 2:
+        if len(calls) == 3:
             result.values["loss.mse"] = NAN
         return result
 
@@ -393,7 +393,7 @@ def test_a_validation_that_is_nan_or_infinite_goes_back(source, tmp_path, monkey
     assert train(request(tmp_path / "run", source, SHORT), [watcher]).exit_code == 0
     back = "NaN/Inf in loss.mse in the validation of step 12: rolled back to step 6"
     assert any(back in notice for notice in watcher.notices)
-    assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [6, 12, 18, 24]
+    assert [row["step"] for row in rows(tmp_path / "run", "validation")] == [0, 6, 12, 18, 24]
 
 
 def test_a_leaping_gradient_is_clipped_counted_and_reported(source, tmp_path, monkeypatch):

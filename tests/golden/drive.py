@@ -39,6 +39,15 @@ FIXTURES = Path(__file__).parent / "fixtures"
 SECONDS = 300  # for one command; far beyond what any takes
 PROCESSES = multiprocessing.get_context("fork")
 
+PRESETS = {
+    "--loss-preset": "mse_l1",
+    "--training-preset": "standard_training",
+    "--model-preset": "small",
+    "--dataset-preset": "full",
+    "--augment-preset": "none",
+}
+"""What a case takes where it names none, whatever a tree's defaults are."""
+
 
 class CaseFailed(Exception):
     """A command did not do what it was to do; the sentence has the end of what it printed."""
@@ -65,6 +74,9 @@ class Driver:
         words = [script, *options, *data, "--run-dir", run, "--device", "cpu"]
         if "--precision" not in options:
             words += ["--precision", "fp32"]
+        if script == "train_unified.py":
+            for option, preset in PRESETS.items():
+                words += [] if option in options else [option, preset]
         leaves = dict(_leaves(settings))
         while True:
             assigned = [word for path, value in leaves.items() for word in ("--set", f"{self._path(path)}={value}")]

@@ -244,7 +244,7 @@ def test_a_residual_run_of_an_earlier_version_is_read_as_it_was(source, tmp_path
 def test_augmentation_chosen_by_the_images_is_kept(tmp_path):
     auto = {"horizontal_flip": "auto", "affine": {"translate": "auto"}}
     change = {"data": {"augment": auto, "allow_changed_data": True}, "training": {"epochs": 1}}
-    few, many = (write_images(tmp_path / f"{count}.npy", count) for count in (40, 200))  # 4 latents: few below 64
+    few, many = (write_images(tmp_path / f"{count}.npy", count) for count in (14, 60))  # 4 latents: few below 16
     go(tmp_path / "run", few, change)
     longer = merged(change, {"training": {"epochs": 2}})
     (started,) = go(tmp_path / "run", many, longer).started
