@@ -347,7 +347,7 @@ def _deep_gray_to_8_bit(image: Image.Image, stated: tuple[float, float] | None) 
     if isinstance(clear, int):  # a 16-bit PNG may name one gray value as transparent
         result = Image.merge("LA", (result, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
     result.getexif()[_EXIF_ORIENTATION] = image.getexif().get(_EXIF_ORIENTATION, 1)
-    result.info |= {name: image.info[name] for name in ("icc_profile",) if name in image.info}
+    result.info |= {name: image.info[name] for name in ("icc_profile", "gamma", "srgb") if name in image.info}
     return result, peak
 
 
