@@ -23,7 +23,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run, one without a model, and pictures."""
     path = tmp_path_factory.mktemp("verbs")
     source = write_images(path / "images.npy")
-    train(request(path / "run", source, {"training": {"epochs": 1, "samples": {"count": 4}}}), [])
+    train(
+        request(
+            path / "run", source, {"training": {"epochs": 1, "samples": {"count": 4}}, "model": {"pca_init": False}}
+        ),
+        [],
+    )
     (path / "young" / "checkpoints").mkdir(parents=True)
     for number, name in enumerate(("a.png", "a.jpg", "sub/a.png")):
         (path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ FEW_IMAGES_PER_LATENT = 16
 """Fewer training images per latent overfit: CIFAR-10 needs between 6 and 12 for its PCA, portraits 3."""
 SHIFT = 0.06  # of the side; 4 of 64 pixels
 SHIFTED_IMAGES_PER_LATENT = 4
-"""Fewer are shifted: at 64 px, 256 latents, it brings 200 portraits 0.9 dB and costs 1,600 of them 0.3 (docs/log.md)."""
+"""Fewer are shifted: with 256 latents, it brings 200 portraits 0.9 dB and costs 1,600 of them 0.3 (docs/log.md)."""
 
 
 class AffineConfig(Config):

@@ -18,8 +18,10 @@ from unified_vae.training.distributed import Runtime
 from unified_vae.training.state import TrainState
 
 RESOLVED_BY_DATA = ("data.augment.horizontal_flip", "data.augment.affine.translate")
+RESOLVED_BY_LENGTH = ("training.ema_decay", "training.validate_every_epochs", "training.samples.every_epochs")
 RESOLVED_AT_START = (
     *RESOLVED_BY_DATA,
+    *RESOLVED_BY_LENGTH,
     "training.batch_size",
     "training.memory_format",
     "training.compile",

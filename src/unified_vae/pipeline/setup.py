@@ -293,10 +293,11 @@ def resolve(
     images, latents, asked = len(data.train), config.model.latents, config.by_path()
     augment = config.data.augment.resolve(images, latents, data.channels)
     answers = (record.resolved if record else config.replace(**{"data.augment": augment})).by_path()
-    for path in resume.RESOLVED_BY_DATA:
+    for path in resume.RESOLVED_BY_DATA + (resume.RESOLVED_BY_LENGTH if record else ()):
         if asked[path] == "auto":
             config = config.replace(**{path: answers[path]})
-            reasons[path] = f"auto: {images:,} training images of {data.channels} channels for {latents:,} latents"
+            about = f"{images:,} training images of {data.channels} channels for {latents:,} latents"
+            reasons[path] = "auto: as when this run began" if record else f"auto: {about}"
     requested = run.config.training.batch_size
     if requested != "auto":
         config = with_shared_batch(config, requested, len(data.train), runtime.world_size)
