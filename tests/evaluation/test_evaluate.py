@@ -39,7 +39,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     images, others = write_images(folder / "images.npy", 80), write_images(folder / "others.npy", 40, seed=4)
     train(request(folder / "a", images, {"training": {"epochs": 3}, "model": {"pca_init": False}}), [Recorder()])
-    for name, source, model in (("b", images, {"latents": 1, "pca_init": False}), ("c", others, {}), ("d", images, {"image_size": 32})):
+    few = {"latents": 1, "pca_init": False}
+    for name, source, model in (("b", images, few), ("c", others, {}), ("d", images, {"image_size": 32})):
         train(request(folder / name, source, {**SHORT, "model": model}), [Recorder()])
     return folder
 
