@@ -95,6 +95,11 @@ def test_a_few_steps_from_the_pca_init_are_not_overfitting():
     assert diagnosed(training_psnr=29.0, history=History()).cause == causes.OVERFITTED, "its course is lost"
 
 
+@pytest.mark.parametrize("history", [History(), course(25.0, 25.1), course(20.0, 22.0, 23.0, 24.0, 24.6, 25.0)])
+def test_a_gap_of_many_decibels_is_overfitting_at_any_step(history):
+    assert diagnosed(training_psnr=38.0, history=history).cause == causes.OVERFITTED
+
+
 def test_a_run_below_a_linear_map_is_undertrained_even_at_rest():
     blurred = {"sharpness": 0.3, "psnr": 22.0, "training_psnr": 22.5, "history": course(*[22.0] * 6)}
     assert diagnosed(**blurred).cause == causes.UNDERTRAINED
@@ -253,6 +258,21 @@ def test_all_images_come_before_mirrored_ones(context):
     model = diagnosed(**FAULTS[causes.OVERFITTED])
     assert "data.max_images=null" in recommend(model, RunContext(part, context.run_dir, images=100)).command
     assert "data.max_images" not in recommend(model, RunContext(part, context.run_dir, images=60)).command
+
+
+@pytest.mark.parametrize(
+    ("flip", "shift", "option"),
+    [
+        (False, 0.0, "data.augment.horizontal_flip=true"),
+        (True, 0.0, "data.augment.affine.translate=0.06"),
+        (True, 0.06, "model.base_channels=32"),
+    ],
+)
+def test_what_the_run_does_already_is_not_advised(flip, shift, option, context):
+    config = CONFIG.replace(**{"data.augment.horizontal_flip": flip, "data.augment.affine.translate": shift})
+    command = recommend(diagnosed(**FAULTS[causes.OVERFITTED]), RunContext(config, context.run_dir)).command
+    assert f"--set {option}" in command
+    assert composes(command)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ COLLAPSED = 0.1  # fraction of the needed units below which a posterior counts a
 PARTLY_COLLAPSED = 0.5  # below this it is on its way
 BELOW_MEAN = 0.5  # dB below the mean image: more than its estimate from few images explains
 MEMORIZED = 3.0  # dB between training and validation: half of the validation error is failure to generalize
+MEMORIZED_AT_ONCE = 6.0  # dB of the same that no start and no few steps explain: three quarters of the error
 CONVERGED_GAP = 1.5  # dB of the same in a run that no longer rises: 30 % of the error, the largest part still to be had
 DROP = 0.5  # dB below its best validation, about the smallest visible difference
 LEARNED = 0.2  # dB that training gained meanwhile; a drop of both is an accident of the learning rate
@@ -392,7 +393,8 @@ class Diagnosis:
             gap = self.training_psnr - self.psnr
             too_early = history is not None and history.steps > 0 and self.gain is None
             converged = self.gain is not None and not self.is_rising
-            overfitted = dropped or (not too_early and gap >= (CONVERGED_GAP if converged else MEMORIZED))
+            limit = MEMORIZED_AT_ONCE if too_early else CONVERGED_GAP if converged else MEMORIZED
+            overfitted = dropped or gap >= limit
             generalization = (
                 f"training images {self.training_psnr:.1f} dB, validation {self.psnr:.1f} dB ({gap:+.1f} dB); "
                 f"last validation {drop:.1f} dB below the best"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from unified_vae.analysis import diagnosis as causes
 from unified_vae.analysis.diagnosis import PARTLY_COLLAPSED, PIXELWISE, Diagnosis
+from unified_vae.config.data import SHIFT
 from unified_vae.config.loss import Capacity, Geco
 from unified_vae.config.run import RunConfig
 from unified_vae.core.errors import uv_run
@@ -192,6 +193,9 @@ def _generalize(run: RunContext) -> Recommendation:
     if not data.augment.horizontal_flip:
         advice = "more images; mirrored ones count where left and right may be exchanged"
         return Recommendation(advice, run.train_again("--set", "data.augment.horizontal_flip=true"))
+    if not data.augment.affine.translate:
+        advice = "more images; each counts as several where it is shifted"
+        return Recommendation(advice, run.train_again("--set", f"data.augment.affine.translate={SHIFT}"))
     narrower = max(4, width // 8 * 4)
     if narrower >= width:
         return Recommendation("more images: the network is as narrow as it can be", "")

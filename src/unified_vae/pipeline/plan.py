@@ -22,9 +22,9 @@ RECORD = "config.json"
 WEIGHTS = "model.safetensors"  # of an exported model, whose config.json is not a run's
 
 DEFAULT_PRESETS = {
-    "loss": "mse_l1",
-    "training": "standard_training",
-    "model": "small",
+    "loss": "high_quality",
+    "training": "fast_high_quality_training",
+    "model": "fast_high_quality",
     "dataset": "full",
     "augment": "auto",
 }
@@ -36,13 +36,15 @@ INHERITED_SETTINGS = (
     "data",
     "model",
     "density",
+    "training.optimizer",
     "training.batch_size",
     "training.gradient_accumulation_steps",
     "training.precision",
     "loss.perceptual.weights_path",
     "loss.lpips.weights_path",
 )
-"""What a run that fixes another takes from it: data, split, model, density, what fitted in memory, where files are."""
+"""What a run that fixes another takes from it: data, split, model, density, optimizer and rate, what fitted in
+memory, where files are."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 It takes the averaged weights of an existing run, diagnoses them, gives latent units that carry nothing fresh weights,
 and leaves behind everything else that held the model down: the optimizer's moments, the distortion's scale, the place
-in the schedules. The presets then warm beta up again from 0, with more weight on sharpness and a lower learning rate.
+in the schedules. The presets then warm beta up again from 0, with more weight on sharpness, at the run's own rate.
 The source run is only read.
 """
 
