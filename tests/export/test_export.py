@@ -26,6 +26,12 @@ def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("export"))
 
 
+@pytest.fixture(scope="module")
+def improved(tmp_path_factory):
+    """A run whose best weights are not those of its start, which have no average."""
+    return trained(tmp_path_factory.mktemp("improved"), {"model": {"pca_init": False}})
+
+
 def test_safetensors_are_the_runs_model_with_its_density(run, tmp_path):
     done, seen = exported(run, "safetensors", output=tmp_path / "out")
     first, again = load_pretrained(run / "model"), load_pretrained(done.folder)
@@ -35,11 +41,13 @@ def test_safetensors_are_the_runs_model_with_its_density(run, tmp_path):
     assert not any("density" in text for text in seen.notices)
 
 
-def test_raw_weights_are_exported_without_a_density(run, tmp_path):
-    done, seen = exported(run, "safetensors", output=tmp_path / "out", weights="raw")
-    raw, again = model_of(run, "raw"), load_pretrained(done.folder)
+def test_raw_weights_are_exported_without_a_density(improved, tmp_path):
+    done, seen = exported(improved, "safetensors", output=tmp_path / "out", weights="raw")
+    raw, again = model_of(improved, "raw"), load_pretrained(done.folder)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in raw.state_dict().items())
-    assert any(not torch.equal(value, raw.state_dict()[name]) for name, value in model_of(run).state_dict().items())
+    assert any(
+        not torch.equal(value, raw.state_dict()[name]) for name, value in model_of(improved).state_dict().items()
+    )
     assert again.density.kind == "normal" and any("density" in text for text in seen.notices)
 
 
@@ -62,13 +70,13 @@ def test_exported_raw_weights_stay_raw_wherever_they_go(run, tmp_path):
     exported(run, "safetensors", output=first.folder, weights="raw", images=0)  # over what evaluate wrote
 
 
-def test_the_folder_of_the_same_weights_is_recognized(run, tmp_path):
+def test_the_folder_of_the_same_weights_is_recognized(improved, tmp_path):
     """Not by its step, which raw and averaged weights share."""
-    averaged, raw = (load_model(run, weights=weights) for weights in ("ema", "raw"))
-    assert trained_model(averaged).folder == run / "model" and trained_model(raw) is None
-    copied = shutil.copytree(run / "model", tmp_path / "copy")
+    averaged, raw = (load_model(improved, weights=weights) for weights in ("ema", "raw"))
+    assert trained_model(averaged).folder == improved / "model" and trained_model(raw) is None
+    copied = shutil.copytree(improved / "model", tmp_path / "copy")
     assert trained_model(load_model(copied, require_data=False)).folder == copied
-    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(improved, tmp_path / "run")
     (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="damaged"):
         trained_model(load_model(tmp_path / "run"))

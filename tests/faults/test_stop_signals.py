@@ -84,7 +84,7 @@ def test_usr1_saves_though_no_timer_asks_and_the_run_goes_on(tmp_path):
         assert sent(process, "SIGUSR1") and sent(process, "SIGCONT")
     assert ended(process) == 0
     timings = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in timings if "save_seconds" in row] == [0, 10, 30, 60]
+    assert [row["step"] for row in timings if "save_seconds" in row] == [0, 0, 10, 30, 60]
     assert reads(tmp_path / "run", 30)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
     assert said_by(tmp_path / "run").read_text().count("run started") == 1

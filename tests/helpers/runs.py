@@ -21,6 +21,7 @@ SETTINGS = {
         "epochs": 6,
         "batch_size": 8,
         "log_every_steps": 3,
+        "ema_decay": 0.9,
         "optimizer": {"kind": "adamw", "lr": 3e-3},
         "checkpoint": {"every_minutes": 1e-4},
         "samples": {"every_epochs": 3, "count": 4},
