@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unified_vae.analysis.preflight import Preflight, check_collapse_risk, largest_beta_where, preflight_facts
+from unified_vae.config.data import FEW_IMAGES_PER_LATENT
 from unified_vae.config.loss import Capacity, Geco, KLConfig, TermConfig
 from unified_vae.config.schedule import describe as describe_schedule
 from unified_vae.config.schedule import factor
@@ -22,6 +23,7 @@ from unified_vae.training.train_step import refuse_dead_terms
 from unified_vae.training.validation import in_bits
 
 SELF_TEST_IMAGES = 8
+USUAL_GAIN = "0.5 to 2.5 dB"  # of 1,000 steps or more with few images: docs/log.md
 
 
 def announce(job: TrainJob) -> None:
@@ -102,6 +104,10 @@ def _model_facts(job: TrainJob) -> list[tuple[str, str]]:
         ("best weights", selection),
         ("self-test", "every enabled loss term has a gradient"),
     ]
+    images, latents = len(data.train), job.config.model.latents
+    if job.config.model.positions == 1 and images < FEW_IMAGES_PER_LATENT * latents:
+        more = f" and {USUAL_GAIN} more" if schedule.total_steps >= 1000 else ""
+        facts.insert(2, ("set size", f"{images:,} are few for {latents:,} latents: expect the PCA line below{more}"))
     if (sigma := job.train_step.objective.sigma()) is not None:
         facts.append(("sigma", f"{sigma:.4f} of the pixel range: the decoder's noise, calibrated as it trains"))
     return facts
